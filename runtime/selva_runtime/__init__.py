@@ -1,0 +1,1 @@
+"""Stems from a bundle, a video and prompts, without PyTorch."""

@@ -1,0 +1,1 @@
+"""The SelVA networks in PyTorch."""

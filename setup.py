@@ -1,0 +1,59 @@
+"""One distribution, several packages: the base install is the runtime, everything else is an extra.
+
+The top-level folders are the deliverables and carry common words (`runtime`, `export`); the importable
+packages inside have unique names, because the runtime is installed into other programs' Pythons.
+"""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+FOLDERS = {"selva_ref": ".", "selva_export": "export", "selva_runtime": "runtime"}
+
+packages, package_dir = [], {}
+for name, folder in FOLDERS.items():
+    packages += find_packages(folder, include=[name, f"{name}.*"])
+    package_dir[name] = f"{folder}/{name}"
+
+EXPORT = [
+    "torch>=2.9",
+    "einops>=0.8",
+    "torchdiffeq>=0.2.5",
+    "onnx>=1.19",
+    "onnxruntime>=1.24",
+    "onnxscript>=0.6",
+    "polygraphy>=0.49",
+    "safetensors>=0.5",
+    "transformers>=5.0",
+    "huggingface_hub>=1.0",
+]
+
+setup(
+    name="selva-deploy",
+    version="0.1.0",
+    description="Text-selected audio stems from video (SelVA): reference, ONNX export and a runtime without PyTorch",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=packages,
+    package_dir=package_dir,
+    package_data={
+        "selva_ref": ["py.typed", "data/*", "data/*/*"],
+        "selva_runtime": ["py.typed"],
+    },
+    install_requires=["numpy>=1.26", "av>=14", "soundfile>=0.12", "tokenizers>=0.20", "click>=8.1"],
+    extras_require={
+        "cpu": ["onnxruntime>=1.24"],
+        "export": EXPORT,
+        "dev": [*EXPORT, "ruff", "mypy", "pytest", "build"],
+    },
+    entry_points={
+        "console_scripts": [
+            "selva-fetch=selva_ref.fetch:main",
+            "selva-export=selva_export.cli:main",
+            "selva-generate=selva_runtime.cli:main",
+        ]
+    },
+)
