@@ -1,0 +1,222 @@
+"""Every network's sizes, by preset name.
+
+The official presets repeat what the published checkpoints have; `demo` keeps the classes and shrinks the widths,
+so that everything runs in seconds on a laptop. Changing a number here changes which checkpoints fit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoConfig:
+    """Text-conditioned video encoder and its teacher (divided space-time Motionformer)."""
+
+    image_size: int = 224
+    """Height and width of a frame, pixels."""
+    patch: int = 16
+    """Height and width of a patch, pixels; in time a patch spans two frames."""
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    text_width: int = 768
+    """Width of the T5 features."""
+    sup_tokens: int = 5
+    """Learnable supplementary tokens put in front of the text."""
+    segment_frames: int = 16
+    segment_step: int = 8
+
+    def __post_init__(self) -> None:
+        if self.image_size % self.patch:
+            raise ValueError(f"image_size {self.image_size} is not a multiple of patch {self.patch}")
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side of a frame."""
+        return self.image_size // self.patch
+
+    @property
+    def time_tokens(self) -> int:
+        """Tokens in time per segment, and so sync features per segment."""
+        return self.segment_frames // 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorConfig:
+    """Multimodal diffusion transformer (MMAudio) that predicts the flow of the latent."""
+
+    width: int = 448
+    heads: int = 7
+    joint_blocks: int = 4
+    fused_blocks: int = 8
+    latent_width: int = 20
+    sync_width: int = 768
+    clip_width: int = 1024
+    text_width: int = 1024
+    text_tokens: int = 77
+    v2: bool = False
+    """Second version: SiLU in the input projections, wide time embedding at ten thousand times the rate."""
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+
+    @property
+    def time_table_width(self) -> int:
+        """Width of the sinusoidal time embedding before its MLP."""
+        return self.width if self.v2 else 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class AudioConfig:
+    """Sampling rate, mel spectrogram, VAE and vocoder: one family a sampling rate."""
+
+    sample_rate_hz: int
+    n_fft: int
+    hop: int
+    mel_bands: int
+    mel_fmax_hz: float
+    log10: bool
+    """True: log10 of the mel magnitude; False: natural logarithm."""
+    latent_width: int
+    vae_width: int
+    vocoder_width: int = 1536
+    vocoder_rates: tuple[int, ...]
+    vocoder_kernels: tuple[int, ...]
+    vocoder_tanh: bool
+    """True: tanh at the end and a bias in the last convolution; False: clamp to [-1, 1] and no bias."""
+    mel_statistics: str | None
+    """Name of the stored per-band mean and deviation under `data/`; None: zeros and ones until trained."""
+
+    def __post_init__(self) -> None:
+        product = 1
+        for rate in self.vocoder_rates:
+            product *= rate
+        if product != self.hop:
+            raise ValueError(f"vocoder rates {self.vocoder_rates} multiply to {product}, not to the hop {self.hop}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """The two text towers. `t5_*` is a T5 v1.1 encoder (gated GELU), `clip_*` a CLIP text transformer (QuickGELU)."""
+
+    t5_vocabulary: int = 32128
+    t5_width: int = 768
+    t5_depth: int = 12
+    t5_heads: int = 12
+    t5_head_width: int = 64
+    t5_mlp: int = 2048
+    t5_max_tokens: int = 512
+    clip_vocabulary: int = 49408
+    clip_width: int = 1024
+    clip_depth: int = 24
+    clip_heads: int = 16
+    clip_mlp: int = 4096
+    clip_tokens: int = 77
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """All that `build` and the export need to know of a model."""
+
+    name: str
+    generator: GeneratorConfig
+    audio: AudioConfig
+    video: VideoConfig = field(default_factory=VideoConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    fps: int = 25
+    """Frames a second that the video encoder sees."""
+    clip_fps: int = 8
+    """CLIP tokens a second in the generator's visual stream (all of them the learned empty token)."""
+
+    def __post_init__(self) -> None:
+        if self.generator.latent_width != self.audio.latent_width:
+            raise ValueError(f"preset {self.name}: generator and VAE disagree on the latent width")
+
+
+AUDIO_16K = AudioConfig(
+    sample_rate_hz=16000,
+    n_fft=1024,
+    hop=256,
+    mel_bands=80,
+    mel_fmax_hz=8000.0,
+    log10=True,
+    latent_width=20,
+    vae_width=384,
+    vocoder_rates=(4, 4, 2, 2, 2, 2),
+    vocoder_kernels=(8, 8, 4, 4, 4, 4),
+    vocoder_tanh=True,
+    mel_statistics="mel_statistics_16k",
+)
+AUDIO_44K = AudioConfig(
+    sample_rate_hz=44100,
+    n_fft=2048,
+    hop=512,
+    mel_bands=128,
+    mel_fmax_hz=22050.0,
+    log10=False,
+    latent_width=40,
+    vae_width=512,
+    vocoder_rates=(8, 4, 2, 2, 2, 2),
+    vocoder_kernels=(16, 8, 4, 4, 4, 4),
+    vocoder_tanh=False,
+    mel_statistics="mel_statistics_44k",
+)
+
+_SMALL = GeneratorConfig()
+_MEDIUM = GeneratorConfig(width=896, heads=14, latent_width=40)
+_LARGE = replace(_MEDIUM, joint_blocks=7, fused_blocks=14)
+
+_DEMO = Preset(
+    name="demo",
+    generator=GeneratorConfig(
+        width=128,
+        heads=2,
+        joint_blocks=2,
+        fused_blocks=2,
+        latent_width=20,
+        sync_width=96,
+        clip_width=64,
+        text_width=64,
+        text_tokens=32,
+    ),
+    audio=replace(AUDIO_16K, vae_width=48, vocoder_width=128, mel_statistics=None),
+    video=VideoConfig(image_size=64, width=96, depth=3, heads=3, text_width=64),
+    text=TextConfig(
+        t5_vocabulary=512,
+        t5_width=64,
+        t5_depth=2,
+        t5_heads=2,
+        t5_head_width=32,
+        t5_mlp=128,
+        t5_max_tokens=128,
+        clip_vocabulary=640,
+        clip_width=64,
+        clip_depth=2,
+        clip_heads=2,
+        clip_mlp=256,
+        clip_tokens=32,
+    ),
+)
+
+PRESETS: dict[str, Preset] = {
+    preset.name: preset
+    for preset in (
+        Preset(name="small_16k", generator=_SMALL, audio=AUDIO_16K),
+        Preset(name="small_44k", generator=replace(_SMALL, latent_width=40), audio=AUDIO_44K),
+        Preset(name="medium_44k", generator=_MEDIUM, audio=AUDIO_44K),
+        Preset(name="large_44k", generator=_LARGE, audio=AUDIO_44K),
+        Preset(name="large_44k_v2", generator=replace(_LARGE, v2=True), audio=AUDIO_44K),
+        _DEMO,
+    )
+}
+
+
+def get_preset(name: str) -> Preset:
+    """The preset called `name`; raises `ValueError` that lists the names there are."""
+    if name not in PRESETS:
+        raise ValueError(f"no preset {name!r}; choose one of {', '.join(PRESETS)}")
+    return PRESETS[name]
