@@ -1,1 +1,46 @@
-"""The SelVA networks in PyTorch."""
+"""The SelVA networks in PyTorch, under the official parameter names.
+
+import selva_ref
+encoder = selva_ref.build("video_encoder", "small_16k").load_official(state_dict)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from selva_ref.presets import PRESETS, Preset, get_preset
+
+if TYPE_CHECKING:
+    from selva_ref.official import OfficialModule
+
+PARTS = ("video_encoder", "teacher", "generator", "vae", "vocoder")
+
+__all__ = ["PARTS", "PRESETS", "Preset", "build", "get_preset"]
+
+
+def build(part: str, preset: str | Preset) -> OfficialModule:
+    """One network with untrained weights; fill it with `.load_official(state_dict)`.
+
+    Args:
+        part: one of `PARTS`.
+        preset: a name in `PRESETS`, or a `Preset` of your own.
+
+    Raises:
+        ValueError: no such part or preset.
+    """
+    from selva_ref.generator import Generator
+    from selva_ref.vae import VAE
+    from selva_ref.video_encoder import Teacher, VideoEncoder
+    from selva_ref.vocoder import Vocoder
+
+    config = get_preset(preset) if isinstance(preset, str) else preset
+    makers = {
+        "video_encoder": lambda: VideoEncoder(config.video),
+        "teacher": lambda: Teacher(config.video),
+        "generator": lambda: Generator(config.generator),
+        "vae": lambda: VAE(config.audio),
+        "vocoder": lambda: Vocoder(config.audio),
+    }
+    if part not in makers:
+        raise ValueError(f"no part {part!r}; choose one of {', '.join(PARTS)}")
+    return makers[part]().eval()

@@ -1,0 +1,144 @@
+"""The visual backbone: a "divided space-time" Motionformer over short segments, and its spatial pooling.
+
+Time attention, then space attention, then an MLP, each pre-norm (Synchformer, arXiv 2401.16423; Motionformer,
+arXiv 2106.05392). It does not depend on the text: the runtime computes it once per video.
+Shapes: B segments, T tokens in time (8), P patches a frame (196), N = T*P tokens, D width, H heads, d head width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+from selva_ref.layers import LayerNorm, attend
+from selva_ref.presets import VideoConfig
+
+
+class DividedAttention(nn.Module):
+    """CLS sees every token; a patch token sees CLS and the tokens of its own place (time) or frame (space)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x_BND: Tensor, pattern: str, **sizes: int) -> Tensor:
+        """`pattern` names the patch axes as (group, member), such as "(m g)" for time attention."""
+        q, k, v = rearrange(self.qkv(x_BND), "b n (three h d) -> three b h n d", three=3, h=self.heads)
+        cls_out = attend(q[:, :, :1], k, v)
+        groups = sizes["g"]
+        q_g, k_g, v_g = (rearrange(part[:, :, 1:], f"b h {pattern} d -> (b g) h m d", **sizes) for part in (q, k, v))
+        k_cls, v_cls = (repeat(part[:, :, :1], "b h one d -> (b g) h one d", g=groups) for part in (k, v))
+        out = attend(q_g, torch.cat((k_cls, k_g), dim=2), torch.cat((v_cls, v_g), dim=2))
+        out = rearrange(out, f"(b g) h m d -> b h {pattern} d", **sizes)
+        return self.proj(rearrange(torch.cat((cls_out, out), dim=2), "b h n d -> b n (h d)"))
+
+
+class MLP(nn.Module):
+    """Two linear layers with the exact GELU between them."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """x += time(norm3 x); x += space(norm1 x); x += mlp(norm2 x)."""
+
+    def __init__(self, config: VideoConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.time = {"g": config.grid**2, "m": config.time_tokens}
+        self.space = {"g": config.time_tokens, "m": config.grid**2}
+        self.norm1 = LayerNorm(width, eps=1e-6)
+        self.attn = DividedAttention(width, config.heads)
+        self.timeattn = DividedAttention(width, config.heads)
+        self.norm2 = LayerNorm(width, eps=1e-6)
+        self.mlp = MLP(width)
+        self.norm3 = LayerNorm(width, eps=1e-6)
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        x_BND = x_BND + self.timeattn(self.norm3(x_BND), "(m g)", **self.time)
+        x_BND = x_BND + self.attn(self.norm1(x_BND), "(g m)", **self.space)
+        return x_BND + self.mlp(self.norm2(x_BND))
+
+
+class PatchEmbed(nn.Module):
+    """Patches as one convolution whose stride is its kernel."""
+
+    def __init__(self, width: int, kernel: tuple[int, ...]) -> None:
+        super().__init__()
+        convolution = nn.Conv3d if len(kernel) == 3 else nn.Conv2d
+        self.proj = convolution(3, width, kernel_size=kernel, stride=kernel)
+
+    def forward(self, video: Tensor) -> Tensor:
+        return self.proj(video)
+
+
+class SpatialPooling(nn.Module):
+    """A learned CLS in front of the patches of one time step, one pre-norm encoder layer, its CLS row.
+
+    Only the CLS row is used, so only that row is computed: one query instead of 197.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.self_attn = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.linear1 = nn.Linear(width, 4 * width)
+        self.linear2 = nn.Linear(4 * width, width)
+        self.norm1 = LayerNorm(width, eps=1e-6)
+        self.norm2 = LayerNorm(width, eps=1e-6)
+
+    def forward(self, x_BPD: Tensor) -> Tensor:
+        """Patches (B, P, D) of B time steps → one vector each, (B, D)."""
+        cls = self.cls_token.expand(x_BPD.shape[0], -1, -1)
+        keys = self.norm1(torch.cat((cls, x_BPD), dim=1))
+        wq, wkv = self.self_attn.in_proj_weight.tensor_split((x_BPD.shape[-1],))
+        bq, bkv = self.self_attn.in_proj_bias.tensor_split((x_BPD.shape[-1],))
+        q = rearrange(F.linear(keys[:, :1], wq, bq), "b n (h d) -> b h n d", h=self.heads)
+        k, v = rearrange(F.linear(keys, wkv, bkv), "b n (two h d) -> two b h n d", two=2, h=self.heads)
+        out = rearrange(attend(q, k, v), "b h n d -> b n (h d)")
+        x = (cls + self.self_attn.out_proj(out)).squeeze(1)
+        return x + self.linear2(F.gelu(self.linear1(self.norm2(x))))
+
+
+class Motionformer(nn.Module):
+    """Segments of frames → normalised patch tokens, and those → one vector per time step."""
+
+    def __init__(self, config: VideoConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, patch = config.width, config.patch
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + config.grid**2, width))
+        self.temp_embed = nn.Parameter(torch.zeros(1, config.time_tokens, width))
+        self.patch_embed = PatchEmbed(width, (patch, patch))  # in the checkpoint, not used
+        self.patch_embed_3d = PatchEmbed(width, (2, patch, patch))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.norm = LayerNorm(width, eps=1e-6)
+        self.spatial_attn_agg = SpatialPooling(width, config.heads)
+
+    def tokens(self, segments: Tensor) -> Tensor:
+        """Segments (B, 3, 16, H, W) in [-1, 1] → tokens (B, T*P, D), time-major, CLS dropped."""
+        x = rearrange(self.patch_embed_3d(segments), "b d t h w -> b t (h w) d")
+        x = x + self.pos_embed[:, None, 1:] + self.temp_embed[:, :, None]
+        cls = (self.cls_token + self.pos_embed[:, :1]).expand(x.shape[0], -1, -1)
+        x = torch.cat((cls, rearrange(x, "b t p d -> b (t p) d")), dim=1)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x[:, 1:])
+
+    def pool(self, x_BND: Tensor) -> Tensor:
+        """Tokens (B, T*P, D) → (B, T, D)."""
+        t = self.config.time_tokens
+        pooled = self.spatial_attn_agg(rearrange(x_BND, "b (t p) d -> (b t) p d", t=t))
+        return rearrange(pooled, "(b t) d -> b t d", t=t)

@@ -1,0 +1,148 @@
+"""BigVGAN (arXiv 2206.04658): log-mel spectrogram → waveform, with anti-aliased SnakeBeta activations.
+
+An activation runs at twice the rate: up by 2, snake, down by 2, each with a 12-tap Kaiser-windowed sinc. The textbook
+form is a depthwise transposed convolution; here the even and odd phases of the doubled signal are kept apart, two
+6-tap convolutions up and two down, never interleaved. That is exact and what every runtime executes fast.
+Shapes: B batch, C channels, T samples at the level's rate.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
+
+from selva_ref.official import OfficialModule
+from selva_ref.presets import AudioConfig
+
+RESIDUAL_KERNELS = (3, 7, 11)
+DILATIONS = (1, 3, 5)
+TAPS = 12
+
+
+def lowpass_filter() -> Tensor:
+    """12-tap Kaiser-windowed sinc, (12,) float32: cutoff 0.25, transition half width 0.3, sum 1."""
+    attenuation = 2.285 * (TAPS // 2 - 1) * math.pi * 4 * 0.3 + 7.95
+    window = torch.kaiser_window(TAPS, periodic=False, beta=0.1102 * (attenuation - 8.7))
+    time = torch.arange(-TAPS // 2, TAPS // 2) + 0.5
+    taps = 2 * 0.25 * window * torch.sinc(2 * 0.25 * time)
+    return taps / taps.sum()
+
+
+class SnakeBeta(nn.Module):
+    """x + sin^2(exp(alpha) x) / (exp(beta) + 1e-9) per channel, written with sin^2 = (1 - cos 2)/2, in float32."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.zeros(channels))
+        self.beta = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x_BCT: Tensor) -> Tensor:
+        rate = 2 * self.alpha.float().exp()[:, None]
+        half = 0.5 / (self.beta.float().exp() + 1e-9)[:, None]
+        x = x_BCT.float()
+        return (x + half - half * (rate * x).cos()).to(x_BCT.dtype)
+
+
+class Activation(nn.Module):
+    """SnakeBeta between a rise and a fall of the sampling rate by two."""
+
+    up_even: Tensor
+    up_odd: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.act = SnakeBeta(channels)
+        taps = lowpass_filter().flip(0)[None, None]
+        # The filter is symmetric: flipped taps 0, 2, ... are taps 11, 9, ..., those that meet the even phase.
+        self.register_buffer("up_even", 2 * taps[..., 0::2], persistent=False)
+        self.register_buffer("up_odd", 2 * taps[..., 1::2], persistent=False)
+
+    def _depthwise(self, x: Tensor, taps: Tensor) -> Tensor:
+        return F.conv1d(x, taps.expand(self.channels, -1, -1), groups=self.channels)
+
+    def forward(self, x_BCT: Tensor) -> Tensor:
+        length = x_BCT.shape[-1]
+        x = F.pad(x_BCT, (3, 3), mode="replicate")
+        even = self.act(self._depthwise(x[..., : length + 5], self.up_even))
+        odd = self.act(self._depthwise(x[..., 1:], self.up_odd))
+        first, last = even[..., :1], odd[..., -1:]
+        even = torch.cat((first, first, even, last, last, last), dim=-1)
+        odd = torch.cat((first, first, first, odd, last, last), dim=-1)
+        # downwards the even phase meets the odd taps and the other way round
+        return self._depthwise(even, self.up_odd / 2) + self._depthwise(odd, self.up_even / 2)
+
+
+def _conv(n_in: int, n_out: int, kernel: int, dilation: int = 1, bias: bool = True) -> nn.Module:
+    padding = dilation * (kernel - 1) // 2
+    return weight_norm(nn.Conv1d(n_in, n_out, kernel, dilation=dilation, padding=padding, bias=bias))
+
+
+class ResidualBlock(nn.Module):
+    """Three times x += conv(act(dilated conv(act(x))))."""
+
+    def __init__(self, channels: int, kernel: int) -> None:
+        super().__init__()
+        self.convs1 = nn.ModuleList(_conv(channels, channels, kernel, d) for d in DILATIONS)
+        self.convs2 = nn.ModuleList(_conv(channels, channels, kernel) for _ in DILATIONS)
+        self.activations = nn.ModuleList(Activation(channels) for _ in range(2 * len(DILATIONS)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for m, (conv1, conv2) in enumerate(zip(self.convs1, self.convs2, strict=True)):
+            h = conv1(self.activations[2 * m](x))
+            x = x + conv2(self.activations[2 * m + 1](h))
+        return x
+
+
+class Vocoder(OfficialModule):
+    """Log-mel (B, bands, T) → waveform (B, 1, T * hop) in [-1, 1]."""
+
+    ignored_names = ("*.filter",)
+
+    def __init__(self, config: AudioConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.vocoder_width
+        self.conv_pre = _conv(config.mel_bands, width, 7)
+        self.ups = nn.ModuleList()
+        self.resblocks = nn.ModuleList()
+        for rate, kernel in zip(config.vocoder_rates, config.vocoder_kernels, strict=True):
+            up = nn.ConvTranspose1d(width, width // 2, kernel, stride=rate, padding=(kernel - rate) // 2)
+            self.ups.append(nn.ModuleList([weight_norm(up)]))
+            width //= 2
+            self.resblocks.extend(ResidualBlock(width, k) for k in RESIDUAL_KERNELS)
+        self.activation_post = Activation(width)
+        self.conv_post = _conv(width, 1, 7, bias=config.vocoder_tanh)
+
+    def load_official(self, state_dict: dict[str, Tensor]) -> Vocoder:
+        """As `OfficialModule.load_official`; takes both namings of weight norm, nested under `generator` or not."""
+        nested = state_dict.get("generator", state_dict)
+        modern = {
+            name.replace(".weight_g", ".parametrizations.weight.original0").replace(
+                ".weight_v", ".parametrizations.weight.original1"
+            ): value
+            for name, value in nested.items()
+        }
+        return super().load_official(modern)
+
+    def forward(self, mel: Tensor) -> Tensor:
+        x = self.conv_pre(mel.to(self.dtype))
+        per_level = len(RESIDUAL_KERNELS)
+        for level, (up,) in enumerate(self.ups):
+            x = up(x)
+            blocks = self.resblocks[level * per_level : (level + 1) * per_level]
+            x = sum(block(x) for block in blocks) / per_level
+        x = self.conv_post(self.activation_post(x)).float()
+        return x.tanh() if self.config.vocoder_tanh else x.clamp(-1.0, 1.0)
+
+    def bake(self) -> Vocoder:
+        """Folds the weight norms into plain weights. For inference only."""
+        for module in self.modules():
+            if is_parametrized(module, "weight"):
+                remove_parametrizations(module, "weight")
+        return self
