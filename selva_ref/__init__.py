@@ -13,7 +13,7 @@ from selva_ref.presets import PRESETS, Preset, get_preset
 if TYPE_CHECKING:
     from selva_ref.official import OfficialModule
 
-PARTS = ("video_encoder", "teacher", "generator", "vae", "vocoder")
+PARTS = ("video_encoder", "teacher", "generator", "vae", "vocoder", "text_t5", "text_clip")
 
 __all__ = ["PARTS", "PRESETS", "Preset", "build", "get_preset"]
 
@@ -29,6 +29,7 @@ def build(part: str, preset: str | Preset) -> OfficialModule:
         ValueError: no such part or preset.
     """
     from selva_ref.generator import Generator
+    from selva_ref.text import ClipTower, T5Tower
     from selva_ref.vae import VAE
     from selva_ref.video_encoder import Teacher, VideoEncoder
     from selva_ref.vocoder import Vocoder
@@ -40,6 +41,8 @@ def build(part: str, preset: str | Preset) -> OfficialModule:
         "generator": lambda: Generator(config.generator),
         "vae": lambda: VAE(config.audio),
         "vocoder": lambda: Vocoder(config.audio),
+        "text_t5": lambda: T5Tower(config.text),
+        "text_clip": lambda: ClipTower(config.text),
     }
     if part not in makers:
         raise ValueError(f"no part {part!r}; choose one of {', '.join(PARTS)}")

@@ -59,6 +59,11 @@ class Generator(OfficialModule):
         self.fused_blocks = nn.ModuleList(FusedBlock(width, heads) for _ in range(config.fused_blocks))
         self.final_layer = FinalLayer(width, config.latent_width)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Data type of the weights; the latent's mean and deviation are always float32."""
+        return self.empty_clip_feat.dtype
+
     def _build_projections(self, config: GeneratorConfig) -> None:
         width, hidden = config.width, 4 * config.width
         act = nn.SiLU if config.v2 else nn.SELU
@@ -124,7 +129,7 @@ class Generator(OfficialModule):
         sync_f = self.sync_input_proj(rearrange(sync, "b s j d -> b (s j) d"))[:, index_T]
         clip_f = self.clip_input_proj(clip.to(dtype))
         text_f = self.text_input_proj(text.to(dtype))
-        pooled = self.clip_cond_proj(clip_f.mean(1)) + self.text_cond_proj(text_f.mean(1))
+        pooled = self.clip_cond_proj(mean_token(clip_f)) + self.text_cond_proj(mean_token(text_f))
         return Conditions(
             sync_f=sync_f,
             clip_f=clip_f,
@@ -170,6 +175,11 @@ class Generator(OfficialModule):
     def unnormalize(self, latent: Tensor) -> Tensor:
         """Inverse of `normalize`, in float32."""
         return latent.float() * self.latent_std.float() + self.latent_mean.float()
+
+
+def mean_token(x_BND: Tensor) -> Tensor:
+    """Mean over the tokens, (B, D), summed in float32."""
+    return x_BND.float().mean(1).to(x_BND.dtype)
 
 
 def nearest_exact_index(n_in: int, n_out: int) -> Tensor:

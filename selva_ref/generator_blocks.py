@@ -45,13 +45,6 @@ class TimeEmbedding(nn.Module):
         self.register_buffer("freqs", 1.0 / (10000.0**exponent) * rate, persistent=False)
         self.mlp = nn.Sequential(nn.Linear(table_width, width), nn.SiLU(), nn.Linear(width, width))
 
-    def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
-        """As in `nn.Module`, but the table stays float32 under `.half()`."""
-        freqs = self.freqs
-        super()._apply(fn, recurse)
-        self.freqs = freqs.to(self.freqs.device)
-        return self
-
     def forward(self, t: Tensor) -> Tensor:
         """Times (1,) or (B,) → (1 or B, D)."""
         phase = t.float()[:, None] * self.freqs

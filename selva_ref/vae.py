@@ -47,14 +47,21 @@ class MPConv1d(nn.Module):
         self.weight = nn.Parameter(torch.randn(n_out, n_in, kernel))
         self.baked = False
 
-    def effective_weight(self) -> Tensor:
-        """unit(w) per output channel / sqrt(fan in)."""
+    def effective_weight(self, gain: Tensor | None = None) -> Tensor:
+        """unit(w) per output channel / sqrt(fan in), times `gain`."""
         if self.baked:
             return self.weight
-        return unit(self.weight, (1, 2)) / math.sqrt(self.weight[0].numel())
+        weight = unit(self.weight, (1, 2)) / math.sqrt(self.weight[0].numel())
+        return weight if gain is None else weight * gain
 
-    def forward(self, x: Tensor, gain: Tensor | float = 1.0) -> Tensor:
-        return F.conv1d(x, self.effective_weight() * gain, padding=self.weight.shape[-1] // 2)
+    @torch.no_grad()
+    def bake(self, gain: Tensor | None = None) -> None:
+        """Keeps the effective weight instead of the raw one."""
+        self.weight.copy_(self.effective_weight(gain))
+        self.baked = True
+
+    def forward(self, x: Tensor, gain: Tensor | None = None) -> Tensor:
+        return F.conv1d(x, self.effective_weight(gain), padding=self.weight.shape[-1] // 2)
 
 
 class ResidualBlock(nn.Module):
@@ -210,14 +217,11 @@ class VAE(OfficialModule):
         """Latent (B, Z, T) → log-mel (B, bands, 2T)."""
         return self.decoder(z.to(self.dtype)).float() * self.data_std.float() + self.data_mean.float()
 
-    @torch.no_grad()
     def bake(self) -> VAE:
         """Replaces raw weights by effective ones, so that nothing is normalised at each use. For inference only."""
-        for module in self.modules():
-            if isinstance(module, MPConv1d) and not module.baked:
-                module.weight.copy_(module.effective_weight())
-                module.baked = True
         for half in (self.encoder, self.decoder):
-            half.conv_out.weight.mul_(half.learnable_gain + 1)
-            half.learnable_gain.zero_()
+            half.conv_out.bake(half.learnable_gain + 1)
+        for module in self.modules():
+            if isinstance(module, MPConv1d):
+                module.bake()
         return self

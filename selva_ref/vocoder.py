@@ -51,31 +51,27 @@ class SnakeBeta(nn.Module):
 class Activation(nn.Module):
     """SnakeBeta between a rise and a fall of the sampling rate by two."""
 
-    up_even: Tensor
-    up_odd: Tensor
-
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.channels = channels
         self.act = SnakeBeta(channels)
-        taps = lowpass_filter().flip(0)[None, None]
-        # The filter is symmetric: flipped taps 0, 2, ... are taps 11, 9, ..., those that meet the even phase.
-        self.register_buffer("up_even", 2 * taps[..., 0::2], persistent=False)
-        self.register_buffer("up_odd", 2 * taps[..., 1::2], persistent=False)
+        taps = lowpass_filter().flip(0).expand(channels, 1, -1)
+        # Flipped taps 0, 2, ... are taps 11, 9, ...: upwards those meet the even phase, downwards (the filter is
+        # symmetric) the odd one.
+        for name, phase, gain in (("up_even", 0, 2), ("up_odd", 1, 2), ("down_even", 1, 1), ("down_odd", 0, 1)):
+            self.register_buffer(name, (gain * taps[..., phase::2]).contiguous(), persistent=False)
 
     def _depthwise(self, x: Tensor, taps: Tensor) -> Tensor:
-        return F.conv1d(x, taps.expand(self.channels, -1, -1), groups=self.channels)
+        return F.conv1d(x, taps, groups=self.channels)
 
     def forward(self, x_BCT: Tensor) -> Tensor:
-        length = x_BCT.shape[-1]
         x = F.pad(x_BCT, (3, 3), mode="replicate")
-        even = self.act(self._depthwise(x[..., : length + 5], self.up_even))
+        even = self.act(self._depthwise(x[..., :-1], self.up_even))
         odd = self.act(self._depthwise(x[..., 1:], self.up_odd))
         first, last = even[..., :1], odd[..., -1:]
         even = torch.cat((first, first, even, last, last, last), dim=-1)
         odd = torch.cat((first, first, first, odd, last, last), dim=-1)
-        # downwards the even phase meets the odd taps and the other way round
-        return self._depthwise(even, self.up_odd / 2) + self._depthwise(odd, self.up_even / 2)
+        return self._depthwise(even, self.down_even) + self._depthwise(odd, self.down_odd)
 
 
 def _conv(n_in: int, n_out: int, kernel: int, dilation: int = 1, bias: bool = True) -> nn.Module:

@@ -1,1 +1,51 @@
-"""Stems from a bundle, a video and prompts, without PyTorch."""
+"""Stems from a bundle, a video and prompts, without PyTorch.
+
+    session = Session("bundle")
+    clip = session.encode("street.mp4", duration_s=8.0)
+    stems = session.generate(clip, ["dog barking", "footsteps"], seed=7)
+
+Names load at their first use, so that `import selva_runtime` costs a host nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from .errors import (
+    BackendError,
+    BundleError,
+    Cancelled,
+    MediaError,
+    MediaNotFoundError,
+    OutputError,
+    RequestError,
+    SelvaError,
+)
+
+if TYPE_CHECKING:
+    from .bundle import Bundle
+    from .results import Clip, SessionInfo, Stem
+    from .session import Session
+
+__all__ = [
+    "BackendError",
+    "Bundle",
+    "BundleError",
+    "Cancelled",
+    "Clip",
+    "MediaError",
+    "MediaNotFoundError",
+    "OutputError",
+    "RequestError",
+    "SelvaError",
+    "Session",
+    "SessionInfo",
+    "Stem",
+]
+
+_LAZY = {"Bundle": "bundle", "Clip": "results", "SessionInfo": "results", "Stem": "results", "Session": "session"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_LAZY[name]}", __name__), name)

@@ -1,0 +1,193 @@
+"""From checkpoints to a sealed bundle: export, compare, hash, and only then appear under the final name."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import nn
+
+from selva_export import graphs
+from selva_export.errors import ExportError
+from selva_export.signatures import Signature, example_inputs, signatures
+from selva_export.to_onnx import TRACE_AXES, export_graph
+from selva_export.verify import TOLERANCES, VERIFY_AXES, Parity, compare, reference_outputs
+from selva_ref.checkpoints import LICENCE_NOTICE, file_sha256, find_checkpoint, read_record
+from selva_ref.layers import cast
+from selva_ref.loading import load_part, load_tokenizers
+from selva_ref.pipeline import sequence_rules
+from selva_ref.presets import Preset
+from selva_ref.text_tokenizers import CLIP_PAD_ID, save
+
+FORMAT_VERSION = 1
+RANDOM_NOTICE = "Random weights: for latency work and tests; the sounds mean nothing."
+DEMO_NOTICE = "Toy model of the selva-deploy project, MIT licence."
+
+MAKERS: dict[str, tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
+    "text_t5": (graphs.TextT5, ("text_t5",)),
+    "text_clip": (graphs.TextClip, ("text_clip",)),
+    "video_backbone": (graphs.VideoBackbone, ("video_encoder",)),
+    "video_select": (graphs.VideoSelect, ("video_encoder",)),
+    "conditions": (graphs.PrepareConditions, ("generator",)),
+    "guided_step": (graphs.GuidedStep, ("generator",)),
+    "decoder": (graphs.Decode, ("generator", "vae", "vocoder")),
+}
+"""Graph name → its module and the parts that the module is made of."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportRequest:
+    """What to export."""
+
+    preset: Preset
+    precision: str
+    """"fp32" or "fp16"."""
+    checkpoints: Path | None
+    """Folder with the weights; None: deterministic random ones."""
+    out: Path
+    """The bundle's folder, which must not exist."""
+
+    def __post_init__(self) -> None:
+        if self.precision not in TOLERANCES:
+            raise ExportError(f"precision {self.precision!r} is unknown; choose one of {', '.join(TOLERANCES)}")
+
+
+def export_bundle(request: ExportRequest, say: Callable[[str], None] = print) -> list[Parity]:
+    """Writes the bundle and returns how far each graph is from the reference.
+
+    Raises:
+        ExportError: the folder exists, or a graph is out of tolerance (`ParityError`); nothing is left behind.
+        CheckpointError: weights are missing, damaged or of another shape.
+        OSError: the folder cannot be written.
+    """
+    with _appears_whole(request.out) as folder:
+        (folder / "graphs").mkdir()
+        parities: list[Parity] = []
+        table = signatures(request.preset)
+        for number, signature in enumerate(table.values(), start=1):
+            start = perf_counter()
+            found = export_part(request, signature, folder / "graphs" / f"{signature.name}.onnx")
+            size = sum(path.stat().st_size for path in (folder / "graphs").glob(f"{signature.name}.onnx*"))
+            worst = max(p.relative_error for p in found)
+            say(
+                f"[{number}/{len(table)}] {signature.name:<15} {size / 1e6:8.1f} MB   rel. error {worst:.1e}   "
+                f"{perf_counter() - start:5.1f} s"
+            )
+            parities += found
+        _write_tokenizers(request, folder / "tokenizers")
+        manifest = _manifest(request, table, parities, folder)
+        (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    return parities
+
+
+def export_part(request: ExportRequest, signature: Signature, path: Path) -> list[Parity]:
+    """One graph: reference outputs in float32, then cast, export and compare."""
+    make, parts = MAKERS[signature.name]
+    preset = request.preset
+    module = make(*(load_part(part, preset, request.checkpoints) for part in parts)).eval()
+    feeds = [example_inputs(signature, preset, axes, seed=1) for axes in VERIFY_AXES]
+    cases = [(feed, reference_outputs(module, signature, feed)) for feed in feeds]
+    if request.precision == "fp16":
+        cast(module, torch.float16)
+    export_graph(module, signature, example_inputs(signature, preset, TRACE_AXES, seed=0), path)
+    del module
+    return compare(path, signature, cases, TOLERANCES[request.precision])
+
+
+@contextmanager
+def _appears_whole(out: Path) -> Iterator[Path]:
+    """A temporary folder beside `out` that becomes `out` at the end, or vanishes on any error or interrupt."""
+    if out.exists():
+        raise ExportError(f"{out} exists; choose another --out or remove it")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.parent / f".{out.name}.partial-{os.getpid()}"
+    partial.mkdir()
+    try:
+        yield partial
+        partial.rename(out)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _write_tokenizers(request: ExportRequest, folder: Path) -> None:
+    folder.mkdir()
+    for name, tokenizer in load_tokenizers(request.preset, request.checkpoints).items():
+        save(tokenizer, folder / f"{name}.json")
+
+
+def _manifest(
+    request: ExportRequest, table: dict[str, Signature], parities: list[Parity], folder: Path
+) -> dict[str, Any]:
+    preset, text = request.preset, request.preset.text
+    sources = _sources(request)
+    return {
+        "format": "selva-bundle",
+        "format_version": FORMAT_VERSION,
+        "preset": preset.name,
+        "precision": request.precision,
+        "weights": _kind_of_weights(request, sources),
+        "created_with": _versions(),
+        "notice": _notice(request),
+        "sequence": asdict(sequence_rules(preset)),
+        "defaults": {"steps": 25, "guidance": 4.5, "duration_s": 8.0},
+        "text": {
+            "t5": {"tokenizer": "tokenizers/t5.json", "max_tokens": text.t5_max_tokens},
+            "clip": {"tokenizer": "tokenizers/clip.json", "tokens": text.clip_tokens, "pad_id": CLIP_PAD_ID},
+        },
+        "sources": sources,
+        "graphs": {name: _graph_entry(signature, folder) for name, signature in table.items()},
+        "parity": [{**asdict(p), "snr_db": round(p.snr_db, 1)} for p in parities],
+        "files": {
+            path.relative_to(folder).as_posix(): {"sha256": file_sha256(path), "bytes": path.stat().st_size}
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        },
+    }
+
+
+def _graph_entry(signature: Signature, folder: Path) -> dict[str, Any]:
+    path = folder / "graphs" / f"{signature.name}.onnx"
+    data = path.with_name(f"{path.name}.data")
+    return {
+        "file": path.relative_to(folder).as_posix(),
+        "data": [data.relative_to(folder).as_posix()] if data.exists() else [],
+        "inputs": [asdict(port) for port in signature.inputs],
+        "outputs": [asdict(port) for port in signature.outputs],
+    }
+
+
+def _sources(request: ExportRequest) -> dict[str, dict[str, str]]:
+    if request.checkpoints is None:
+        return {}
+    used = sorted({part for _, parts in MAKERS.values() for part in parts})
+    paths = {part: find_checkpoint(request.checkpoints, part, request.preset.name) for part in used}
+    return {part: {"file": path.name, "sha256": file_sha256(path)} for part, path in paths.items()}
+
+
+def _kind_of_weights(request: ExportRequest, sources: dict[str, dict[str, str]]) -> str:
+    """ "official" when `selva-fetch` vouches for every file, else "trained"."""
+    if request.checkpoints is None:
+        return "random"
+    fetched = {entry["sha256"] for entry in read_record(request.checkpoints).values()}
+    return "official" if all(source["sha256"] in fetched for source in sources.values()) else "trained"
+
+
+def _notice(request: ExportRequest) -> str:
+    if request.checkpoints is None:
+        return RANDOM_NOTICE
+    return DEMO_NOTICE if request.preset.name == "demo" else LICENCE_NOTICE
+
+
+def _versions() -> dict[str, str]:
+    names = ("selva-deploy", "torch", "onnx", "onnxscript", "onnxruntime")
+    return {name: importlib.metadata.version(name) for name in names}

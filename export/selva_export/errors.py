@@ -1,0 +1,9 @@
+"""What can go wrong between checkpoints and a bundle."""
+
+
+class ExportError(ValueError):
+    """A request that cannot be met; the message says how to mend it."""
+
+
+class ParityError(ExportError):
+    """A graph that does not compute what the reference computes: nothing is written."""

@@ -1,0 +1,144 @@
+"""The seven graphs of a bundle, as modules that torch can export.
+
+Each wraps parts of `selva_ref` with the inputs and outputs that the runtime speaks: float32 and integers outside,
+the weights' own precision inside. What does not depend on the latent is in `Conditions`, so that `GuidedStep`, which
+runs once a step, does nothing twice.
+"""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from selva_ref.generator import Conditions, Generator, join
+from selva_ref.text import ClipTower, T5Tower
+from selva_ref.vae import VAE
+from selva_ref.video_encoder import VideoEncoder
+from selva_ref.vocoder import Vocoder
+
+CONDITION_NAMES = ("sync_f", "clip_f", "text_f", "global_f", "latent_rope", "clip_rope")
+
+
+class TextT5(nn.Module):
+    """Token ids and mask → T5 features."""
+
+    def __init__(self, tower: T5Tower) -> None:
+        super().__init__()
+        self.tower = tower
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return self.tower(ids, mask).float()
+
+
+class TextClip(nn.Module):
+    """Token ids → CLIP features, each token of unit length."""
+
+    def __init__(self, tower: ClipTower) -> None:
+        super().__init__()
+        self.tower = tower
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.tower(ids).float()
+
+
+class VideoBackbone(nn.Module):
+    """Segments of 8-bit frames (N, 16, 3, H, W) → tokens (N, 8*P, D). Once per video: it never sees the text."""
+
+    def __init__(self, encoder: VideoEncoder) -> None:
+        super().__init__()
+        self.extractor = encoder.vfeat_extractor
+
+    def forward(self, segments: Tensor) -> Tensor:
+        pixels = (segments.float() / 255 - 0.5) / 0.5
+        dtype = self.extractor.cls_token.dtype
+        return self.extractor.tokens(rearrange(pixels, "n t c h w -> n c t h w").to(dtype)).float()
+
+
+class VideoSelect(nn.Module):
+    """Tokens of N segments (N, 8*P, D) and T5 features of B stems → sync features (B, 8N, D)."""
+
+    def __init__(self, encoder: VideoEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, tokens: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+        # one clip for all stems: the batch of the tokens is one and broadcasts against the texts
+        return self.encoder.select(tokens.to(self.encoder.dtype).flatten(0, 1)[None], text, mask).float()
+
+
+class PrepareConditions(nn.Module):
+    """Features → everything the flow needs besides latent and time: B conditional rows, then B empty ones."""
+
+    def __init__(self, generator: Generator) -> None:
+        super().__init__()
+        self.generator = generator
+
+    def forward(
+        self,
+        sync: Tensor,
+        text: Tensor,
+        negative_text: Tensor,
+        use_negative: Tensor,
+        sync_index: Tensor,
+        latent_positions: Tensor,
+        clip_positions: Tensor,
+    ) -> tuple[Tensor, ...]:
+        g = self.generator
+        batch, sync_length, clip_length = sync.shape[0], sync.shape[1], clip_positions.shape[0]
+        places = (sync_index, latent_positions, clip_positions)
+        against = torch.where(use_negative, negative_text, g.empty_text(1).float())
+        c = g.prepare_at(sync, g.empty_clip(batch, clip_length), text, *places)
+        empty = g.prepare_at(g.empty_sync(1, sync_length), g.empty_clip(1, clip_length), against, *places)
+        both = join(c, empty)
+        return tuple(getattr(both, name).float() for name in CONDITION_NAMES)
+
+
+class GuidedStep(nn.Module):
+    """One Euler step of all stems: x + dt * (s v(cond) + (1 - s) v(empty)), both as one batch."""
+
+    def __init__(self, generator: Generator) -> None:
+        super().__init__()
+        self.generator = generator
+
+    def forward(
+        self,
+        latents: Tensor,
+        t: Tensor,
+        dt: Tensor,
+        guidance: Tensor,
+        sync_f: Tensor,
+        clip_f: Tensor,
+        text_f: Tensor,
+        global_f: Tensor,
+        latent_rope: Tensor,
+        clip_rope: Tensor,
+    ) -> Tensor:
+        dtype = self.generator.dtype
+        c = Conditions(
+            sync_f=sync_f.to(dtype),
+            clip_f=clip_f.to(dtype),
+            text_f=text_f.to(dtype),
+            global_f=global_f.to(dtype),
+            latent_rope=latent_rope,
+            clip_rope=clip_rope,
+        )
+        both = self.generator.flow(torch.cat((latents, latents)), t, c)
+        v, v_empty = both[: latents.shape[0]], both[latents.shape[0] :]
+        return latents + dt * (guidance * v + (1 - guidance) * v_empty)
+
+
+class Decode(nn.Module):
+    """Normalised latents (B, T, Z) → waveform (B, T * 2 * hop)."""
+
+    def __init__(self, generator: Generator, vae: VAE, vocoder: Vocoder) -> None:
+        super().__init__()
+        self.latent_mean = nn.Buffer(generator.latent_mean.detach().float())
+        self.latent_std = nn.Buffer(generator.latent_std.detach().float())
+        self.vae = vae.bake()
+        self.vae.encoder = nn.Identity()
+        self.vocoder = vocoder.bake()
+
+    def forward(self, latents: Tensor) -> Tensor:
+        z = latents * self.latent_std.float() + self.latent_mean.float()
+        return self.vocoder(self.vae.decode(z.transpose(1, 2))).squeeze(1)

@@ -1,0 +1,164 @@
+"""What goes into and comes out of each graph: names, types, shapes with named dynamic axes.
+
+One table serves the exporter (dynamic axes, example inputs), the comparison with the reference and the manifest
+that the runtime checks its feeds against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from selva_ref.presets import Preset
+
+Dimension = int | str
+"""A fixed size, or the name of a dynamic axis; "2*stems" and the like are multiples of one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Port:
+    """One input or output of a graph."""
+
+    name: str
+    dtype: str
+    shape: tuple[Dimension, ...]
+
+    def sizes(self, axes: Mapping[str, int]) -> tuple[int, ...]:
+        """The shape with `axes` filled in."""
+        return tuple(n if isinstance(n, int) else _resolve(n, axes) for n in self.shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signature:
+    """A graph's ports."""
+
+    name: str
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+
+
+def split_axis(axis: str) -> tuple[int, str]:
+    """ "2*stems" → (2, "stems"); "stems" → (1, "stems")."""
+    factor, _, name = axis.rpartition("*")
+    return int(factor or 1), name
+
+
+def _resolve(axis: str, axes: Mapping[str, int]) -> int:
+    factor, name = split_axis(axis)
+    return factor * axes[name]
+
+
+def _float(name: str, *shape: Dimension) -> Port:
+    return Port(name=name, dtype="float32", shape=shape)
+
+
+def signatures(preset: Preset) -> dict[str, Signature]:
+    """The seven graphs of a preset's bundle, by name, in the order in which they run."""
+    return {s.name: s for s in (*_text(preset), *_video(preset), *_generation(preset))}
+
+
+def _text(preset: Preset) -> tuple[Signature, ...]:
+    text = preset.text
+    ids = Port(name="ids", dtype="int64", shape=("prompts", "tokens"))
+    mask = Port(name="mask", dtype="bool", shape=("prompts", "tokens"))
+    clip_ids = Port(name="ids", dtype="int64", shape=("prompts", text.clip_tokens))
+    return (
+        Signature(
+            name="text_t5", inputs=(ids, mask), outputs=(_float("features", "prompts", "tokens", text.t5_width),)
+        ),
+        Signature(
+            name="text_clip",
+            inputs=(clip_ids,),
+            outputs=(_float("features", "prompts", text.clip_tokens, text.clip_width),),
+        ),
+    )
+
+
+def _video(preset: Preset) -> tuple[Signature, ...]:
+    video, size = preset.video, preset.video.image_size
+    frames = Port(name="segments", dtype="uint8", shape=("segments", video.segment_frames, 3, size, size))
+    tokens = _float("tokens", "segments", video.time_tokens * video.grid**2, video.width)
+    text = _float("text", "stems", "tokens", video.text_width)
+    mask = Port(name="mask", dtype="bool", shape=("stems", "tokens"))
+    sync = _float("sync", "stems", f"{video.time_tokens}*segments", video.width)
+    return (
+        Signature(name="video_backbone", inputs=(frames,), outputs=(tokens,)),
+        Signature(name="video_select", inputs=(tokens, text, mask), outputs=(sync,)),
+    )
+
+
+def _generation(preset: Preset) -> tuple[Signature, ...]:
+    g, video = preset.generator, preset.video
+    half_head = g.width // g.heads // 2
+    conditions = (
+        _float("sync_f", "2*stems", "latent", g.width),
+        _float("clip_f", "2*stems", "clip", g.width),
+        _float("text_f", "2*stems", g.text_tokens, g.width),
+        _float("global_f", "2*stems", g.width),
+        _float("latent_rope", "latent", 2, half_head),
+        _float("clip_rope", "clip", 2, half_head),
+    )
+    latents = _float("latents", "stems", "latent", g.latent_width)
+    return (
+        Signature(
+            name="conditions",
+            inputs=(
+                _float("sync", "stems", f"{video.time_tokens}*segments", g.sync_width),
+                _float("text", "stems", g.text_tokens, g.text_width),
+                _float("negative_text", 1, g.text_tokens, g.text_width),
+                Port(name="use_negative", dtype="bool", shape=(1,)),
+                Port(name="sync_index", dtype="int64", shape=("latent",)),
+                _float("latent_positions", "latent"),
+                _float("clip_positions", "clip"),
+            ),
+            outputs=conditions,
+        ),
+        Signature(
+            name="guided_step",
+            inputs=(latents, *(_float(scalar, 1) for scalar in ("t", "dt", "guidance")), *conditions),
+            outputs=(_float("next_latents", "stems", "latent", g.latent_width),),
+        ),
+        Signature(
+            name="decoder", inputs=(latents,), outputs=(_float("audio", "stems", f"{2 * preset.audio.hop}*latent"),)
+        ),
+    )
+
+
+def example_inputs(signature: Signature, preset: Preset, axes: Mapping[str, int], seed: int) -> dict[str, np.ndarray]:
+    """Inputs of the right kind and scale for a graph: pixels, token ids, unit-normal features, positions."""
+    rng = np.random.default_rng(seed)
+    feeds = {port.name: _example(port, port.sizes(axes), preset, axes, rng) for port in signature.inputs}
+    if signature.name == "conditions":
+        for text in ("text", "negative_text"):  # CLIP features have unit length
+            feeds[text] /= np.linalg.norm(feeds[text], axis=-1, keepdims=True)
+        feeds["clip_positions"] *= np.float32(axes["latent"] / axes["clip"])
+    return feeds
+
+
+def _example(
+    port: Port, shape: tuple[int, ...], preset: Preset, axes: Mapping[str, int], rng: np.random.Generator
+) -> np.ndarray:
+    if port.name.endswith("_positions"):
+        return np.arange(shape[0], dtype=np.float32)
+    if port.name == "sync_index":
+        sync = preset.video.time_tokens * axes["segments"]
+        return np.arange(shape[0], dtype=np.int64) * sync // shape[0]
+    if port.name.endswith("_rope"):
+        angles = np.arange(shape[0])[:, None] * np.geomspace(1.0, 1e-4, shape[2])
+        return np.stack((np.cos(angles), np.sin(angles)), axis=1).astype(np.float32)
+    if port.dtype == "uint8":
+        return rng.integers(0, 256, shape, dtype=np.uint8)
+    if port.dtype == "int64":
+        vocabulary = min(preset.text.t5_vocabulary, preset.text.clip_vocabulary)
+        return rng.integers(0, vocabulary, shape, dtype=np.int64)
+    if port.dtype == "bool":
+        mask = np.ones(shape, dtype=bool)
+        if port.name == "mask":
+            mask[-1, -1] = False  # hide the last token of the last prompt
+        return mask
+    scalars = {"t": 0.37, "dt": 0.04, "guidance": 4.5}
+    if port.name in scalars:
+        return np.array([scalars[port.name]], dtype=np.float32)
+    return rng.standard_normal(shape, dtype=np.float32)

@@ -1,0 +1,95 @@
+"""One module → one ONNX file, by torch's dynamo exporter, with named dynamic axes."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx_ir
+import torch
+from onnx_ir.passes import common as passes
+from onnxscript import optimizer
+from torch import nn
+from torch.export import Dim
+
+from selva_export.signatures import Signature, split_axis
+
+OPSET = 20
+EXTERNAL_DATA_BYTES = 64 * 2**20
+"""A graph whose weights are larger keeps them beside it, in `NAME.onnx.data`; a protobuf ends at 2 GB."""
+
+TRACE_AXES = {"prompts": 2, "tokens": 9, "stems": 2, "segments": 3, "latent": 39, "clip": 11}
+"""Sizes at which graphs are traced: none is one, so that no axis is mistaken for a constant."""
+
+
+def export_graph(module: nn.Module, signature: Signature, feeds: Mapping[str, np.ndarray], path: Path) -> list[Path]:
+    """Writes `path`, and `path.data` when the weights are large; returns the files written.
+
+    `feeds` are example inputs at `TRACE_AXES`.
+    """
+    args = tuple(torch.from_numpy(feeds[port.name]) for port in signature.inputs)
+    program = _trace(module, signature, args)
+    assert program is not None
+    _simplify(program.model)
+    for value, port in zip(program.model.graph.outputs, signature.outputs, strict=True):
+        assert value.name == port.name
+        value.shape = onnx_ir.Shape(port.shape)
+    large = sum(v.const_value.nbytes for v in program.model.graph.initializers.values()) > EXTERNAL_DATA_BYTES
+    program.save(path, external_data=large)
+    return [path, path.with_name(f"{path.name}.data")] if large else [path]
+
+
+def _trace(module: nn.Module, signature: Signature, args: tuple[torch.Tensor, ...]) -> torch.onnx.ONNXProgram | None:
+    registration = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = registration.level
+    registration.setLevel(logging.ERROR)  # it lists the torchvision operators that it would know
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporter's own deprecations
+            return torch.onnx.export(
+                module.eval(),
+                args,
+                input_names=[port.name for port in signature.inputs],
+                output_names=[port.name for port in signature.outputs],
+                dynamic_shapes=_dynamic_shapes(signature),
+                opset_version=OPSET,
+                dynamo=True,
+                optimize=False,
+                verbose=False,
+            )
+    finally:
+        registration.setLevel(level)
+
+
+def _dynamic_shapes(signature: Signature) -> tuple[dict[int, object], ...]:
+    dims: dict[str, Dim] = {}
+
+    def axis(n: int | str) -> object:
+        if isinstance(n, int):
+            return Dim.STATIC
+        factor, name = split_axis(n)
+        dim = dims.setdefault(name, Dim(name, min=1, max=65536))
+        return factor * dim if factor > 1 else dim
+
+    return tuple({i: axis(n) for i, n in enumerate(port.shape)} for port in signature.inputs)
+
+
+def _simplify(model: onnx_ir.Model) -> None:
+    """Constants folded, equal ones shared, dead nodes and the tracer's notes (with source paths) dropped.
+
+    The exporter's own `optimize=True` also matches rewrite rules against every node, twice: a minute for the decoder,
+    for a handful of fusions that the runtimes do themselves.
+    """
+    optimizer.fold_constants(model)
+    for step in (
+        passes.RemoveUnusedNodesPass(),
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        passes.DeduplicateInitializersPass(),
+        passes.CommonSubexpressionEliminationPass(),
+        passes.RemoveUnusedNodesPass(),
+        passes.ClearMetadataAndDocStringPass(),
+    ):
+        step(model)

@@ -1,0 +1,51 @@
+"""From noise to latents: the Euler integration of the learned flow, with guidance inside the graph.
+
+Noise is drawn by NumPy on the CPU from (seed, stem index, take), so that a seed sounds the same on every backend,
+and a stem does not change when prompts or takes are added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from threading import Event
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import BackendError
+from .executor import Array, Executor
+
+
+def draw_noise(seed: int, stem_index: int, take: int, latent: int, width: int) -> npt.NDArray[np.float32]:
+    """(latent, width) standard normal numbers: the flow at time 0."""
+    sequence = np.random.SeedSequence(entropy=int(seed), spawn_key=(stem_index, take))
+    return np.random.Generator(np.random.PCG64(sequence)).standard_normal((latent, width), dtype=np.float32)
+
+
+def integrate(
+    executor: Executor,
+    noise: npt.NDArray[np.float32],
+    conditions: Mapping[str, Array],
+    *,
+    steps: int,
+    guidance: float,
+    cancel: Event | None,
+    on_step: Callable[[], None],
+) -> npt.NDArray[np.float32]:
+    """(B, T, Z) latents at time 1. Guidance below 1 means the conditional flow alone, which is guidance 1."""
+    latents = noise
+    scale = np.array([max(1.0, guidance)], dtype=np.float32)
+    dt = np.array([1 / steps], dtype=np.float32)
+    for i in range(steps):
+        t = np.array([i / steps], dtype=np.float32)
+        feeds = {"latents": latents, "t": t, "dt": dt, "guidance": scale, **conditions}
+        latents = finite(executor.run("guided_step", feeds, cancel)["next_latents"], "guided_step")
+        on_step()
+    return latents
+
+
+def finite(values: Array, graph: str) -> Array:
+    """`values`, or `BackendError` where they hold infinities or NaN: those must not reach a file as sound."""
+    if not np.isfinite(values).all():
+        raise BackendError(f"graph {graph} gave values that are not finite; try lower guidance, or an fp32 bundle")
+    return values

@@ -1,0 +1,74 @@
+"""What one run of `selva-generate` is asked for, and what it reports."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A video, prompts and a folder. None stands for the bundle's own value."""
+
+    video: str | os.PathLike[str]
+    prompts: tuple[str, ...]
+    out: str | os.PathLike[str]
+    """Folder for the stems; made where it is not there."""
+    bundle: str | os.PathLike[str] | None = None
+    """None: the environment's SELVA_BUNDLE, else the demo that comes with the package."""
+    start_s: float = 0.0
+    duration_s: float | None = None
+    sample_rate_hz: int | None = None
+    negative: str | None = None
+    seed: int = 0
+    steps: int | None = None
+    guidance: float | None = None
+    takes: int = 1
+    mux: tuple[int, ...] = ()
+    """Numbers, from 1, of the prompts whose first take also goes into a copy of the video."""
+    backend: str = "auto"
+    threads: int | None = None
+    """None: as many as the process may use."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StemFile:
+    """A stem on the disk."""
+
+    prompt: str
+    take: int
+    """From 1."""
+    seed: int
+    file: str
+    video: str | None
+    """Copy of the video with this stem; None where none was asked for."""
+    samples: int
+    sample_rate_hz: int
+    duration_s: float
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What was made, and how: the command's --json."""
+
+    stems: tuple[StemFile, ...]
+    video: str
+    video_duration_s: float | None
+    """Length of the whole video, where its container says so."""
+    start_s: float
+    duration_s: float
+    """Length of the part used, and of every stem."""
+    seed: int
+    steps: int
+    guidance: float
+    negative: str | None
+    bundle: str
+    preset: str
+    precision: str
+    weights: str
+    """"official", "trained" or "random"."""
+    backend: str
+    notice: str
+    warnings: tuple[str, ...]
+    timings_s: dict[str, float]

@@ -1,0 +1,78 @@
+"""What a caller may ask for, checked before anything is computed."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .errors import RequestError
+from .text import check_prompt
+
+MAX_STEPS = 1000
+MAX_GUIDANCE = 100.0
+MAX_TAKES = 64
+MAX_START_S = 1e7
+MAX_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class StemRequest:
+    """The arguments of `Session.generate`, in range. Raises `RequestError`."""
+
+    prompts: tuple[str, ...]
+    negative: str | None
+    """None: no negative prompt. The empty text counts as one."""
+    seed: int
+    steps: int
+    guidance: float
+    takes: int
+
+    def __post_init__(self) -> None:
+        if not self.prompts:
+            raise RequestError("no prompt; say what should be heard, such as 'dog barking'")
+        for prompt in self.prompts:
+            check_prompt(prompt)
+        if self.negative is not None:
+            check_prompt(self.negative, may_be_empty=True)
+        check_whole(self.seed, "seed", 0, MAX_SEED)
+        check_whole(self.steps, "steps", 1, MAX_STEPS)
+        check_whole(self.takes, "takes", 1, MAX_TAKES)
+        _check_number(self.guidance, "guidance", 0.0, MAX_GUIDANCE)
+
+
+def stem_request(
+    prompts: Sequence[str], *, negative: str | None, seed: int, steps: int, guidance: float, takes: int
+) -> StemRequest:
+    """A request from what a caller passed; a single text is refused, for it would be read letter by letter."""
+    if isinstance(prompts, str):
+        raise RequestError("prompts is a list of texts; put the one prompt in brackets")
+    return StemRequest(
+        prompts=tuple(prompts), negative=negative, seed=seed, steps=steps, guidance=guidance, takes=takes
+    )
+
+
+def check_span(start_s: float, duration_s: float, min_duration_s: float, max_duration_s: float) -> None:
+    """Raise `RequestError` unless the part of a video is one that the model can take."""
+    _check_number(duration_s, "duration", min_duration_s, max_duration_s, " s")
+    _check_number(start_s, "start", 0.0, MAX_START_S, " s")
+
+
+def _check_number(value: float, what: str, low: float, high: float, unit: str = "") -> None:
+    try:
+        number = math.nan if isinstance(value, (str, bytes)) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not low <= number <= high:
+        raise RequestError(f"{what} is {value!r}{unit}; give a number from {low:g} to {high:g}{unit}")
+
+
+def check_whole(value: int, what: str, low: int, high: int) -> None:
+    """Raise `RequestError` unless `value` is a whole number in the range."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = low - 1
+    if not low <= number <= high:
+        raise RequestError(f"{what} is {value!r}; give a whole number from {low} to {high}")

@@ -1,0 +1,117 @@
+"""Antialiased bicubic resize of 8-bit planes, with the numbers that the video encoder was trained on.
+
+The encoder saw frames resized by `torch.nn.functional.interpolate(x_uint8, mode="bicubic", antialias=True)`; the
+runtime has no torch. Its algorithm is Pillow's: a horizontal pass rounded to 8 bits, then a vertical one, with
+integer weights of as many bits as fit 16-bit words. Here each pass is a few float32 matrix products of integers
+(exact up to 2^24), one for each block of output columns and only over the input columns that the block needs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+Planes = NDArray[np.uint8]
+
+CUBIC_A = -0.5
+SUPPORT = 2.0
+BLOCK = 16
+"""Output columns in one matrix product: wider blocks multiply more zeros, narrower ones make more calls."""
+STRIPE_PIXELS = 1 << 19
+"""Input pixels converted to float32 at a time (2 MiB): bounds the memory, and stays in a core's cache."""
+
+
+@dataclass(frozen=True)
+class Taps:
+    """Weights of one axis: `blocks` are (first output, first input, weights (inputs, outputs))."""
+
+    bits: int
+    offsets: NDArray[np.int32]
+    """For each output: what the centring of the input by 128 took away, plus one half for rounding."""
+    blocks: tuple[tuple[int, int, NDArray[np.float32]], ...]
+
+
+def cubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Keys' kernel with a = -0.5, zero from |x| = 2 on."""
+    x = np.abs(x)
+    near = ((CUBIC_A + 2) * x - (CUBIC_A + 3)) * x * x + 1
+    far = (((x - 5) * x + 8) * x - 4) * CUBIC_A
+    return np.where(x < 1, near, np.where(x < 2, far, 0.0))
+
+
+@lru_cache(maxsize=64)
+def taps(size_in: int, size_out: int) -> Taps:
+    """Integer weights of every output, quantised as torch and Pillow do, in banded blocks."""
+    scale = size_in / size_out
+    stretch = max(scale, 1.0)
+    centers = scale * (np.arange(size_out) + 0.5)
+    first = np.maximum((centers - SUPPORT * stretch + 0.5).astype(np.int64), 0)
+    last = np.minimum((centers + SUPPORT * stretch + 0.5).astype(np.int64), size_in)
+    index = first[:, None] + np.arange((last - first).max())
+    weights = cubic((index - centers[:, None] + 0.5) / stretch) * (index < last[:, None])
+    weights /= weights.sum(axis=1, keepdims=True)
+    bits = next((n for n in range(22) if int(0.5 + weights.max() * 2 ** (n + 1)) >= 1 << 15), 22)
+    weights = np.trunc(weights * 2**bits + np.copysign(0.5, weights))
+    offsets = (weights.sum(axis=1) * 128 + (1 << (bits - 1))).astype(np.int32)
+    blocks = []
+    for start in range(0, size_out, BLOCK):
+        stop = min(start + BLOCK, size_out)
+        low, high = int(first[start:stop].min()), int(last[start:stop].max())
+        block = np.zeros((high - low, stop - start), np.float32)
+        for column, output in enumerate(range(start, stop)):
+            count = last[output] - first[output]
+            block[first[output] - low :, column][:count] = weights[output, :count]
+        blocks.append((start, low, block))
+    return Taps(bits, offsets, tuple(blocks))
+
+
+def centred(rows: Planes) -> NDArray[np.float32]:
+    """0..255 as -128..127, which halves the sums, so that they stay exact in float32."""
+    return (rows ^ np.uint8(128)).view(np.int8).astype(np.float32)
+
+
+def rounded(sums: NDArray[np.float32], offsets: NDArray[np.int32], bits: int) -> Planes:
+    levels = sums.astype(np.int32)
+    levels += offsets
+    levels >>= bits
+    return np.clip(levels, 0, 255, out=levels).astype(np.uint8)
+
+
+def horizontal(plane: Planes, size: int) -> Planes:
+    """(H, W) -> (H, size)."""
+    height, width = plane.shape
+    if width == size:
+        return plane
+    axis = taps(width, size)
+    result = np.empty((height, size), np.uint8)
+    step = max(1, STRIPE_PIXELS // max(width, size))
+    sums = np.empty((min(step, height), size), np.float32)
+    for top in range(0, height, step):
+        rows = centred(plane[top : top + step])
+        part = sums[: len(rows)]
+        for start, low, block in axis.blocks:
+            np.matmul(rows[:, low : low + len(block)], block, out=part[:, start : start + block.shape[1]])
+        result[top : top + step] = rounded(part, axis.offsets, axis.bits)
+    return result
+
+
+def vertical(plane: Planes, size: int) -> Planes:
+    """(H, W) -> (size, W)."""
+    height, width = plane.shape
+    if height == size:
+        return plane
+    axis = taps(height, size)
+    result = np.empty((size, width), np.uint8)
+    for start, low, block in axis.blocks:
+        sums = block.T @ centred(plane[low : low + len(block)])
+        stop = start + block.shape[1]
+        result[start:stop] = rounded(sums, axis.offsets[start:stop, None], axis.bits)
+    return result
+
+
+def resize(planes: Planes, size: int) -> Planes:
+    """Resize `planes` (channels, H, W), any strides, to (channels, size, size); the aspect ratio is not kept."""
+    return np.stack([vertical(horizontal(plane, size), size) for plane in planes])

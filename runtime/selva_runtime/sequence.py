@@ -1,0 +1,102 @@
+"""How long everything is: from a duration in seconds to frames, segments, latents, tokens and samples.
+
+The networks fix the rules, the bundle's manifest carries them. Durations arrive as binary floats, so they are read
+as the number that was meant (12.04, a third): 12.04 s at 25 frames a second is exactly 301 frames, never 300.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from fractions import Fraction
+
+import numpy as np
+import numpy.typing as npt
+
+
+def exact_seconds(seconds: float) -> Fraction:
+    """The fraction that was meant: 1204/100 for 12.04, not its nearest binary number."""
+    return Fraction(seconds).limit_denominator(1_000_000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lengths:
+    """What one clip measures in every stage of the pipeline."""
+
+    frames: int
+    """Video frames seen."""
+    segments: int
+    """Overlapping groups of frames that the backbone sees one at a time."""
+    sync: int
+    """Sync features, over all segments."""
+    latent: int
+    """Latent vectors of the generator."""
+    clip: int
+    """Tokens of the generator's visual stream."""
+    samples: int
+    """Audio samples of the stem: exactly the duration, which the decoder's output is trimmed to."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceRules:
+    """The manifest's `sequence`. Raises `ValueError` when a number cannot be meant."""
+
+    sample_rate_hz: int
+    hop: int
+    """Audio samples per mel frame; a latent vector spans two mel frames."""
+    latent_width: int
+    fps: int
+    clip_fps: int
+    segment_frames: int
+    segment_step: int
+    """Frames between the starts of two segments."""
+    sync_per_segment: int
+    image_size: int
+    """Height and width of a frame, pixels."""
+    min_duration_s: float
+    max_duration_s: float
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            kinds = (int, float) if field.name.endswith("_s") else (int,)
+            if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value <= 1_000_000:
+                raise ValueError(f"sequence.{field.name} is {value!r}, not a positive number")
+        if self.min_duration_s > self.max_duration_s:
+            raise ValueError(f"sequence.min_duration_s {self.min_duration_s} is above {self.max_duration_s}")
+        if math.floor(exact_seconds(self.min_duration_s) * self.fps) < self.segment_frames:
+            raise ValueError(f"sequence.min_duration_s {self.min_duration_s} is shorter than one segment")
+        if self.image_size > 4096:
+            raise ValueError(f"sequence.image_size is {self.image_size} pixels")
+
+    def lengths(self, duration_s: float) -> Lengths:
+        """Lengths of a clip of `duration_s` seconds, which must lie within the rules' limits."""
+        seconds = exact_seconds(duration_s)
+        frames = math.floor(seconds * self.fps)
+        segments = (frames - self.segment_frames) // self.segment_step + 1
+        return Lengths(
+            frames=frames,
+            segments=segments,
+            sync=segments * self.sync_per_segment,
+            latent=math.ceil(seconds * self.sample_rate_hz / (2 * self.hop)),
+            clip=max(1, math.floor(seconds * self.clip_fps)),
+            samples=round(seconds * self.sample_rate_hz),
+        )
+
+
+def nearest_exact_indices(source: int, target: int) -> npt.NDArray[np.int64]:
+    """(target,) indices into `source` items: as PyTorch's `interpolate(mode="nearest-exact")`, in float32 too."""
+    scale = np.float32(source) / np.float32(target)
+    middles = (np.arange(target, dtype=np.float32) + np.float32(0.5)) * scale
+    indices: npt.NDArray[np.int64] = np.floor(middles).astype(np.int64)
+    return np.minimum(indices, np.int64(source - 1))
+
+
+def latent_positions(lengths: Lengths) -> npt.NDArray[np.float32]:
+    """(latent,) rotary positions of the latent stream: 0, 1, 2, …"""
+    return np.arange(lengths.latent, dtype=np.float32)
+
+
+def clip_positions(lengths: Lengths) -> npt.NDArray[np.float32]:
+    """(clip,) rotary positions of the visual stream, stretched to the latent's length."""
+    return np.arange(lengths.clip, dtype=np.float32) * np.float32(lengths.latent / lengths.clip)

@@ -1,0 +1,213 @@
+"""The runtime's front door: encode a video once, then generate stems for as many prompts as the user tries.
+
+Memory is bounded throughout: segments go through the backbone a few at a time, stems through the generator a few at
+a time, the vocoder takes one. Nothing is shared between stems, so that each is the same whatever it runs beside.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from threading import Event
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import numpy.typing as npt
+
+from .bundle import Bundle
+from .errors import RequestError
+from .executor import Array, make_executor
+from .flow import finite
+from .generation import Generation
+from .recent import Recent
+from .request import check_span, stem_request
+from .results import Clip, SessionInfo, Stem
+from .sequence import Lengths
+from .text import TextEncoder
+
+Progress = Callable[[str, int, int], None]
+"""Called with a stage ("decode", "encode", "text", "select", "step", "vocode"), how much is done, and of how much."""
+
+_CACHED_SELECTIONS = 64
+
+
+class Session:
+    """A bundle on a backend. Calls take turns: one thread at a time.
+
+    `threads` bounds the CPU threads (None: the cores that the process may use). `keep_text_towers` leaves the text
+    towers in memory between new prompts. Raises `BundleError` and `BackendError`.
+    """
+
+    def __init__(
+        self,
+        bundle: str | os.PathLike[str] | Bundle,
+        *,
+        backend: str = "auto",
+        threads: int | None = None,
+        keep_text_towers: bool = False,
+    ) -> None:
+        if threads is not None and not 1 <= threads <= 1024:
+            raise RequestError(f"threads is {threads}; give a number from 1 to 1024")
+        self._bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        self._rules = self._bundle.manifest.sequence
+        self._defaults = self._bundle.manifest.defaults
+        self._executor = make_executor(self._bundle, backend, threads)
+        self._text = TextEncoder(self._bundle, self._executor, keep=keep_text_towers)
+        self._selections: WeakKeyDictionary[Clip, Recent[str, Array]] = WeakKeyDictionary()
+
+    @property
+    def info(self) -> SessionInfo:
+        """What this session runs, and on what."""
+        manifest = self._bundle.manifest
+        return SessionInfo(
+            preset=manifest.preset,
+            precision=manifest.precision,
+            weights=manifest.weights,
+            notice=manifest.notice,
+            backend=self._executor.backend,
+            sample_rate_hz=self._rules.sample_rate_hz,
+            image_size=self._rules.image_size,
+            fps=self._rules.fps,
+            min_duration_s=self._rules.min_duration_s,
+            max_duration_s=self._rules.max_duration_s,
+            defaults=manifest.defaults,
+        )
+
+    def verify(self, progress: Progress | None = None) -> None:
+        """Check the hashes of all of the bundle's files now, rather than each at its first use. Raises `BundleError`."""
+        for done, name in enumerate(self._bundle.manifest.files, start=1):
+            self._bundle.verified(name)
+            if progress is not None:
+                progress("verify", done, len(self._bundle.manifest.files))
+
+    def encode(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        duration_s: float | None = None,
+        start_s: float = 0.0,
+        progress: Progress | None = None,
+        cancel: Event | None = None,
+    ) -> Clip:
+        """Read a part of a video file and run the backbone on it. A video that ends before shortens the clip.
+
+        `duration_s` None is the bundle's default, 8 s. Raises `RequestError`, `MediaError`, `Cancelled`.
+        """
+        from .video import read_clip
+
+        duration_s = self._defaults.duration_s if duration_s is None else duration_s
+        check_span(start_s, duration_s, self._rules.min_duration_s, self._rules.max_duration_s)
+        video = read_clip(
+            path,
+            size=self._rules.image_size,
+            fps=self._rules.fps,
+            start_s=start_s,
+            duration_s=duration_s,
+            min_duration_s=self._rules.min_duration_s,
+            on_progress=None if progress is None else lambda done, total: progress("decode", done, total),
+            cancelled=cancel,
+        )
+        return Clip(
+            duration_s=video.duration_s,
+            start_s=start_s,
+            tokens=self._backbone(video.frames, self._rules.lengths(video.duration_s), progress, cancel),
+            source=os.fspath(path),
+            source_duration_s=video.source_duration_s,
+            video_start_s=video.video_start_s,
+            warnings=video.warnings,
+            backbone=self._bundle.graph_hash("video_backbone"),
+        )
+
+    def encode_frames(
+        self,
+        frames: npt.NDArray[np.uint8],
+        duration_s: float,
+        *,
+        progress: Progress | None = None,
+        cancel: Event | None = None,
+    ) -> Clip:
+        """Run the backbone on frames that the caller has: uint8 (T, 3, H, H), H `info.image_size`, at `info.fps`."""
+        check_span(0.0, duration_s, self._rules.min_duration_s, self._rules.max_duration_s)
+        size, lengths = self._rules.image_size, self._rules.lengths(duration_s)
+        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != (3, size, size):
+            raise RequestError(f"frames are {frames.dtype} {frames.shape}; give uint8 (frames, 3, {size}, {size})")
+        if len(frames) < lengths.frames:
+            raise RequestError(f"{len(frames)} frames do not last {duration_s} s; give {lengths.frames}")
+        return Clip(
+            duration_s=duration_s,
+            start_s=0.0,
+            tokens=self._backbone(frames, lengths, progress, cancel),
+            source=None,
+            source_duration_s=None,
+            video_start_s=None,
+            warnings=(),
+            backbone=self._bundle.graph_hash("video_backbone"),
+        )
+
+    def prompt_warnings(self, prompt: str) -> tuple[str, ...]:
+        """What the model will not read of a prompt: words past its window, characters that it does not know."""
+        return self._text.warnings(prompt)
+
+    def generate(
+        self,
+        clip: Clip,
+        prompts: Sequence[str],
+        *,
+        negative: str | None = None,
+        seed: int = 0,
+        steps: int | None = None,
+        guidance: float | None = None,
+        takes: int = 1,
+        noise: npt.NDArray[np.float32] | None = None,
+        progress: Progress | None = None,
+        cancel: Event | None = None,
+    ) -> list[Stem]:
+        """One stem per prompt and take: all takes of the first prompt, then of the second, and so on.
+
+        `steps` and `guidance` None are the bundle's defaults, 25 and 4.5. `noise` (stems, latent, width) replaces what
+        the seed would draw. Raises `RequestError`, `BackendError`, `Cancelled`.
+        """
+        request = stem_request(
+            prompts,
+            negative=negative,
+            seed=seed,
+            steps=self._defaults.steps if steps is None else steps,
+            guidance=self._defaults.guidance if guidance is None else guidance,
+            takes=takes,
+        )
+        if clip.backbone != self._bundle.graph_hash("video_backbone"):
+            raise RequestError("the clip was encoded with another bundle; encode the video again with this one")
+        generation = Generation(
+            executor=self._executor,
+            text=self._text,
+            rules=self._rules,
+            clip=clip,
+            selected=self._selections.setdefault(clip, Recent(_CACHED_SELECTIONS)),
+            request=request,
+            progress=progress or _no_progress,
+            cancel=cancel,
+        )
+        return generation.stems(noise)
+
+    def _backbone(
+        self, frames: npt.NDArray[np.uint8], lengths: Lengths, progress: Progress | None, cancel: Event | None
+    ) -> npt.NDArray[np.float32]:
+        """(segments, tokens, W): the frames in overlapping segments, a few segments at a time."""
+        step, width = self._rules.segment_step, self._rules.segment_frames
+        chunk = self._executor.segments_per_batch
+        tokens = None
+        for start in range(0, lengths.segments, chunk):
+            rows = range(start, min(start + chunk, lengths.segments))
+            segments = np.stack([frames[step * row : step * row + width] for row in rows])
+            part = self._executor.run("video_backbone", {"segments": segments}, cancel)["tokens"]
+            if tokens is None:
+                tokens = np.empty((lengths.segments, *part.shape[1:]), dtype=np.float32)
+            tokens[rows.start : rows.stop] = finite(part, "video_backbone")
+            if progress is not None:
+                progress("encode", rows.stop, lengths.segments)
+        assert tokens is not None
+        return tokens
+
+
+def _no_progress(stage: str, done: int, total: int) -> None:
+    """For a caller that does not watch."""

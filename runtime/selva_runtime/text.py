@@ -1,0 +1,155 @@
+"""Prompts to features, at the least memory: the two text towers are loaded only for a prompt not seen before.
+
+At full size the towers hold more weights than the generator, and a host that stays open meets the same few prompts
+again and again. So features are cached, and the towers are released as soon as the new prompts are done, one tower
+at a time. Prompts run one by one and unpadded: no prompt's features depend on its neighbours.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable, Sequence
+from threading import Event
+
+import numpy as np
+from tokenizers import Encoding, Tokenizer
+
+from .bundle import Bundle
+from .errors import BundleError, RequestError
+from .executor import Array, Executor
+from .recent import Recent
+
+MAX_PROMPT_CHARACTERS = 1000
+_CACHED_PROMPTS = 64
+
+
+def check_prompt(prompt: str, *, may_be_empty: bool = False) -> None:
+    """Raise `RequestError` for a prompt that no model can mean. A negative prompt may be empty."""
+    if not isinstance(prompt, str):
+        raise RequestError(f"a prompt is a text, not {type(prompt).__name__}")
+    if not prompt.strip() and not (may_be_empty and not prompt):
+        raise RequestError("a prompt is empty; say what should be heard, such as 'dog barking'")
+    if len(prompt) > MAX_PROMPT_CHARACTERS:
+        raise RequestError(
+            f"the prompt {short(prompt)} has {len(prompt)} characters; use {MAX_PROMPT_CHARACTERS} at most"
+        )
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in prompt):
+        raise RequestError(f"the prompt {short(prompt)} holds control or undecodable characters; remove them")
+
+
+def short(prompt: str) -> str:
+    """A prompt quoted for a message: one line, shortened."""
+    return repr(prompt if len(prompt) <= 40 else prompt[:39] + "…")
+
+
+class TextTower:
+    """One tower: its tokenizer, its graph and the features of the prompts met lately."""
+
+    def __init__(
+        self, executor: Executor, graph: str, tokenizer: Tokenizer, feeds: Callable[[Encoding], dict[str, Array]]
+    ):
+        self.tokenizer = tokenizer
+        self._executor = executor
+        self._graph = graph
+        self._feeds = feeds
+        self._cache: Recent[str, Array] = Recent(_CACHED_PROMPTS)
+
+    def new(self, prompts: Sequence[str]) -> list[str]:
+        """The prompts, each once, whose features are not cached."""
+        return [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._cache]
+
+    def features(
+        self, prompts: Sequence[str], *, keep: bool, cancel: Event | None, on_done: Callable[[], None]
+    ) -> dict[str, Array]:
+        """(tokens, width) for each prompt; `on_done` is called after each that had to be computed."""
+        new = self.new(prompts)
+        found = {prompt: self._cache[prompt] for prompt in prompts if prompt not in new}
+        try:
+            for prompt in new:
+                outputs = self._executor.run(self._graph, self._feeds(self.tokenizer.encode(prompt)), cancel)
+                found[prompt] = self._cache[prompt] = outputs["features"][0]
+                on_done()
+        finally:
+            if not keep:
+                self._executor.release(self._graph)
+        return found
+
+
+class TextEncoder:
+    """Both towers of a bundle. `keep` leaves them loaded between calls."""
+
+    def __init__(self, bundle: Bundle, executor: Executor, *, keep: bool = False) -> None:
+        rules = bundle.manifest.text
+        t5 = _load_tokenizer(bundle, rules.t5_tokenizer, rules.t5_max_tokens)
+        clip = _load_tokenizer(bundle, rules.clip_tokenizer, rules.clip_tokens)
+
+        def t5_feeds(encoding: Encoding) -> dict[str, Array]:
+            ids = np.array([encoding.ids], dtype=np.int64)
+            return {"ids": ids, "mask": np.ones(ids.shape, dtype=np.bool_)}
+
+        def clip_feeds(encoding: Encoding) -> dict[str, Array]:
+            ids = np.full((1, rules.clip_tokens), rules.clip_pad_id, dtype=np.int64)
+            ids[0, : len(encoding.ids)] = encoding.ids
+            return {"ids": ids}
+
+        self.t5 = TextTower(executor, "text_t5", t5, t5_feeds)
+        self.clip = TextTower(executor, "text_clip", clip, clip_feeds)
+        self._keep = keep
+        self._unknown_id = t5.token_to_id("<unk>")
+
+    def warnings(self, prompt: str) -> tuple[str, ...]:
+        """What the model will not read of a prompt."""
+        encoding = self.t5.tokenizer.encode(prompt)
+        warnings = []
+        unknown = [
+            prompt[start:end]
+            for id_, (start, end) in zip(encoding.ids, encoding.offsets, strict=True)
+            if id_ == self._unknown_id
+        ]
+        if unknown:
+            sample = "".join(dict.fromkeys("".join(unknown)))[:12]
+            warnings.append(
+                f"the prompt {short(prompt)} has characters that the model does not know ({sample}); try English"
+            )
+        cut = [e for e in (encoding, self.clip.tokenizer.encode(prompt)) if e.overflowing]
+        if cut:
+            end = min(max(end for _, end in e.offsets) for e in cut)
+            words = len(prompt[:end].split())
+            warnings.append(f"the prompt {short(prompt)} is longer than the model reads: its first {words} words count")
+        return tuple(warnings)
+
+    def features(
+        self,
+        prompts: Sequence[str],
+        negative: str | None,
+        *,
+        cancel: Event | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        """T5 features (tokens, width) of the prompts, and CLIP features (77, width) of them and the negative one."""
+        clip_prompts = [*prompts, *([] if negative is None else [negative])]
+        total = len(self.t5.new(prompts)) + len(self.clip.new(clip_prompts))
+        done = 0
+
+        def on_done() -> None:
+            nonlocal done
+            done += 1
+            if on_progress is not None:
+                on_progress(done, total)
+
+        t5 = self.t5.features(prompts, keep=self._keep, cancel=cancel, on_done=on_done)
+        clip = self.clip.features(clip_prompts, keep=self._keep, cancel=cancel, on_done=on_done)
+        return t5, clip
+
+
+def _load_tokenizer(bundle: Bundle, name: str, max_tokens: int) -> Tokenizer:
+    path = bundle.verified(name)
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(max_tokens)
+    except Exception as error:  # tokenizers raises bare Exception
+        raise BundleError(
+            f"{path} is not a tokenizer: {str(error).splitlines()[0]}; export the bundle again"
+        ) from error
+    return tokenizer

@@ -1,0 +1,28 @@
+"""Bundles for the tests: exported once a session, from random weights; copy one before altering it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+def _export(folder: Path, precision: str) -> Path:
+    from selva_export.bundle import ExportRequest, export_bundle
+    from selva_ref import get_preset
+
+    out = folder / precision
+    export_bundle(ExportRequest(preset=get_preset("demo"), precision=precision, checkpoints=None, out=out))
+    return out
+
+
+@pytest.fixture(scope="session")
+def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A float32 bundle of the `demo` preset."""
+    return _export(tmp_path_factory.mktemp("bundles"), "fp32")
+
+
+@pytest.fixture(scope="session")
+def demo_bundle_fp16(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A float16 bundle of the `demo` preset."""
+    return _export(tmp_path_factory.mktemp("bundles"), "fp16")

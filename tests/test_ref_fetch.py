@@ -1,0 +1,461 @@
+"""`selva-fetch` against a small model hub on this machine: right, wrong, cut, offline, already there."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from click.testing import CliRunner
+from huggingface_hub import constants, hf_hub_download
+from safetensors import safe_open
+
+from selva_ref import checkpoints
+from selva_ref.checkpoints import LICENCE_NOTICE, RECORD, Checkpoint, CheckpointError, HubFile, read_checkpoint
+from selva_ref.fetch import FetchError, fetch, main
+
+CHUNK_BYTES = 10_000
+"""What arrives is kept in steps of this many bytes: huggingface_hub's ten million, made smaller."""
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+VAE_TENSORS = {"w": torch.arange(50_000.0), "b": torch.arange(60.0).reshape(6, 10).T}
+TOWER_TENSORS = {"ln_final.weight": torch.ones(4), "visual.proj": torch.zeros(1000)}
+VOCABULARY = b'{"a": 0}\n'
+
+
+def pth(content: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+FILES = {
+    "jnwnlee/SelVA/ext_weights/v1-16.pth": pth(VAE_TENSORS),
+    "jnwnlee/SelVA/ext_weights/teacher.pth": pth({"t": torch.ones(2)}),
+    "apple/new-name/tower.bin": pth(TOWER_TENSORS),
+    "apple/new-name/vocab.json": VOCABULARY,
+}
+TABLE = {
+    "vae": Checkpoint(
+        part="vae",
+        file="v1-16.safetensors",
+        licence="for tests",
+        repo="jnwnlee/SelVA",
+        weights=HubFile(
+            path="ext_weights/v1-16.pth", md5=hashlib.md5(FILES["jnwnlee/SelVA/ext_weights/v1-16.pth"]).hexdigest()
+        ),
+    ),
+    "teacher": Checkpoint(
+        part="teacher",
+        file="teacher.safetensors",
+        licence="for tests",
+        repo="jnwnlee/SelVA",
+        weights=HubFile(path="ext_weights/teacher.pth"),
+    ),
+    "text_clip": Checkpoint(
+        part="text_clip",
+        file="clip/tower.safetensors",
+        licence="for tests",
+        repo="apple/old-name",
+        revision=COMMIT,
+        weights=HubFile(path="tower.bin"),
+        companions=(HubFile(path="vocab.json"),),
+        unused=("visual.*",),
+    ),
+}
+HERE = ["clip/tower.safetensors", "clip/vocab.json", "v1-16.safetensors"]
+
+
+@dataclass
+class SmallHub:
+    """What the server answers with, and what it was asked."""
+
+    files: dict[str, bytes] = field(default_factory=lambda: dict(FILES))
+    stated: dict[str, bytes] = field(default_factory=lambda: dict(FILES))
+    """The content whose hash is stated; differs from `files` for a file damaged on its way."""
+    cuts: list[int] = field(default_factory=list)
+    """Bytes to send of each of the next contents before the connection is cut."""
+    dies: bool = False
+    """Whether the hub is out of reach after the next cut."""
+    down: bool = False
+    stall: threading.Event | None = None
+    """If there: set once half of a content is sent and nothing more will come."""
+    asked: list[tuple[str, str, str | None]] = field(default_factory=list)
+    url: str = ""
+
+    @property
+    def content_url(self) -> str:
+        """Another host, as on the true hub: the client asks the hub about a file and gets it elsewhere."""
+        return self.url.replace("127.0.0.1", "localhost")
+
+    def gets(self, name: str) -> list[str | None]:
+        """The Range headers of the requests for the content of a file."""
+        return [wanted for method, path, wanted in self.asked if (method, path) == ("GET", f"/content/{name}")]
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Speaks what huggingface_hub asks: /REPO/resolve/REVISION/FILE, renamed repositories, content elsewhere."""
+
+    protocol_version = "HTTP/1.1"
+    hub: SmallHub
+
+    def do_HEAD(self) -> None:
+        self.answer()
+
+    def do_GET(self) -> None:
+        self.answer()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def answer(self) -> None:
+        self.hub.asked.append((self.command, self.path, self.headers["Range"]))
+        if self.hub.down:
+            self.close_connection = True
+            self.connection.close()
+        elif "/apple/old-name/" in self.path:
+            self.reply(307, {"Location": self.path.replace("old-name", "new-name")})
+        elif self.path.startswith("/content/"):
+            self.send_content(self.hub.files[self.path.removeprefix("/content/")])
+        else:
+            repo, _, rest = self.path[1:].partition("/resolve/")
+            name = f"{repo}/{rest.partition('/')[2]}"
+            if name in self.hub.files:
+                self.describe(name)
+            else:
+                self.reply(404, {"X-Error-Code": "EntryNotFound"})
+
+    def describe(self, name: str) -> None:
+        stated, headers = self.hub.stated[name], {"X-Repo-Commit": COMMIT}
+        if name.endswith(".json"):
+            etag = hashlib.sha1(b"blob %d\0" % len(stated) + stated).hexdigest()
+            self.reply(200, headers | {"ETag": f'"{etag}"'}, self.hub.files[name])
+        else:
+            headers |= {"X-Linked-ETag": f'"{hashlib.sha256(stated).hexdigest()}"', "X-Linked-Size": str(len(stated))}
+            self.reply(302, headers | {"Location": f"{self.hub.content_url}/content/{name}"})
+
+    def send_content(self, content: bytes) -> None:
+        start = int((self.headers["Range"] or "bytes=0-").removeprefix("bytes=").rstrip("-"))
+        headers = {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"} if start else {}
+        cut = self.hub.cuts.pop(0) if self.hub.cuts else None
+        if self.hub.stall:
+            cut = len(content) // 2
+        self.reply(206 if start else 200, headers, content[start:], cut)
+
+    def reply(self, status: int, headers: dict[str, str], body: bytes = b"", cut: int | None = None) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body[:cut])
+        if cut is not None:
+            if self.hub.stall:
+                self.hub.stall.set()
+                with suppress(OSError):
+                    self.rfile.read(1)  # until the other side goes away
+            self.hub.down |= self.hub.dies
+            self.close_connection = True
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    monkeypatch.setitem(checkpoints.CHECKPOINTS, "small_16k", TABLE)
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", CHUNK_BYTES)
+    small = SmallHub()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("BoundHandler", (Handler,), {"hub": small}))
+    small.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    yield small
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def get(hub, tmp_path):
+    """`fetch` of the small preset into `tmp_path/out` from the small hub with a cache of its own."""
+
+    def get(**options):
+        return fetch("small_16k", tmp_path / "out", endpoint=hub.url, cache_dir=tmp_path / "cache", **options)
+
+    return get
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_fetches_checks_converts_and_records(hub, get, tmp_path):
+    fetched = get()
+    out = tmp_path / "out"
+    assert listing(out) == sorted([RECORD, *HERE])  # no partial files, no teacher
+    assert {one.file: one.status for one in fetched} == dict.fromkeys(HERE, "fetched")
+    read = read_checkpoint(out / "v1-16.safetensors")
+    assert all(torch.equal(read[name], VAE_TENSORS[name]) for name in VAE_TENSORS)
+    assert read.keys() == VAE_TENSORS.keys()
+    assert read_checkpoint(out / "clip/tower.safetensors").keys() == {"ln_final.weight"}  # the unused is left out
+    assert (out / "clip/vocab.json").read_bytes() == VOCABULARY
+    source = json.loads((out / RECORD).read_text())["files"]["v1-16.safetensors"]["source"]
+    with safe_open(out / "v1-16.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["source"]) == source
+    content = FILES["jnwnlee/SelVA/ext_weights/v1-16.pth"]
+    assert (source["repo"], source["revision"]) == ("jnwnlee/SelVA", COMMIT)
+    assert (source["md5"], source["sha256"]) == (TABLE["vae"].weights.md5, hashlib.sha256(content).hexdigest())
+
+
+def test_tensors_that_share_memory_are_kept_apart(hub, get, tmp_path):
+    shared, name = torch.arange(10.0), "jnwnlee/SelVA/ext_weights/teacher.pth"
+    hub.files[name] = hub.stated[name] = pth({"x": shared, "y": shared, "tail": shared[3:]})
+    get(with_teacher=True)
+    read = read_checkpoint(tmp_path / "out/teacher.safetensors")
+    assert torch.equal(read["y"], shared)
+    assert torch.equal(read["tail"], shared[3:])
+
+
+def test_a_second_run_verifies_without_the_hub(hub, get, tmp_path):
+    get()
+    hub.asked.clear()
+    assert {one.status for one in get()} == {"already there"}
+    assert hub.asked == []
+
+
+def test_a_damaged_file_is_fetched_again(hub, get, tmp_path):
+    get()
+    path = tmp_path / "out/v1-16.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + b"x")
+    lines: list[str] = []
+    assert [one.status for one in get(say=lines.append)].count("fetched") == 1
+    assert path.read_bytes() == whole  # to the byte: converting is deterministic
+    assert any("differs from what was fetched" in line for line in lines)
+
+
+def test_somebody_elses_file_is_kept(hub, get, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/v1-16.safetensors").write_bytes(b"fine-tuned")
+    statuses = {one.file: one.status for one in get()}
+    assert statuses["v1-16.safetensors"] == "kept"
+    assert (tmp_path / "out/v1-16.safetensors").read_bytes() == b"fine-tuned"
+
+
+@pytest.mark.parametrize(
+    "name", ["jnwnlee/SelVA/ext_weights/v1-16.pth", "apple/new-name/tower.bin", "apple/new-name/vocab.json"]
+)
+def test_wrong_content_is_not_used_and_downloaded_anew(hub, get, tmp_path, name):
+    """Against the publisher's MD5, the hub's SHA-256 and the hub's Git hash."""
+    hub.files[name] = hub.files[name][:-1] + b"x"
+    with pytest.raises(FetchError, match=r"wrong content: (MD5|SHA-256|Git hash) \w+ instead of \w+; removed it"):
+        get()
+    assert not [file for file in listing(tmp_path / "out") if Path(name).stem in file]
+    hub.files[name] = FILES[name]
+    get()
+    assert listing(tmp_path / "out") == sorted([RECORD, *HERE])
+    assert set(hub.gets(name)) <= {None}  # from the beginning, not resumed
+
+
+def test_what_is_no_checkpoint_is_one_error(hub, get, tmp_path):
+    name = "apple/new-name/tower.bin"
+    hub.files[name] = hub.stated[name] = b"<html>"
+    with pytest.raises(CheckpointError, match=r"tower\.bin: not a readable checkpoint"):
+        get()
+    assert "clip/tower.safetensors" not in listing(tmp_path / "out")
+
+
+def test_a_cut_connection_is_resumed(hub, get):
+    hub.cuts += [100_000, 50_000]
+    get()
+    assert hub.gets("jnwnlee/SelVA/ext_weights/v1-16.pth") == [None, "bytes=100000-", "bytes=150000-"]
+
+
+def test_the_next_run_goes_on_where_this_one_stopped(hub, get, tmp_path):
+    hub.cuts, hub.dies = [70_000], True
+    with pytest.raises(FetchError, match=rf"missing in .* cache: {', '.join([HERE[2], *HERE[:2]])}$"):
+        get()
+    assert not [file for file in listing(tmp_path / "out") if file in HERE]
+    hub.down = hub.dies = False
+    hub.asked.clear()
+    get()
+    assert hub.gets("jnwnlee/SelVA/ext_weights/v1-16.pth") == ["bytes=70000-"]
+    assert listing(tmp_path / "out") == sorted([RECORD, *HERE])
+
+
+def test_a_partial_file_that_is_too_long_is_dropped(hub, get, tmp_path):
+    hub.cuts, hub.dies = [70_000], True
+    with pytest.raises(FetchError):
+        get()
+    (partial,) = (tmp_path / "out/.download").iterdir()
+    partial.write_bytes(bytes(300_000))
+    hub.down = hub.dies = False
+    get()
+    assert listing(tmp_path / "out") == sorted([RECORD, *HERE])
+
+
+def test_a_refusal_is_final(hub, get):
+    del hub.files["apple/new-name/vocab.json"]
+    with pytest.raises(FetchError, match=r"apple/old-name/vocab\.json: .*404"):
+        get()
+    assert len([path for _, path, _ in hub.asked if path.endswith("new-name/resolve/" + COMMIT + "/vocab.json")]) == 1
+
+
+def test_the_hubs_cache_is_used(hub, get, tmp_path):
+    hf_hub_download("jnwnlee/SelVA", "ext_weights/v1-16.pth", endpoint=hub.url, cache_dir=tmp_path / "cache")
+    hub.asked.clear()
+    assert {one.file: one.source["revision"] for one in get()}["v1-16.safetensors"] == COMMIT
+    assert not [path for _, path, _ in hub.asked if "v1-16" in path]
+
+
+def test_a_damaged_file_in_the_hubs_cache_is_removed(hub, get, tmp_path):
+    link = hf_hub_download(
+        "apple/old-name", "vocab.json", revision=COMMIT, endpoint=hub.url, cache_dir=tmp_path / "cache"
+    )
+    blob = Path(link).resolve()
+    blob.write_bytes(b"{}")
+    with pytest.raises(FetchError, match="Git hash"):
+        get()
+    assert not blob.exists()
+    get()
+    assert (tmp_path / "out/clip/vocab.json").read_bytes() == VOCABULARY
+
+
+def test_official_files_put_there_by_hand_need_no_hub(hub, get, tmp_path):
+    (tmp_path / "out/clip").mkdir(parents=True)
+    (tmp_path / "out/v1-16.pth").write_bytes(FILES["jnwnlee/SelVA/ext_weights/v1-16.pth"])
+    (tmp_path / "out/clip/tower.bin").write_bytes(FILES["apple/new-name/tower.bin"])
+    (tmp_path / "out/clip/vocab.json").write_bytes(VOCABULARY)
+    statuses = {one.file: one.status for one in get()}
+    assert statuses == {HERE[0]: "fetched", HERE[1]: "kept", HERE[2]: "fetched"}
+    assert hub.asked == []
+
+
+def test_a_wrong_file_put_there_by_hand_is_one_error(hub, get, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/v1-16.pth").write_bytes(pth({"w": torch.ones(1)}))
+    with pytest.raises(FetchError, match=r"v1-16\.pth is not the official file"):
+        get()
+    assert (tmp_path / "out/v1-16.pth").exists()
+
+
+def test_another_revision_is_fetched_anew_and_trusts_the_hub(hub, get):
+    get()
+    name = "jnwnlee/SelVA/ext_weights/v1-16.pth"
+    hub.files[name] = hub.stated[name] = pth({"w": torch.ones(1)})
+    statuses = {one.file: one.status for one in get(revision="better")}
+    assert statuses == {HERE[0]: "already there", HERE[1]: "already there", HERE[2]: "fetched"}
+    assert any(path.endswith("/resolve/better/ext_weights/v1-16.pth") for _, path, _ in hub.asked)
+
+
+def test_no_room_for_the_download(hub, get, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(FetchError, match=r"no room for .*v1-16\.pth: \d+ bytes needed, 1000 free"):
+        get()
+
+
+def test_no_room_for_the_converted_file(hub, get, tmp_path, monkeypatch):
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("selva_ref.fetch.save_file", full)
+    with pytest.raises(FetchError, match=r"v1-16\.safetensors: cannot be written: .*No space left"):
+        get()
+    assert not [file for file in listing(tmp_path / "out") if "safetensors" in file]
+
+
+@pytest.mark.parametrize("where", ["file", "file/below"])
+def test_an_unwritable_folder_is_one_error_before_any_download(hub, tmp_path, where):
+    (tmp_path / "file").touch()
+    with pytest.raises(FetchError, match="cannot write there"):
+        fetch("small_16k", tmp_path / where, endpoint=hub.url, cache_dir=tmp_path / "cache")
+    assert hub.asked == []
+
+
+def test_presets_without_published_weights(tmp_path, hub):
+    with pytest.raises(FetchError, match="nothing to fetch"):
+        fetch("demo", tmp_path)
+    with pytest.raises(CheckpointError, match="no published file is known"):
+        fetch("large_44k_v2", tmp_path)
+
+
+def test_the_commands_own_mistakes():
+    result = CliRunner().invoke(main, ["--preset", "demo", "--out", "x"])
+    assert result.exit_code == 2
+    assert (
+        result.stderr
+        == f"{LICENCE_NOTICE}\nselva-fetch: preset demo has no official weights: there is nothing to fetch\n"
+    )
+    assert CliRunner().invoke(main, ["--preset", "tiny", "--out", "x"]).exit_code == 2
+
+
+COMMAND = "import test_ref_fetch; test_ref_fetch.run_command()"
+
+
+def run_command() -> None:
+    """The command with the small table, in a process of its own."""
+    constants.DOWNLOAD_CHUNK_SIZE = CHUNK_BYTES
+    checkpoints.CHECKPOINTS["small_16k"] = TABLE
+    main()
+
+
+def start(hub: SmallHub, tmp_path: Path, *options: str, **env: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", COMMAND, "--preset", "small_16k", "--out", str(tmp_path / "out"), *options],
+        env=os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), **env},
+        cwd=Path(__file__).parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def until(condition: Callable[[], bool]) -> None:
+    for _ in range(500):
+        if condition():
+            return
+        threading.Event().wait(0.02)
+    pytest.fail("waited for ten seconds")
+
+
+def test_the_command_interrupted_then_run_again(hub, tmp_path):
+    hub.stall = threading.Event()
+    process = start(hub, tmp_path)
+    assert hub.stall.wait(30)
+    until(lambda: sum(path.stat().st_size for path in (tmp_path / "out").rglob("*")) > 95_000)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert errors.startswith(LICENCE_NOTICE)
+    assert errors.endswith("selva-fetch: stopped; the same command goes on from here\n")
+    assert len(listing(tmp_path / "out")) == 1  # the partial download
+    hub.stall = None
+    process = start(hub, tmp_path, "--json")
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert [one["file"] for one in json.loads(output)["files"]] == [HERE[2], *HERE[:2]]
+    assert hub.gets("jnwnlee/SelVA/ext_weights/v1-16.pth") == [None, "bytes=100000-"]
+
+
+def test_the_command_offline_lists_what_is_missing(hub, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/v1-16.pth").write_bytes(FILES["jnwnlee/SelVA/ext_weights/v1-16.pth"])
+    process = start(hub, tmp_path, HF_HUB_OFFLINE="1")
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 2
+    assert "HF_HUB_OFFLINE" in errors.splitlines()[-1]
+    assert errors.splitlines()[-1].endswith(
+        f"missing in {tmp_path / 'out'} and in the hub's cache: {HERE[0]}, {HERE[1]}"
+    )
+    assert hub.asked == []
+    assert listing(tmp_path / "out") == [RECORD, "v1-16.pth", "v1-16.safetensors"]

@@ -1,0 +1,182 @@
+"""Resampling keeps time and level; WAV files are whole, exact and never overwrite; file names carry the prompt."""
+
+import itertools
+import os
+import resource
+import unicodedata
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import selva_runtime.atomic
+import soundfile
+from selva_runtime.atomic import write_new
+from selva_runtime.audio import resample, stem_file_name, write_wav
+from selva_runtime.errors import OutputError, RequestError
+
+RATES_HZ = [8000, 16000, 44100, 48000, 96000]
+PAIRS_HZ = list(itertools.permutations(RATES_HZ, 2))
+
+
+def sine(length, rate_hz, frequency_hz=440, phase=0.3):
+    return np.sin(2 * np.pi * frequency_hz * np.arange(length) / rate_hz + phase).astype(np.float32)
+
+
+@pytest.mark.parametrize(("from_hz", "to_hz"), PAIRS_HZ)
+def test_a_sine_stays_the_same_sine_from_end_to_end(from_hz, to_hz):
+    length = from_hz // 2 + 7
+    out = resample(sine(length, from_hz), from_hz, to_hz)
+    assert out.dtype == np.float32
+    assert len(out) == round(Fraction(length * to_hz, from_hz))
+    error = np.abs(out - sine(len(out), to_hz))
+    assert error[64:-64].max() < 1e-4
+    # The ends are extrapolated, and a higher rate has samples after the last one that is known.
+    assert error[:64].max() < 0.01
+    assert error[-64:].max() < 0.1
+
+
+@pytest.mark.parametrize(("from_hz", "to_hz"), PAIRS_HZ)
+@pytest.mark.parametrize("at_s", [0.0, 0.25, 0.4975])
+def test_an_impulse_stays_where_it_is(from_hz, to_hz, at_s):
+    impulse = np.zeros(from_hz // 2, np.float32)
+    impulse[round(at_s * from_hz)] = 1
+    out = resample(impulse, from_hz, to_hz)
+    assert abs(int(out.argmax()) / to_hz - round(at_s * from_hz) / from_hz) <= 0.5 / min(from_hz, to_hz)
+    assert out.sum() / to_hz * from_hz == pytest.approx(1, abs=0.7 if at_s == 0 else 0.01)
+
+
+@pytest.mark.parametrize("length", [0, 1, 2, 3, 20, 160])
+def test_short_sounds(length):
+    for from_hz, to_hz in PAIRS_HZ:
+        out = resample(np.full(length, 0.5, np.float32), from_hz, to_hz)
+        assert len(out) == round(Fraction(length * to_hz, from_hz))
+        np.testing.assert_allclose(out, 0.5, atol=1e-3)
+
+
+def test_the_same_rate_changes_nothing():
+    audio = sine(100, 16000)
+    same = resample(audio, 16000, 16000)
+    np.testing.assert_array_equal(same, audio)
+    assert same is not audio
+
+
+@pytest.mark.parametrize("rate_hz", [0, -48000, 7999, 192001, 10**9])
+def test_senseless_rates(rate_hz, tmp_path):
+    with pytest.raises(RequestError, match="must be from 8000 to 192000 Hz"):
+        resample(sine(100, 16000), 16000, rate_hz)
+    with pytest.raises(RequestError, match="must be from 8000 to 192000 Hz"):
+        write_wav(tmp_path / "a.wav", sine(100, 16000), rate_hz)
+
+
+def test_wav_is_24_bit_clipped_and_tagged(tmp_path):
+    audio = np.array([0, 0.5, -0.25, 1, -1, 7, -7, 1e-6], np.float32)
+    path = write_wav(tmp_path / "a.wav", audio, 48000, title="dog\nbarking 犬", comment="x" * 5000)
+    with soundfile.SoundFile(path) as file:
+        assert (file.samplerate, file.channels, file.subtype, file.format) == (48000, 1, "PCM_24", "WAV")
+        assert (file.title, file.comment) == ("dog barking 犬", "x" * 1000)
+        np.testing.assert_allclose(file.read(), np.clip(audio, -1, 1), atol=1.5 / 2**23)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_wav_refuses_what_is_no_number(tmp_path, bad):
+    with pytest.raises(RequestError, match="NaN or infinity"):
+        write_wav(tmp_path / "a.wav", np.array([0, bad], np.float32), 16000)
+    with pytest.raises(RequestError, match="must be mono"):
+        write_wav(tmp_path / "a.wav", np.zeros((2, 9), np.float32), 16000)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["hard links", "no hard links"])
+def test_nothing_is_overwritten(tmp_path, monkeypatch, links):
+    if not links:
+        monkeypatch.setattr(selva_runtime.atomic.os, "link", no_link)
+    (tmp_path / "a-2.wav").write_text("mine")
+    names = [write_wav(tmp_path / "a.wav", np.full(9, level, np.float32), 16000).name for level in (0.1, 0.2, 0.3)]
+    assert names == ["a.wav", "a-3.wav", "a-4.wav"]
+    assert (tmp_path / "a-2.wav").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a-2.wav", "a-3.wav", "a-4.wav", "a.wav"]
+    assert soundfile.read(tmp_path / "a-4.wav")[0][0] == pytest.approx(0.3, abs=1e-6)
+
+
+def no_link(*_):
+    raise PermissionError(1, "Operation not permitted")
+
+
+def test_files_have_the_usual_permissions(tmp_path):
+    (tmp_path / "usual").touch()
+    path = write_wav(tmp_path / "a.wav", np.zeros(9, np.float32), 16000)
+    assert path.stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("missing/a.wav", "make the folder first"),
+        ("file/a.wav", "Not a directory"),
+        ("a" * 300 + ".wav", "choose a shorter name"),
+    ],
+)
+def test_places_that_cannot_be_written(tmp_path, name, words):
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=words) as caught:
+        write_wav(tmp_path / name, np.zeros(9, np.float32), 16000)
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_full_disk_leaves_nothing(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(OutputError, match="cannot be written"):
+            write_wav(tmp_path / "a.wav", np.zeros(9000, np.float32), 16000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interruption_leaves_nothing(tmp_path):
+    def interrupted(temporary):
+        temporary.write_bytes(b"half")
+        assert os.listdir(tmp_path) == [temporary.name]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_new(tmp_path / "a.json", interrupted)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("prompt", "name"),
+    [
+        ("dog barking", "dog-barking"),
+        ("  two   spaces\tand a tab ", "two-spaces-and-a-tab"),
+        ("dog's bark, loud!", "dogs-bark-loud"),
+        ("../../etc/passwd", "etc-passwd"),
+        ("a\\b/c.wav", "a-b-c-wav"),
+        (".hidden", "hidden"),
+        ("-rf", "rf"),
+        ("a\0b\x1b[31mc", "ab31mc"),
+        ("猫が鳴く", "猫が鳴く"),
+        ("हिन्दी शब्द", "हिन्दी-शब्द"),
+        ("cafe\u0301", "café"),
+        ("a\u202egnp.exe", "agnp-exe"),
+        ("\ud800lone surrogate", "lone-surrogate"),
+        ("CON", "stem-CON"),
+        ("com1", "stem-com1"),
+        ("", "stem"),
+        ("😀", "stem"),
+        ("...", "stem"),
+    ],
+)
+def test_stem_file_name(prompt, name):
+    assert stem_file_name(prompt) == name
+
+
+@pytest.mark.parametrize("letter", ["a", "é", "猫", "𠀋", "a ", "क्ष"])
+def test_long_names_are_cut(letter):
+    name = stem_file_name(letter * 400)
+    assert 1 <= len(name) <= 80
+    assert 40 < len(name.encode()) <= 200
+    assert not name.endswith("-")
+    assert unicodedata.is_normalized("NFC", name)

@@ -1,0 +1,169 @@
+"""The video with a stem in it: same pictures, sound in the right place, the original kept."""
+
+import resource
+
+import av
+import numpy as np
+import pytest
+import selva_runtime.mux
+from av.stream import Disposition
+from clips import click, loudest_s, numbered, write_video
+from selva_runtime.errors import MediaError, MediaNotFoundError, OutputError, RequestError
+from selva_runtime.mux import mux
+from selva_runtime.video import read_clip
+
+VIDEO_S = 4
+CLICK_S, STEM_CLICK_S = 1.5, 0.5
+
+
+def video(path, **settings):
+    settings = {"sound": click(VIDEO_S, CLICK_S, 48000), **settings}
+    return write_video(path, [numbered(number) for number in range(25 * VIDEO_S)], **settings)
+
+
+def video_packets(path):
+    with av.open(str(path)) as source:
+        stream = source.streams.video[0]
+        packets = [packet for packet in source.demux(stream) if packet.size]
+        first_s = min(packet.pts * packet.time_base for packet in packets)
+        return [(bytes(packet), round(float(packet.pts * packet.time_base - first_s), 2)) for packet in packets]
+
+
+@pytest.mark.parametrize("rate_hz", [16000, 44100, 192000])
+@pytest.mark.parametrize(
+    ("source", "settings", "wanted", "written"),
+    [
+        ("s.mp4", {}, "o.mp4", "o.mp4"),
+        ("s.mov", {"sound_codec": "pcm_s16le"}, "o", "o.mov"),
+        ("s.mp4", {}, "o.mkv", "o.mkv"),
+        ("s.mkv", {"sound_codec": "flac"}, "o", "o.mkv"),
+        ("s.mkv", {"sound_codec": "libopus"}, "o.m4v", "o.m4v"),
+        ("s.webm", {"codec": "libvpx", "sound_codec": "libopus"}, "o.webm", "o.mkv"),
+        ("s.ts", {"start_s": 90}, "o.mp4", "o.mp4"),
+        ("s.ts", {"start_s": 90}, "o", "o.mkv"),
+        ("s.avi", {"codec": "mpeg4", "sound_codec": "pcm_s16le"}, "my.cut", "my.cut.mkv"),
+    ],
+)
+def test_both_sounds_are_where_they_belong(tmp_path, source, settings, wanted, written, rate_hz):
+    source = video(tmp_path / source, **settings)
+    clip = read_clip(source, size=8, start_s=1.2, duration_s=1)
+    result = mux(
+        source,
+        click(1, STEM_CLICK_S, rate_hz),
+        rate_hz,
+        tmp_path / wanted,
+        start_s=clip.start_s,
+        video_start_s=clip.video_start_s,
+        title="dog barking",
+    )
+    assert (result.path.name, result.warnings) == (written, ())
+    assert loudest_s(result.path, 0) == pytest.approx(1.2 + STEM_CLICK_S, abs=0.002)
+    assert loudest_s(result.path, 1) == pytest.approx(loudest_s(source, 0), abs=0.002)
+    same = [(pictures, shown_s) for pictures, shown_s in video_packets(result.path)]
+    if "ts" not in source.suffix:  # a transport stream frames its packets in another way
+        assert same == video_packets(source)
+    assert len(same) == 25 * VIDEO_S
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv"])
+def test_tracks_are_named_and_the_stem_is_default(tmp_path, suffix):
+    source = video(tmp_path / "s.mov", turned=(90, False, False))
+    result = mux(source, click(1, 0.5, 16000), 16000, tmp_path / f"o{suffix}", title="dog\nbarking 犬")
+    with av.open(str(result.path)) as target:
+        stem, original = target.streams.audio
+        assert stem.metadata["title"] == "dog barking 犬"
+        assert original.metadata["title"] == "original"
+        assert [bool(track.disposition & Disposition.default) for track in (stem, original)] == [True, False]
+        assert stem.codec_context.name == ("flac" if suffix == ".mkv" else "aac")
+        assert (stem.codec_context.layout.name, stem.codec_context.sample_rate) == ("mono", 16000)
+        assert next(target.decode(video=0)).rotation == 90
+
+
+def test_language_of_the_original_is_kept(tmp_path):
+    result = mux(video(tmp_path / "s.mp4"), click(1, 0.5, 16000), 16000, tmp_path / "o.mp4")
+    with av.open(str(result.path)) as target:
+        assert target.streams.audio[1].language == "deu"
+
+
+def test_level_and_silence_before_the_stem(tmp_path):
+    tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(48000) / 48000).astype(np.float32)
+    result = mux(video(tmp_path / "s.mp4", sound=None), tone, 48000, tmp_path / "o.mp4", start_s=2)
+    with av.open(str(result.path)) as target:
+        heard = np.concatenate([frame.to_ndarray()[0] for frame in target.decode(audio=0)])
+    assert np.abs(heard[: 2 * 48000 - 2048]).max() < 1e-3
+    np.testing.assert_allclose(heard[2 * 48000 + 4800 : 3 * 48000 - 4800], tone[4800:-4800], atol=0.02)
+
+
+def test_codecs_that_do_not_fit_lead_to_mkv_and_a_warning(tmp_path):
+    source = video(tmp_path / "s.webm", codec="libvpx", sound_codec="libopus")
+    result = mux(source, click(1, 0.5, 16000), 16000, tmp_path / "o.mp4")
+    assert result.path.name == "o.mkv"
+    assert result.warnings == ("s.webm: .mp4 cannot hold its streams (vp8); written as o.mkv",)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["o.mkv", "s.webm"]
+
+
+def test_nothing_is_overwritten(tmp_path):
+    source = video(tmp_path / "s.mp4")
+    before = source.read_bytes()
+    names = [mux(source, click(1, 0.5, 16000), 16000, source).path.name for _ in range(2)]
+    assert names == ["s-2.mp4", "s-3.mp4"]
+    assert source.read_bytes() == before
+
+
+def test_truncated_source_is_copied_as_far_as_it_goes(tmp_path):
+    source = video(tmp_path / "s.mkv")
+    source.write_bytes(source.read_bytes()[: source.stat().st_size // 2])
+    result = mux(source, click(1, 0.5, 16000), 16000, tmp_path / "o")
+    assert 20 < len(video_packets(result.path)) < 100
+    assert loudest_s(result.path, 0) == pytest.approx(0.5, abs=0.002)
+
+
+def test_cover_art_is_not_taken_for_the_video(tmp_path):
+    with pytest.raises(MediaNotFoundError, match="no such file"):
+        mux(tmp_path / "missing.mp4", click(1, 0.5, 16000), 16000, tmp_path / "o.mp4")
+    (tmp_path / "text.mp4").write_text("no video")
+    with pytest.raises(MediaError, match="is not a video"):
+        mux(tmp_path / "text.mp4", click(1, 0.5, 16000), 16000, tmp_path / "o.mp4")
+    assert [path.name for path in tmp_path.iterdir()] == ["text.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"start_s": float("nan")}, "start nan s"),
+        ({"start_s": -1.0}, "start -1.0 s"),
+        ({"sample_rate_hz": 5}, "sample rate 5 Hz"),
+        ({"audio": np.full(9, np.nan, np.float32)}, "NaN or infinity"),
+    ],
+)
+def test_requests_out_of_range(tmp_path, changes, words):
+    arguments = {"audio": click(1, 0.5, 16000), "sample_rate_hz": 16000, "out_path": tmp_path / "o.mp4", **changes}
+    with pytest.raises(RequestError, match=words):
+        mux(video(tmp_path / "s.mp4"), **arguments)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+@pytest.mark.parametrize("limit_bytes", [1, 20_000, 60_000])
+def test_a_full_disk_leaves_nothing(tmp_path, suffix, limit_bytes):
+    source = video(tmp_path / "s.mp4")
+    noise = np.random.default_rng(1).uniform(-0.5, 0.5, 16000 * 10).astype(np.float32)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limits[1]))
+    try:
+        with pytest.raises(OutputError, match=rf"o\{suffix}: cannot be written") as caught:
+            mux(source, noise, 16000, tmp_path / f"o{suffix}")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["s.mp4"]
+
+
+def test_an_interruption_leaves_nothing(tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    source = video(tmp_path / "s.mp4")
+    monkeypatch.setattr(selva_runtime.mux.Rising, "fix", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        mux(source, click(1, 0.5, 16000), 16000, tmp_path / "o.mp4")
+    assert [path.name for path in tmp_path.iterdir()] == ["s.mp4"]

@@ -1,0 +1,104 @@
+"""Lengths and positions against the published table and against PyTorch's own arithmetic."""
+
+import csv
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from selva_runtime.sequence import SequenceRules, clip_positions, latent_positions, nearest_exact_indices
+
+TABLE = Path(__file__).parent / "data" / "expected" / "sequence_lengths.tsv"
+HOPS = {16000: 256, 44100: 512}
+
+
+def rules(rate_hz: int = 16000, **changes: object) -> SequenceRules:
+    values = {
+        "sample_rate_hz": rate_hz,
+        "hop": HOPS[rate_hz],
+        "latent_width": 20,
+        "fps": 25,
+        "clip_fps": 8,
+        "segment_frames": 16,
+        "segment_step": 8,
+        "sync_per_segment": 8,
+        "image_size": 224,
+        "min_duration_s": 0.64,
+        "max_duration_s": 30.0,
+    }
+    return SequenceRules(**{**values, **changes})
+
+
+@pytest.mark.parametrize(
+    "row",
+    list(csv.DictReader(TABLE.open(), delimiter="\t")),
+    ids=lambda row: f"{row['sampling_rate']}-{row['duration_s']}",
+)
+def test_lengths_are_the_published_ones(row):
+    rate_hz = int(row["sampling_rate"])
+    lengths = rules(rate_hz).lengths(float(row["duration_s"]))
+    decoded = lengths.latent * 2 * HOPS[rate_hz]
+    expected = (int(row["latent"]), int(row["clip"]), int(row["sync"]), int(row["audio_samples"]))
+    assert (lengths.latent, lengths.clip, lengths.sync, decoded) == expected
+
+
+@pytest.mark.parametrize("rate_hz", HOPS)
+def test_every_duration_fits_the_decoder_and_the_frames(rate_hz):
+    for hundredths in range(64, 3001):
+        lengths = rules(rate_hz).lengths(hundredths / 100)
+        assert lengths.frames == hundredths // 4
+        assert lengths.samples == round(hundredths * rate_hz / 100)
+        assert lengths.samples <= lengths.latent * 2 * HOPS[rate_hz] < lengths.samples + 2 * HOPS[rate_hz] + 1
+        assert lengths.clip >= 1
+        assert 16 + 8 * (lengths.segments - 1) <= lengths.frames < 16 + 8 * lengths.segments
+
+
+def test_durations_mean_what_was_written():
+    assert rules().lengths(12.04).frames == 301
+    assert rules().lengths(0.1 + 0.2 + 0.34).frames == 16
+    assert rules().lengths(16 / 3).samples == round(16000 * 16 / 3)
+    assert rules(44100).lengths(100 * 1024 / 44100).latent == 100
+
+
+def test_the_shortest_visual_stream_has_one_token():
+    assert rules(clip_fps=1).lengths(0.64).clip == 1
+
+
+@pytest.mark.parametrize("rate_hz", HOPS)
+def test_nearest_exact_is_pytorchs(rate_hz):
+    torch = pytest.importorskip("torch")
+    all_lengths = [rules(rate_hz).lengths(hundredths / 100) for hundredths in range(64, 3001)]
+    for sync, latent in {(lengths.sync, lengths.latent) for lengths in all_lengths}:
+        features = torch.arange(sync, dtype=torch.float32)[None, None]
+        expected = torch.nn.functional.interpolate(features, size=latent, mode="nearest-exact")[0, 0].numpy()
+        np.testing.assert_array_equal(nearest_exact_indices(sync, latent), expected)
+
+
+def test_positions_count_in_latents():
+    lengths = rules().lengths(8.0)
+    np.testing.assert_array_equal(latent_positions(lengths), np.arange(250, dtype=np.float32))
+    np.testing.assert_allclose(clip_positions(lengths), np.arange(64) * 250 / 64, rtol=1e-6)
+    assert clip_positions(lengths).dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("hop", 0),
+        ("fps", 25.0),
+        ("fps", True),
+        ("latent_width", -1),
+        ("image_size", 100_000),
+        ("min_duration_s", float("nan")),
+        ("min_duration_s", 0.1),
+        ("max_duration_s", 0.5),
+        ("sample_rate_hz", "16000"),
+    ],
+)
+def test_rules_that_cannot_be_meant_are_refused(name, value):
+    with pytest.raises(ValueError, match="sequence"):
+        rules(**{name: value})
+
+
+def test_rules_are_plain_values():
+    assert rules() == SequenceRules(**asdict(rules()))

@@ -1,0 +1,392 @@
+"""A session: the same seed the same sound, nothing computed twice, nothing wrong handed out."""
+
+import json
+import shutil
+import subprocess
+import sys
+import threading
+from collections import Counter
+
+import numpy as np
+import pytest
+import selva_runtime.session
+from selva_runtime import BackendError, BundleError, Cancelled, RequestError, Session
+from selva_runtime.cores import usable_cores
+from selva_runtime.executor import make_executor
+
+SAMPLE_RATE_HZ = 16000
+
+
+class RecordingExecutor:
+    """The real executor, with a list of what ran and a way to spoil it."""
+
+    def __init__(self, real):
+        self._real = real
+        self.runs = Counter()
+        self.loaded = set()
+        self.spoil = {}
+
+    def __getattr__(self, name):
+        return getattr(self._real, name)
+
+    def run(self, name, feeds, cancel=None):
+        self.runs[name] += 1
+        self.loaded.add(name)
+        outputs = self._real.run(name, feeds, cancel)
+        return self.spoil[name](outputs) if name in self.spoil else outputs
+
+    def release(self, name):
+        self.loaded.discard(name)
+        self._real.release(name)
+
+
+def moving_frames(count: int, size: int) -> np.ndarray:
+    """A bright bar that walks over noise."""
+    frames = np.random.default_rng(5).integers(0, 100, (count, 3, size, size), dtype=np.uint8)
+    for i in range(count):
+        frames[i, :, :, i % size] = 255
+    return frames
+
+
+@pytest.fixture
+def recorded(demo_bundle, monkeypatch):
+    """A session, and the executor under it that records."""
+    made = []
+
+    def make(*arguments):
+        made.append(RecordingExecutor(make_executor(*arguments)))
+        return made[-1]
+
+    monkeypatch.setattr(selva_runtime.session, "make_executor", make)
+    return Session(demo_bundle, threads=1), made[0]
+
+
+@pytest.fixture(scope="module")
+def session(demo_bundle):
+    return Session(demo_bundle, threads=1)
+
+
+def encode(session, duration_s=1.0):
+    frames = moving_frames(int(25 * duration_s + 1e-6), session.info.image_size)
+    return session.encode_frames(frames, duration_s)
+
+
+@pytest.fixture(scope="module")
+def clip(session):
+    return encode(session)
+
+
+def few_steps(session, clip, prompts, **options):
+    return session.generate(clip, prompts, **{"steps": 3, **options})
+
+
+def same(one, other) -> bool:
+    scale = np.linalg.norm(one.audio)
+    return scale > 0 and np.linalg.norm(one.audio - other.audio) <= 1e-5 * scale
+
+
+def test_a_stem_for_each_prompt_and_take(session, clip):
+    stems = few_steps(session, clip, ["dog barking", "rain"], takes=2, seed=7)
+    assert [(stem.prompt, stem.take) for stem in stems] == [
+        ("dog barking", 0),
+        ("dog barking", 1),
+        ("rain", 0),
+        ("rain", 1),
+    ]
+    for stem in stems:
+        assert (stem.audio.dtype, stem.sample_rate_hz, stem.seed) == (np.float32, SAMPLE_RATE_HZ, 7)
+        assert np.abs(stem.audio).max() <= 1
+        assert stem.warnings == ()
+
+
+@pytest.mark.parametrize("duration_s", [0.64, 0.7, 1.37, 5.37, 8.0])
+def test_stems_are_exactly_as_long_as_the_clip(session, duration_s):
+    stem = few_steps(session, encode(session, duration_s), ["rain"], steps=1)[0]
+    assert stem.audio.shape == (round(duration_s * SAMPLE_RATE_HZ),)
+
+
+def test_a_decoder_that_gives_too_little_is_padded(recorded):
+    session, executor = recorded
+    executor.spoil["decoder"] = lambda outputs: {"audio": outputs["audio"][:, :1000]}
+    stem = few_steps(session, encode(session), ["rain"])[0]
+    assert stem.audio.shape == (SAMPLE_RATE_HZ,)
+    assert not stem.audio[1000:].any()
+
+
+def test_the_same_seed_is_the_same_sound(session, clip):
+    first, again, other = (few_steps(session, clip, ["rain"], seed=seed)[0] for seed in (3, 3, 4))
+    np.testing.assert_array_equal(first.audio, again.audio)
+    assert not same(first, other)
+
+
+def test_other_prompts_and_takes_do_not_change_a_stem(session, clip):
+    alone = few_steps(session, clip, ["rain"])[0]
+    beside = few_steps(session, clip, ["rain", "dog barking", "wind in the trees", "bells", "sea"], takes=2)
+    assert same(alone, beside[0])
+    assert not same(beside[0], beside[1])
+    assert not same(beside[0], beside[2])
+
+
+def test_the_same_prompt_twice_differs_in_its_noise(session, clip):
+    first, second = few_steps(session, clip, ["rain", "rain"])
+    assert not same(first, second)
+
+
+def test_noise_given_is_the_noise_used(session, clip):
+    from selva_runtime.flow import draw_noise
+
+    latent = 32
+    noise = np.stack([draw_noise(3, 0, 0, latent, 20), draw_noise(3, 1, 0, latent, 20)])
+    drawn = few_steps(session, clip, ["rain", "sea"], seed=3)
+    given = few_steps(session, clip, ["rain", "sea"], seed=99, noise=noise)
+    assert all(same(one, other) for one, other in zip(drawn, given, strict=True))
+    for wrong in (noise[:1], noise[:, 1:], np.full_like(noise, np.nan)):
+        with pytest.raises(RequestError, match="noise"):
+            few_steps(session, clip, ["rain", "sea"], noise=wrong)
+
+
+def test_the_noise_is_the_documented_draw():
+    from selva_runtime.flow import draw_noise
+
+    sequence = np.random.SeedSequence(entropy=7, spawn_key=(2, 1))
+    expected = np.random.Generator(np.random.PCG64(sequence)).standard_normal((5, 20), dtype=np.float32)
+    np.testing.assert_array_equal(draw_noise(7, 2, 1, 5, 20), expected)
+
+
+def test_negative_prompts_and_guidance_change_the_sound(session, clip):
+    plain = few_steps(session, clip, ["rain"])[0]
+    assert not same(plain, few_steps(session, clip, ["rain"], negative="")[0])
+    assert not same(plain, few_steps(session, clip, ["rain"], guidance=2)[0])
+    one, none = (few_steps(session, clip, ["rain"], guidance=guidance)[0] for guidance in (1, 0))
+    np.testing.assert_array_equal(one.audio, none.audio)
+
+
+def test_what_is_known_is_not_computed_again(recorded):
+    session, executor = recorded
+    clip = encode(session)
+    few_steps(session, clip, ["rain", "sea"], negative="music")
+    assert (executor.runs["text_t5"], executor.runs["text_clip"]) == (2, 3)
+    assert not executor.loaded & {"text_t5", "text_clip"}
+    before = Counter(executor.runs)
+    few_steps(session, clip, ["sea", "rain", "sea"], negative="music", seed=5)
+    ran_again = {name for name, count in executor.runs.items() if count > before[name]}
+    assert ran_again == {"conditions", "guided_step", "decoder"}
+    few_steps(session, clip, ["bells"])
+    assert executor.runs["text_t5"] == 3
+    assert executor.runs["video_backbone"] == before["video_backbone"] == len(clip.tokens)
+
+
+def test_more_prompts_than_the_caches_hold(recorded):
+    session, executor = recorded
+    prompts = [f"{number} dogs" for number in range(70)]
+    stems = few_steps(session, encode(session, 0.64), prompts, steps=1)
+    assert [stem.prompt for stem in stems] == prompts
+    assert executor.runs["text_t5"] == 70
+
+
+def test_text_towers_can_be_kept(demo_bundle, monkeypatch):
+    released = []
+    session = Session(demo_bundle, threads=1, keep_text_towers=True)
+    monkeypatch.setattr(session._executor, "release", released.append)
+    few_steps(session, encode(session), ["rain"])
+    assert released == []
+
+
+def test_progress_counts_every_stage_to_its_end(session):
+    calls = []
+    frames = moving_frames(25, session.info.image_size)
+    clip = session.encode_frames(frames, 1.0, progress=lambda *call: calls.append(call))
+    few_steps(session, clip, ["creaking door", "rain"], takes=3, progress=lambda *call: calls.append(call))
+    stages = list(dict.fromkeys(stage for stage, _, _ in calls))
+    assert stages == ["encode", "text", "select", "step", "vocode"]
+    for stage in stages:
+        counts = [(done, total) for name, done, total in calls if name == stage]
+        assert [done for done, _ in counts] == list(range(1, counts[0][1] + 1))
+
+
+@pytest.mark.parametrize("stage", ["text", "select", "step", "vocode"])
+def test_cancel_stops_at_the_next_chance(session, clip, stage):
+    cancel, seen = threading.Event(), []
+
+    def progress(name, done, total):
+        seen.append(name)
+        if name == stage:
+            cancel.set()
+
+    with pytest.raises(Cancelled):
+        few_steps(session, encode(session), ["a new prompt " + stage, "sea"], progress=progress, cancel=cancel)
+    assert seen.count(stage) == 1
+    assert same(few_steps(session, clip, ["rain"])[0], few_steps(session, clip, ["rain"])[0])
+
+
+def test_cancel_while_encoding(session):
+    cancel = threading.Event()
+    cancel.set()
+    with pytest.raises(Cancelled):
+        session.encode_frames(moving_frames(25, session.info.image_size), 1.0, cancel=cancel)
+
+
+def test_cancel_stops_inside_a_graph(session, clip, demo_bundle):
+    executor = make_executor(selva_runtime.Bundle.open(demo_bundle), "cpu", 1)
+    cancel = threading.Event()
+    cancel.set()
+    latents = np.zeros((1, 4000, 20), np.float32)
+    with pytest.raises(Cancelled):
+        while True:
+            executor.run("decoder", {"latents": latents}, cancel)
+            latents = np.concatenate([latents, latents])
+
+
+@pytest.mark.parametrize("graph", ["guided_step", "decoder", "video_backbone"])
+def test_values_that_are_not_finite_never_become_sound(recorded, graph):
+    session, executor = recorded
+    executor.spoil[graph] = lambda outputs: {name: values * np.float32(np.nan) for name, values in outputs.items()}
+    with pytest.raises(BackendError, match=f"{graph} gave values that are not finite"):
+        few_steps(session, encode(session), ["rain"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prompts": []}, "no prompt"),
+        ({"prompts": "rain"}, "list of texts"),
+        ({"prompts": [" "]}, "empty"),
+        ({"prompts": [7]}, "is a text, not int"),
+        ({"prompts": ["a" * 1001]}, "1001 characters"),
+        ({"prompts": ["rain\n"]}, "control"),
+        ({"prompts": ["rain\ud800"]}, "control or undecodable"),
+        ({"negative": "   "}, "empty"),
+        ({"negative": "a" * 1001}, "1001 characters"),
+        ({"steps": 0}, "steps is 0"),
+        ({"steps": 1001}, "steps"),
+        ({"steps": 2.5}, "steps is 2.5"),
+        ({"guidance": float("nan")}, "guidance is nan"),
+        ({"guidance": -1}, "guidance"),
+        ({"guidance": 101}, "guidance"),
+        ({"guidance": "4"}, "guidance is '4'"),
+        ({"takes": 0}, "takes"),
+        ({"takes": 65}, "takes"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 2**63}, "seed"),
+        ({"seed": None}, "seed is None"),
+    ],
+)
+def test_requests_out_of_range_are_refused(session, clip, options, message):
+    with pytest.raises(RequestError, match=message):
+        session.generate(clip, **{"prompts": ["rain"], **options})
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "duration_s", "message"),
+    [
+        ((24, 3, 64, 64), np.uint8, 1.0, "24 frames do not last 1.0 s; give 25"),
+        ((25, 3, 32, 64), np.uint8, 1.0, r"give uint8 \(frames, 3, 64, 64\)"),
+        ((25, 3, 64, 64), np.float32, 1.0, "frames are float32"),
+        ((25, 3, 64, 64), np.uint8, 0.5, "duration is 0.5 s"),
+        ((25, 3, 64, 64), np.uint8, float("nan"), "duration is nan"),
+        ((25, 3, 64, 64), np.uint8, 31.0, "give a number from 0.64 to 30 s"),
+    ],
+)
+def test_frames_that_do_not_fit_are_refused(session, shape, dtype, duration_s, message):
+    with pytest.raises(RequestError, match=message):
+        session.encode_frames(np.zeros(shape, dtype), duration_s)
+
+
+def test_a_clip_belongs_to_its_bundle(session, clip):
+    stranger = selva_runtime.Clip(**{**vars(clip), "backbone": "0" * 64})
+    with pytest.raises(RequestError, match="another bundle"):
+        session.generate(stranger, ["rain"])
+
+
+def test_prompts_that_will_not_be_read_in_full_are_reported(session):
+    assert session.prompt_warnings("dog barking") == ()
+    assert "does not know (猫)" in session.prompt_warnings("猫 meowing 猫")[0]
+    (warning,) = session.prompt_warnings("many dogs bark " * 50)
+    assert "longer than the model reads: its first" in warning
+
+
+def test_backends_are_chosen_by_name(demo_bundle):
+    assert Session(demo_bundle, backend="cpu").info.backend == "cpu"
+    with pytest.raises(BackendError, match="no backend 'abacus'; choose one of auto, cpu"):
+        Session(demo_bundle, backend="abacus")
+    with pytest.raises(RequestError, match="threads is 0"):
+        Session(demo_bundle, threads=0)
+
+
+def test_feeds_are_checked_against_the_manifest(session):
+    ids = np.zeros((1, 3), np.int64)
+    with pytest.raises(BackendError, match="text_t5 takes ids, mask, not ids"):
+        session._executor.run("text_t5", {"ids": ids})
+    with pytest.raises(BackendError, match="takes mask as bool"):
+        session._executor.run("text_t5", {"ids": ids, "mask": ids})
+    with pytest.raises(BackendError, match="takes ids as int64"):
+        session._executor.run("text_clip", {"ids": ids})
+
+
+def test_a_graph_that_cannot_be_loaded_is_one_line(demo_bundle, tmp_path):
+    import hashlib
+
+    bundle = shutil.copytree(demo_bundle, tmp_path / "bundle")
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    name = manifest["graphs"]["video_backbone"]["file"]
+    (bundle / name).write_bytes(b"no graph")
+    manifest["files"][name] = {"sha256": hashlib.sha256(b"no graph").hexdigest(), "bytes": 8}
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BackendError, match="ONNX Runtime cannot load") as caught:
+        encode(Session(bundle))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_that_cannot_be_read_is_one_line(demo_bundle, tmp_path):
+    import hashlib
+
+    bundle = shutil.copytree(demo_bundle, tmp_path / "bundle")
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    name = manifest["text"]["clip"]["tokenizer"]
+    (bundle / name).write_bytes(b"{}")
+    manifest["files"][name] = {"sha256": hashlib.sha256(b"{}").hexdigest(), "bytes": 2}
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match="is not a tokenizer"):
+        Session(bundle)
+
+
+def test_cores_respect_the_quota(tmp_path):
+    (tmp_path / "cpu.max").write_text("50000 100000\n")
+    assert usable_cores(tmp_path) == 1
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert usable_cores(tmp_path) == usable_cores(tmp_path / "absent") >= 1
+
+
+RUN_WITHOUT_TORCH = """
+import sys
+
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"torch", "onnx", "transformers", "huggingface_hub", "selva_ref", "selva_export"}:
+            raise ImportError(f"{name} is blocked")
+
+sys.meta_path.insert(0, Block())
+import numpy as np
+from selva_runtime import Session
+
+session = Session(sys.argv[1], threads=1)
+clip = session.encode_frames(np.zeros((25, 3, 64, 64), np.uint8), 1.0)
+stems = session.generate(clip, ["rain"], steps=1)
+import selva_runtime.deliver
+print(len(stems[0].audio))
+"""
+
+
+def test_runs_with_torch_blocked(demo_bundle):
+    command = [sys.executable, "-c", RUN_WITHOUT_TORCH, str(demo_bundle)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "16000\n"), done.stderr
+
+
+def test_importing_costs_a_host_nothing():
+    code = "import sys, selva_runtime; print({'numpy', 'av', 'onnxruntime', 'tokenizers', 'click'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+    assert set(selva_runtime._LAZY) < set(selva_runtime.__all__)
+    for name in selva_runtime.__all__:
+        assert getattr(selva_runtime, name).__name__ == name
