@@ -24,8 +24,8 @@ EXPORT = [
     "onnxscript>=0.6",
     "polygraphy>=0.49",
     "safetensors>=0.5",
-    "transformers>=5.0",
-    "huggingface_hub>=1.0",
+    "transformers>=5.23",
+    "huggingface_hub>=2.4",
 ]
 
 setup(

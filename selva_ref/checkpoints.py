@@ -81,14 +81,14 @@ class Checkpoint:
         return (self.file, *(str(stem.with_suffix(suffix)) for suffix in _RAW_SUFFIXES), *self.also)
 
 
-def _selva(part: str, path: str, licence: str, md5: str | None = None, sha256: str | None = None) -> Checkpoint:
+def _selva(part: str, path: str, licence: str, md5: str | None = None) -> Checkpoint:
     """A checkpoint from SelVA's own repository, whose commit is not known to us: its hashes pin it."""
     return Checkpoint(
         part=part,
         file=f"{PurePosixPath(path).stem}.safetensors",
         licence=licence,
         repo="jnwnlee/SelVA",
-        weights=HubFile(path=path, md5=md5, sha256=sha256),
+        weights=HubFile(path=path, md5=md5),
     )
 
 
@@ -100,7 +100,6 @@ _TEACHER = _selva(
     "ext_weights/synchformer_state_dict.pth",
     "MIT (Synchformer)",
     "5b2f5594b0730f70e41e549b7c94390c",
-    "8aff082f2df5c3bc52759db0c865c7ee772ae6400b860d1b7e90413f2defb67c",
 )
 _VAE_LICENCE = "CC-BY-NC 4.0 (MMAudio)"
 _VAE_16K = _selva("vae", "ext_weights/v1-16.pth", _VAE_LICENCE, "69f56803f59a549a1a507c93859fd4d7")
@@ -109,14 +108,12 @@ _VAE_44K = _selva(
     "ext_weights/v1-44.pth",
     _VAE_LICENCE,
     "fab020275fa44c6589820ce025191600",
-    "ab6cc15dc31947675f75c950c41f4dcfd0d6d1817555ac871f809ec388e4651a",
 )
 _VOCODER_16K = _selva(
     "vocoder",
     "ext_weights/best_netG.pt",
     "MIT (BigVGAN)",
     "eeaf372a38a9c31c362120aba2dde292",
-    "970ca75ee4d5ce583e9396a4534acb14971ea2b4f1c22e038f476680c868a789",
 )
 _VOCODER_44K = Checkpoint(
     part="vocoder",

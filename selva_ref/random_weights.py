@@ -54,6 +54,8 @@ def fill(name: str, shape: tuple[int, ...]) -> np.ndarray:
     if leaf == "latent_std":
         return 1 + np.float32(0.1) * np.abs(x)
     gain, offset = _gain_and_offset(leaf, shape)
+    if name.endswith("SelfAttention.q.weight"):
+        gain /= 8  # T5 does not scale its scores: its own initialiser, too, makes queries smaller by d^-0.5
     return np.float32(offset) + np.float32(gain) * x
 
 

@@ -140,7 +140,7 @@ class ClipTower(OfficialModule):
             num_attention_heads=config.clip_heads,
             intermediate_size=config.clip_mlp,
             max_position_embeddings=config.clip_tokens,
-            hidden_act="gelu",
+            hidden_act="quick_gelu",
             bos_token_id=config.clip_vocabulary - 2,
             eos_token_id=config.clip_vocabulary - 1,
         )

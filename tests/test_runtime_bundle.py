@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+
 import selva_runtime.bundle
 from selva_runtime import Bundle, BundleError
 

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from io import StringIO
 from pathlib import Path
@@ -12,9 +13,11 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-import selva_runtime.deliver
 import soundfile
 from click.testing import CliRunner
+from clips import numbered, write_video
+
+import selva_runtime.deliver
 from selva_runtime import Cancelled
 from selva_runtime.cli import main
 from selva_runtime.deliver import generate_files
@@ -22,24 +25,9 @@ from selva_runtime.job import Job
 from selva_runtime.progress import ProgressBars
 
 
-def write_video(
-    path: Path, *, duration_s: float = 1.0, fps: int = 25, width: int = 64, height: int = 64, codec="mpeg4"
-):
-    """A grey ramp that brightens with time."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=fps)
-        stream.width, stream.height = width, height
-        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p" if codec == "mpeg4" else "gray"
-        for i in range(round(duration_s * fps)):
-            picture = np.full((height, width, 3), i * 5 % 256, np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture)))
-        container.mux(stream.encode())
-    return path
-
-
 @pytest.fixture(scope="module")
 def video(tmp_path_factory) -> Path:
-    return write_video(tmp_path_factory.mktemp("video") / "street.mp4", duration_s=2.0)
+    return write_video(tmp_path_factory.mktemp("video") / "street.mp4", map(numbered, range(50)))
 
 
 @pytest.fixture
@@ -118,7 +106,7 @@ def test_mux_puts_the_chosen_stem_into_a_copy(run, tmp_path):
 
 
 def test_only_part_of_a_long_video_is_used_and_it_says_so(demo_bundle, tmp_path):
-    video = write_video(tmp_path / "long.mp4", duration_s=12, fps=5)
+    video = write_video(tmp_path / "long.mp4", map(numbered, range(60)), rate=5)
     common = [str(video), "-p", "rain", "-o", str(tmp_path / "out"), "--bundle", str(demo_bundle), "--steps", "1"]
     result = CliRunner().invoke(main, common)
     assert "notice: used 0.0-8.0 s of 12.0 s (choose with --start, --duration)\n" in result.stderr
@@ -143,8 +131,6 @@ def test_the_bundle_comes_from_the_environment_or_the_package(run, demo_bundle, 
 
 
 def test_a_program_can_call_it_and_cancel_it(demo_bundle, video, tmp_path):
-    import threading
-
     cancel = threading.Event()
 
     def progress(stage, done, total):
@@ -210,7 +196,7 @@ def generate_command(bundle, video, out, *arguments) -> list[str]:
 @pytest.mark.skipif(os.name == "nt", reason="signals are sent the POSIX way")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_ctrl_c_leaves_nothing_half_written(demo_bundle, tmp_path, number, code):
-    video = write_video(tmp_path / "video.mp4", duration_s=30, fps=2)
+    video = write_video(tmp_path / "video.mp4", map(numbered, range(60)), rate=2)
     kept = tmp_path / "kept"
     kept.mkdir()
     (kept / "rain.wav").write_bytes(b"mine")

@@ -5,9 +5,10 @@ import resource
 import av
 import numpy as np
 import pytest
-import selva_runtime.mux
 from av.stream import Disposition
 from clips import click, loudest_s, numbered, write_video
+
+import selva_runtime.mux
 from selva_runtime.errors import MediaError, MediaNotFoundError, OutputError, RequestError
 from selva_runtime.mux import mux
 from selva_runtime.video import read_clip
@@ -59,10 +60,10 @@ def test_both_sounds_are_where_they_belong(tmp_path, source, settings, wanted, w
     assert (result.path.name, result.warnings) == (written, ())
     assert loudest_s(result.path, 0) == pytest.approx(1.2 + STEM_CLICK_S, abs=0.002)
     assert loudest_s(result.path, 1) == pytest.approx(loudest_s(source, 0), abs=0.002)
-    same = [(pictures, shown_s) for pictures, shown_s in video_packets(result.path)]
-    if "ts" not in source.suffix:  # a transport stream frames its packets in another way
-        assert same == video_packets(source)
-    assert len(same) == 25 * VIDEO_S
+    pictures = video_packets(result.path)
+    assert len(pictures) == 25 * VIDEO_S
+    if source.suffix != ".ts":  # its packets are framed in another way
+        assert pictures == video_packets(source)
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv"])
@@ -71,8 +72,8 @@ def test_tracks_are_named_and_the_stem_is_default(tmp_path, suffix):
     result = mux(source, click(1, 0.5, 16000), 16000, tmp_path / f"o{suffix}", title="dog\nbarking 犬")
     with av.open(str(result.path)) as target:
         stem, original = target.streams.audio
-        assert stem.metadata["title"] == "dog barking 犬"
-        assert original.metadata["title"] == "original"
+        key = "title" if suffix == ".mkv" else "name"
+        assert (stem.metadata[key], original.metadata[key]) == ("dog barking 犬", "original")
         assert [bool(track.disposition & Disposition.default) for track in (stem, original)] == [True, False]
         assert stem.codec_context.name == ("flac" if suffix == ".mkv" else "aac")
         assert (stem.codec_context.layout.name, stem.codec_context.sample_rate) == ("mono", 16000)
@@ -118,7 +119,7 @@ def test_truncated_source_is_copied_as_far_as_it_goes(tmp_path):
     assert loudest_s(result.path, 0) == pytest.approx(0.5, abs=0.002)
 
 
-def test_cover_art_is_not_taken_for_the_video(tmp_path):
+def test_sources_that_are_no_video(tmp_path):
     with pytest.raises(MediaNotFoundError, match="no such file"):
         mux(tmp_path / "missing.mp4", click(1, 0.5, 16000), 16000, tmp_path / "o.mp4")
     (tmp_path / "text.mp4").write_text("no video")

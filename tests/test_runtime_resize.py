@@ -5,6 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
+
 from selva_runtime.resize import resize
 
 

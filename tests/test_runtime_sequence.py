@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from selva_runtime.sequence import SequenceRules, clip_positions, latent_positions, nearest_exact_indices
 
 TABLE = Path(__file__).parent / "data" / "expected" / "sequence_lengths.tsv"

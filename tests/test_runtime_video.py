@@ -5,12 +5,14 @@ import math
 import random
 import threading
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 from av.stream import Disposition
 from clips import click, numbered, numbers_of, write_video
+
 from selva_runtime.errors import Cancelled, MediaError, MediaNotFoundError, RequestError, SelvaError
 from selva_runtime.video import read_clip
 
@@ -380,3 +382,9 @@ def test_whatever_is_damaged_the_error_is_typed(tmp_path, name, settings):
             assert len(clip.frames) == math.floor(Fraction(repr(clip.duration_s)) * 25)
             readable += 1
     assert readable
+
+
+def test_the_example():
+    example = Path(__file__).parents[1] / "examples" / "street.mp4"
+    clip = read_clip(example, size=64)
+    assert (len(clip.frames), clip.duration_s, clip.warnings) == (104, 4.16, ())

@@ -64,7 +64,7 @@ def resample(audio: Audio, from_hz: int, to_hz: int) -> Audio:
     common = gcd(from_hz, to_hz)
     period_in, period_out = from_hz // common, to_hz // common
     periods = ceil(FILTER_REACH * max(1, from_hz / to_hz) / period_in)
-    padded = np.pad(audio, periods * period_in, mode="reflect", reflect_type="odd")
+    padded = np.pad(audio, periods * period_in, mode="reflect")
     converted = convert(padded, from_hz, to_hz)
     start, length = periods * period_out, round(Fraction(len(audio) * to_hz, from_hz))
     return converted[start : start + length].copy()
@@ -98,7 +98,9 @@ def write_wav(
     audio = np.clip(check_audio(audio), -1, 1)
     data = io.BytesIO()  # libsndfile reports a full disk by an assertion, Python by its reason
     with soundfile.SoundFile(data, "w", check_rate(sample_rate_hz), 1, "PCM_24", format="WAV") as file:
-        file.title, file.comment = tag(title), tag(comment)
+        for name, text in (("title", tag(title)), ("comment", tag(comment))):
+            if text:
+                setattr(file, name, text)
         file.write(audio)
 
     def fill(temporary: Path) -> None:

@@ -32,6 +32,8 @@ FALLBACKS = (".mkv", ".mov")
 """Tried in this order where a container cannot hold the source's codecs."""
 AAC_BITS_PER_S = 160_000
 FALLBACK_RATE_HZ = 48_000
+MAX_REORDERED_FRAMES = 16
+"""In H.264 and HEVC. Matroska stores no decoding times: those of the first packets have to lie before the others."""
 STALE_TAGS = {"major_brand", "minor_version", "compatible_brands", "encoder"}
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES}
 
@@ -168,10 +170,13 @@ class Rising:
 
     def fix(self, packet: Packet[Stream], shift: Fraction) -> None:
         """Also moves the packet `shift` seconds earlier, so that a recording that began at noon begins at 0."""
-        ticks = round(shift / packet.time_base)
-        last = self.last.get(packet.stream_index)
-        stamp = packet.pts if packet.dts is None else packet.dts
-        decode = (last or 0) if stamp is None else stamp - ticks
+        ticks, last = round(shift / packet.time_base), self.last.get(packet.stream_index)
+        if packet.dts is not None:
+            decode = packet.dts - ticks
+        elif last is not None:
+            decode = last + ((packet.duration or 1) if packet.pts is None else 1)
+        else:
+            decode = (packet.pts or 0) - ticks - MAX_REORDERED_FRAMES
         if last is not None:
             decode = max(decode, last + 1)
         packet.pts = decode if packet.pts is None else max(packet.pts - ticks, decode)
