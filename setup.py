@@ -43,7 +43,7 @@ setup(
         "selva_ref": ["py.typed", "data/*", "data/*/*"],
         "selva_runtime": ["py.typed"],
     },
-    install_requires=["numpy>=1.26", "av>=14", "soundfile>=0.12", "tokenizers>=0.20", "click>=8.1"],
+    install_requires=["numpy>=1.26", "av>=17", "soundfile>=0.12", "tokenizers>=0.20", "click>=8.1"],
     extras_require={
         "cpu": ["onnxruntime>=1.24"],
         "export": EXPORT,

@@ -2,37 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from oracle import expected, official_weights
 from torch import Tensor
 
 import selva_ref
+from selva_ref.flow_matching import euler
 from selva_ref.mel import MelSpectrogram
 from selva_ref.official import OfficialModule
-from selva_ref.random_weights import fill, normal
+from selva_ref.random_weights import normal
 from selva_ref.video_encoder import segment
 from selva_ref.vocoder import lowpass_filter
 
-DATA = Path(__file__).parent / "data"
 TOLERANCE = 1e-4
-
-
-def expected(name: str) -> dict[str, np.ndarray]:
-    with np.load(DATA / "expected" / f"{name}.npz") as stored:
-        return dict(stored)
-
-
-def official_weights(manifest: str) -> dict[str, Tensor]:
-    """The parameters of an official state dict, filled from their names."""
-    rows = (line.split("\t") for line in (DATA / "manifests" / f"{manifest}.tsv").read_text().splitlines())
-    return {
-        name: torch.tensor(fill(name, tuple(int(n) for n in shape.split(",")) if shape else ()))
-        for name, shape, kind in rows
-        if kind == "param"
-    }
 
 
 def load(part: str, preset: str, manifest: str) -> OfficialModule:
@@ -127,8 +111,6 @@ def check_generator(preset: str, case: str, *, batch: int, negative: bool) -> No
         return generator.guided_flow(x, torch.tensor([t]), conditions, empty, strength)
 
     assert relative_error(guided(0.37, noise), want["guided_t0.37"]) <= TOLERANCE
-    from selva_ref.flow_matching import euler
-
     (key,) = (name for name in want if name.startswith("euler"))
     state = euler(guided, noise, steps=int(key.removeprefix("euler")))
     assert relative_error(state, want[key]) <= TOLERANCE

@@ -10,11 +10,13 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from clips import numbered, write_video
 
 import selva_runtime.session
 from selva_runtime import BackendError, BundleError, Cancelled, RequestError, Session
 from selva_runtime.cores import usable_cores
 from selva_runtime.executor import make_executor
+from selva_runtime.video import read_clip
 
 SAMPLE_RATE_HZ = 16000
 
@@ -221,6 +223,20 @@ def test_cancel_stops_at_the_next_chance(session, clip, stage):
     assert same(few_steps(session, clip, ["rain"])[0], few_steps(session, clip, ["rain"])[0])
 
 
+def test_ctrl_c_leaves_a_session_that_works(recorded):
+    session, executor = recorded
+    clip = encode(session)
+    before = few_steps(session, clip, ["rain"])[0]
+
+    def interrupt(stage, done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        few_steps(session, clip, ["sea"], progress=interrupt)
+    assert not executor.loaded & {"text_t5", "text_clip"}
+    np.testing.assert_array_equal(few_steps(session, clip, ["rain"])[0].audio, before.audio)
+
+
 def test_cancel_while_encoding(session):
     cancel = threading.Event()
     cancel.set()
@@ -293,6 +309,24 @@ def test_requests_out_of_range_are_refused(session, clip, options, message):
 def test_frames_that_do_not_fit_are_refused(session, shape, dtype, duration_s, message):
     with pytest.raises(RequestError, match=message):
         session.encode_frames(np.zeros(shape, dtype), duration_s)
+
+
+def test_a_file_is_read_as_its_frames(session, tmp_path):
+    video = write_video(tmp_path / "video.mp4", map(numbered, range(50)))
+    calls = []
+    clip = session.encode(video, start_s=0.5, duration_s=1.0, progress=lambda *call: calls.append(call))
+    frames = read_clip(video, size=session.info.image_size, start_s=0.5, duration_s=1.0).frames
+    np.testing.assert_array_equal(clip.tokens, session.encode_frames(frames, 1.0).tokens)
+    assert (clip.start_s, clip.duration_s, clip.source, clip.source_duration_s) == (0.5, 1.0, str(video), 2.0)
+    assert list(dict.fromkeys(stage for stage, done, total in calls if done == total)) == ["decode", "encode"]
+    with pytest.raises(RequestError, match="start is -1"):
+        session.encode(video, start_s=-1)
+
+
+def test_a_video_that_ends_before_shortens_the_clip(session, tmp_path):
+    clip = session.encode(write_video(tmp_path / "video.mp4", map(numbered, range(50))), start_s=1.2)
+    assert clip.duration_s == pytest.approx(0.8)
+    assert few_steps(session, clip, ["rain"])[0].audio.shape == (12800,)
 
 
 def test_a_clip_belongs_to_its_bundle(session, clip):

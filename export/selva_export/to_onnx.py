@@ -83,7 +83,7 @@ def _simplify(model: onnx_ir.Model) -> None:
     The exporter's own `optimize=True` also matches rewrite rules against every node, twice: a minute for the decoder,
     for a handful of fusions that the runtimes do themselves.
     """
-    optimizer.fold_constants(model)
+    optimizer.fold_constants(model, input_size_limit=1024)  # larger ones are weights: their casts stay in the graph
     for step in (
         passes.RemoveUnusedNodesPass(),
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),

@@ -29,8 +29,9 @@ MAX_SIDE_PIXELS = 8192
 MAX_READ_ERRORS = 50
 DECODER_THREADS = 4
 """More would hold more frames at once, and 8K frames are large."""
-AV_ERRORS = (av.FFmpegError, OSError, ValueError, EOFError)
-"""What PyAV raises: its own kinds, those of the file it reads from, and ValueError where it checks by itself."""
+AV_ERRORS = (av.FFmpegError, OSError, ValueError, EOFError, IndexError)
+"""What PyAV raises: its own kinds, those of the file it reads from, ValueError where it checks by itself, and
+IndexError where a damaged file grows a stream in the middle."""
 
 STILL = Disposition.attached_pic | Disposition.timed_thumbnails
 LIMITS = {"protocol_whitelist": "none", "max_pixels": str(MAX_SIDE_PIXELS**2)}

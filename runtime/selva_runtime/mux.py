@@ -1,7 +1,8 @@
 """A copy of the video with the stem as its first sound and the original sound after it.
 
 Pictures and original sound are copied packet by packet, never encoded again. The stem starts with silence up to the
-place where its clip was taken, for many editors ignore the edit lists that could say the same.
+place where its clip was taken, for many editors ignore the edit lists that could say the same. Subtitles, data and
+cover pictures are left out.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ FALLBACK_RATE_HZ = 48_000
 MAX_REORDERED_FRAMES = 16
 """In H.264 and HEVC. Matroska stores no decoding times: those of the first packets have to lie before the others."""
 STALE_TAGS = {"major_brand", "minor_version", "compatible_brands", "encoder"}
+DEFAULT, NOT_DEFAULT = cast(Disposition, Disposition.default.value), cast(Disposition, 0)
+"""As plain numbers, which PyAV 17 takes too."""
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES}
 
 
@@ -136,7 +139,7 @@ class Job:
                 self.warnings.append(f"{self.source.name}: a sound track of unknown codec was left out")
                 continue
             copied[sound.index] = self.add_copy(target, sound)
-            copied[sound.index].disposition = Disposition(0)
+            copied[sound.index].disposition = NOT_DEFAULT
             copied[sound.index].metadata.update(title="original" if number == 0 else f"original {number + 1}")
         target.metadata.update({key: value for key, value in source.metadata.items() if key not in STALE_TAGS})
         target.start_encoding()
@@ -198,7 +201,7 @@ class Stem:
         else:
             self.stream.format = "s32"  # 24 bits
         self.stream.metadata.update(title=title or "stem", handler_name=title or "stem")
-        self.stream.disposition = Disposition.default
+        self.stream.disposition = DEFAULT
         self.rate_hz, self.samples = rate_hz, 0
         self.blocks = blocks(audio, max(0, round(start * rate_hz)), rate_hz)
 

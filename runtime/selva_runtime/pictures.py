@@ -42,6 +42,8 @@ class Pictures:
     def __init__(self, size: int, path: Path) -> None:
         self.size, self.path = size, path
         self.reformatter = VideoReformatter()
+        self.rotation: int | None = None
+        self.matrix = (1.0, 0.0, 0.0, 1.0)
 
     def __call__(self, frame: VideoFrame) -> Planes:
         try:
@@ -50,4 +52,9 @@ class Pictures:
             raise MediaError(
                 f"{self.path}: {frame.format.name} pictures cannot be read ({reason(error)}); convert it to H.264 first"
             ) from error
-        return upright(resize(rgb.astype(np.uint8, copy=False).transpose(2, 0, 1), self.size), display_matrix(frame))
+        # PyAV's side data and its frame hold each other, so that frames asked for it pile up until Python's collector
+        # runs: ask once for each rotation, which is read without.
+        if frame.rotation != self.rotation:
+            self.rotation, self.matrix = frame.rotation, display_matrix(frame)
+        planes = rgb.astype(np.uint8, copy=False).transpose(2, 0, 1)
+        return upright(resize(planes, self.size), self.matrix)

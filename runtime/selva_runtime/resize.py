@@ -20,8 +20,8 @@ CUBIC_A = -0.5
 SUPPORT = 2.0
 BLOCK = 16
 """Output columns in one matrix product: wider blocks multiply more zeros, narrower ones make more calls."""
-STRIPE_PIXELS = 1 << 19
-"""Input pixels converted to float32 at a time (2 MiB): bounds the memory, and stays in a core's cache."""
+STRIPE_PIXELS = 1 << 18
+"""Input pixels converted to float32 at a time (1 MiB): bounds the memory, and stays in a core's cache."""
 
 
 @dataclass(frozen=True)
@@ -80,38 +80,41 @@ def rounded(sums: NDArray[np.float32], offsets: NDArray[np.int32], bits: int) ->
     return np.clip(levels, 0, 255, out=levels).astype(np.uint8)
 
 
-def horizontal(plane: Planes, size: int) -> Planes:
-    """(H, W) -> (H, size)."""
-    height, width = plane.shape
+def horizontal(planes: Planes, size: int) -> Planes:
+    """(C, H, W) -> (C, H, size), in stripes of rows: the planes of a frame are often interleaved, so that a stripe
+    of all of them is fetched from memory once."""
+    channels, height, width = planes.shape
     if width == size:
-        return plane
+        return planes
     axis = taps(width, size)
-    result = np.empty((height, size), np.uint8)
+    result = np.empty((channels, height, size), np.uint8)
     step = max(1, STRIPE_PIXELS // max(width, size))
     sums = np.empty((min(step, height), size), np.float32)
     for top in range(0, height, step):
-        rows = centred(plane[top : top + step])
-        part = sums[: len(rows)]
-        for start, low, block in axis.blocks:
-            np.matmul(rows[:, low : low + len(block)], block, out=part[:, start : start + block.shape[1]])
-        result[top : top + step] = rounded(part, axis.offsets, axis.bits)
+        for plane, target in zip(planes, result, strict=True):
+            rows = centred(plane[top : top + step])
+            part = sums[: len(rows)]
+            for start, low, block in axis.blocks:
+                np.matmul(rows[:, low : low + len(block)], block, out=part[:, start : start + block.shape[1]])
+            target[top : top + step] = rounded(part, axis.offsets, axis.bits)
     return result
 
 
-def vertical(plane: Planes, size: int) -> Planes:
-    """(H, W) -> (size, W)."""
-    height, width = plane.shape
+def vertical(planes: Planes, size: int) -> Planes:
+    """(C, H, W) -> (C, size, W)."""
+    channels, height, width = planes.shape
     if height == size:
-        return plane
+        return planes
     axis = taps(height, size)
-    result = np.empty((size, width), np.uint8)
-    for start, low, block in axis.blocks:
-        sums = block.T @ centred(plane[low : low + len(block)])
-        stop = start + block.shape[1]
-        result[start:stop] = rounded(sums, axis.offsets[start:stop, None], axis.bits)
+    result = np.empty((channels, size, width), np.uint8)
+    for plane, target in zip(planes, result, strict=True):
+        for start, low, block in axis.blocks:
+            sums = block.T @ centred(plane[low : low + len(block)])
+            stop = start + block.shape[1]
+            target[start:stop] = rounded(sums, axis.offsets[start:stop, None], axis.bits)
     return result
 
 
 def resize(planes: Planes, size: int) -> Planes:
-    """Resize `planes` (channels, H, W), any strides, to (channels, size, size); the aspect ratio is not kept."""
-    return np.stack([vertical(horizontal(plane, size), size) for plane in planes])
+    """Resize `planes` (C, H, W), of any strides, to (C, size, size); the aspect ratio is not kept."""
+    return vertical(horizontal(planes, size), size).copy()

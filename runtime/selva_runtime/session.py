@@ -74,7 +74,7 @@ class Session:
         )
 
     def verify(self, progress: Progress | None = None) -> None:
-        """Check the hashes of all of the bundle's files now, rather than each at its first use. Raises `BundleError`."""
+        """Check all of the bundle's hashes now, rather than each file's at its first use. Raises `BundleError`."""
         for done, name in enumerate(self._bundle.manifest.files, start=1):
             self._bundle.verified(name)
             if progress is not None:

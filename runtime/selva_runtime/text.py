@@ -109,7 +109,7 @@ class TextEncoder:
         if unknown:
             sample = "".join(dict.fromkeys("".join(unknown)))[:12]
             warnings.append(
-                f"the prompt {short(prompt)} has characters that the model does not know ({sample}); try English"
+                f"the prompt {short(prompt)} has characters that the model does not know ({sample}); use plain English"
             )
         cut = [e for e in (encoding, self.clip.tokenizer.encode(prompt)) if e.overflowing]
         if cut:

@@ -146,7 +146,7 @@ class Walk:
         """Hold the last frame until the video's end; returns the clip's real length."""
         request = self.request
         length = min(request.duration, self.end - request.start)
-        for mark in (Fraction(math.ceil(length * request.fps), 1) / request.fps, request.duration):
+        for mark in (math.ceil(length * request.fps) / request.fps, request.duration):
             if length < mark <= min(request.duration, length + SLACK_S):
                 length = mark
         if self.last is not None and length > 0:

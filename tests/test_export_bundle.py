@@ -1,0 +1,179 @@
+"""What `selva-export` writes: whole, verified, free of traces, or nothing at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+from safetensors.torch import save_file
+
+import selva_ref
+from selva_export import bundle as bundle_module
+from selva_export import graphs, verify
+from selva_export.bundle import ExportRequest, export_bundle
+from selva_export.cli import main
+from selva_export.errors import ExportError, ParityError
+from selva_export.signatures import example_inputs, signatures
+from selva_export.verify import TOLERANCES, VERIFY_AXES, compare, reference_outputs
+from selva_ref import random_weights
+from selva_ref.checkpoints import CheckpointError, find_checkpoint, get_checkpoint
+from selva_ref.loading import load_part
+from selva_runtime.bundle import Bundle
+
+GRAPHS = tuple(bundle_module.MAKERS)
+
+
+def request(out: Path, **changes: object) -> ExportRequest:
+    given = {"preset": selva_ref.get_preset("demo"), "precision": "fp32", "checkpoints": None, "out": out, **changes}
+    return ExportRequest(**given)
+
+
+def read_graph(bundle: Path, name: str) -> onnx.ModelProto:
+    return onnx.load(bundle / "graphs" / f"{name}.onnx")
+
+
+def test_the_manifest_vouches_for_every_file(demo_bundle: Path) -> None:
+    manifest = json.loads((demo_bundle / "manifest.json").read_text())
+    files = {p.relative_to(demo_bundle).as_posix() for p in demo_bundle.rglob("*") if p.is_file()} - {"manifest.json"}
+    assert set(manifest["files"]) == files
+    for name, entry in manifest["files"].items():
+        assert hashlib.sha256((demo_bundle / name).read_bytes()).hexdigest() == entry["sha256"]
+    assert set(manifest["graphs"]) == set(GRAPHS)
+    assert {row["graph"] for row in manifest["parity"]} == set(GRAPHS)
+    assert all(row["relative_error"] <= row["tolerance"] == TOLERANCES["fp32"] for row in manifest["parity"])
+    assert manifest["weights"] == "random"
+    Bundle.open(demo_bundle)
+
+
+def test_graphs_hold_no_traces_of_the_exporting_machine(demo_bundle: Path) -> None:
+    for name in GRAPHS:
+        content = (demo_bundle / "graphs" / f"{name}.onnx").read_bytes()
+        assert b"site-packages" not in content
+        assert str(Path.cwd()).encode() not in content
+
+
+def test_opset_and_external_ports(demo_bundle: Path) -> None:
+    manifest = json.loads((demo_bundle / "manifest.json").read_text())
+    for name in GRAPHS:
+        model = read_graph(demo_bundle, name)
+        assert {o.domain: o.version for o in model.opset_import}[""] >= 20
+        onnx.checker.check_model(model)
+        for kind, values in (("inputs", model.graph.input), ("outputs", model.graph.output)):
+            assert [port["name"] for port in manifest["graphs"][name][kind]] == [v.name for v in values]
+
+
+def test_decoder_has_no_transposed_convolution_in_its_activations(demo_bundle: Path) -> None:
+    count = Counter(node.op_type for node in read_graph(demo_bundle, "decoder").graph.node)
+    assert count["ConvTranspose"] == len(selva_ref.get_preset("demo").audio.vocoder_rates)  # the upsampling itself
+
+
+def test_float16_graphs_carry_float16_weights(demo_bundle_fp16: Path) -> None:
+    for name in GRAPHS:
+        for tensor in read_graph(demo_bundle_fp16, name).graph.initializer:
+            if np.prod(tensor.dims) > 2048 and tensor.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16):
+                assert tensor.data_type == onnx.TensorProto.FLOAT16, (name, tensor.name, list(tensor.dims))
+
+
+def test_float32_islands_of_float16_graphs(demo_bundle_fp16: Path) -> None:
+    """Softmax, layer norms, sines and cosines read float32; every other matrix product and convolution float16."""
+    islands = ("Softmax", "LayerNormalization", "Cos", "Sin", "Tanh")
+    for name in GRAPHS:
+        model = onnx.shape_inference.infer_shapes(read_graph(demo_bundle_fp16, name))
+        kinds = {v.name: v.type.tensor_type.elem_type for v in (*model.graph.value_info, *model.graph.input)}
+        kinds |= {t.name: t.data_type for t in model.graph.initializer}
+        for node in model.graph.node:
+            if node.op_type in islands:
+                assert kinds[node.input[0]] == onnx.TensorProto.FLOAT, (name, node.name)
+            if node.op_type == "Conv" or (node.op_type in ("MatMul", "Gemm") and name != "text_t5"):
+                assert kinds[node.input[0]] == onnx.TensorProto.FLOAT16, (name, node.name)
+
+
+def test_a_graph_out_of_tolerance_fails_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(bundle_module.TOLERANCES, "fp32", 1e-12)
+    with pytest.raises(ParityError, match="text_t5 is off the reference"):
+        export_bundle(request(tmp_path / "bundle"), say=lambda line: None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_graph_is_noticed(demo_bundle: Path) -> None:
+    preset = selva_ref.get_preset("demo")
+    signature = signatures(preset)["text_clip"]
+    feeds = example_inputs(signature, preset, VERIFY_AXES[0], seed=5)
+    right = verify.SessionFromOnnx(str(demo_bundle / "graphs" / "text_clip.onnx"))().run(None, feeds)
+    path = demo_bundle / "graphs" / "text_clip.onnx"
+    compare(path, signature, [(feeds, right)], 1e-6)
+    with pytest.raises(ParityError):
+        compare(path, signature, [(feeds, [right[0] * 1.001])], 1e-4)
+    with pytest.raises(ParityError):
+        compare(path, signature, [(feeds, [np.full_like(right[0], np.nan)])], 1e-4)
+    with pytest.raises(ParityError, match="shape"):
+        compare(path, signature, [(feeds, [right[0][:, :3]])], 1e-4)
+
+
+def test_an_interrupt_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(request: ExportRequest, signature: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bundle_module, "export_part", interrupted)
+    result = CliRunner().invoke(main, ["--preset", "demo", "--random-weights", "--out", str(tmp_path / "b")])
+    assert result.exit_code == 130
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_folder_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "keep.txt").write_text("mine")
+    with pytest.raises(ExportError, match="exists"):
+        export_bundle(request(tmp_path))
+    assert [p.name for p in tmp_path.iterdir()] == ["keep.txt"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--preset", "demo"], "either --checkpoints DIR or --random-weights"),
+        (["--preset", "tiny", "--random-weights"], "tiny"),
+        (["--precision", "int4", "--random-weights"], "int4"),
+        (["--preset", "small_16k", "--checkpoints", "nowhere"], "selva-fetch --preset small_16k"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_exit_code_2(tmp_path: Path, arguments: list[str], message: str) -> None:
+    result = CliRunner().invoke(main, [*arguments, "--out", str(tmp_path / "b")])
+    assert result.exit_code == 2
+    assert message in result.output
+    assert "Traceback" not in result.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_checkpoints_are_used_and_recorded_with_their_hashes(tmp_path: Path) -> None:
+    preset = selva_ref.get_preset("demo")
+    for part in ("text_t5", "text_clip", "video_encoder", "generator", "vae", "vocoder"):
+        tensors = random_weights.state_dict(selva_ref.build(part, preset))
+        tensors = {name: value.flip(0) if value.dim() else value for name, value in tensors.items()}
+        save_file(
+            {name: value.contiguous() for name, value in tensors.items()}, tmp_path / get_checkpoint("demo", part).file
+        )
+    asked = request(tmp_path / "bundle", checkpoints=tmp_path)
+    sources = bundle_module._sources(asked)
+    for part, source in sources.items():
+        path = find_checkpoint(tmp_path, part, "demo")
+        assert source == {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    assert bundle_module._kind_of_weights(asked, sources) == "trained"
+
+    signature = signatures(preset)["text_clip"]
+    bundle_module.export_part(asked, signature, tmp_path / "text_clip.onnx")
+    feeds = example_inputs(signature, preset, VERIFY_AXES[0], seed=5)
+    random = reference_outputs(graphs.TextClip(load_part("text_clip", preset, None)), signature, feeds)
+    with pytest.raises(ParityError):  # the checkpoint's weights, not the random ones
+        compare(tmp_path / "text_clip.onnx", signature, [(feeds, random)], 1e-2)
+
+    path = find_checkpoint(tmp_path, "vae", "demo")
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="vae_demo"):
+        load_part("vae", preset, tmp_path)
