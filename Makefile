@@ -23,7 +23,7 @@ out/.demo_bundle: .venv/installed $(wildcard selva_ref/*.py selva_ref/data/*/* e
 demo: out/.demo_bundle  ## stems for the example video, from the demo model
 	@rm -rf $(DEMO)
 	$(BIN)/selva-generate examples/street.mp4 -p "ball bouncing" -p "lamp beeping" \
-		--bundle out/demo_bundle --mux -o $(DEMO)
+		--bundle out/demo_bundle --mux 1 --mux 2 -o $(DEMO)
 
 lint: .venv/installed  ## ruff, and mypy --strict on the runtime
 	$(BIN)/ruff check .
