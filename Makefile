@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := out/demo
+# Idle OpenMP threads sleep instead of spinning: on a busy machine that is the difference of minutes.
+export OMP_WAIT_POLICY := PASSIVE
 
 .PHONY: demo test test-full lint clean help
 

@@ -22,6 +22,7 @@ from selva_ref.text import ClipTower, T5Tower
 from selva_ref.vae import VAE
 from selva_ref.video_encoder import VideoEncoder
 from selva_ref.vocoder import Vocoder
+from selva_runtime.flow import draw_noise
 from selva_runtime.sequence import SequenceRules
 
 
@@ -94,7 +95,7 @@ class Pipeline:
             frames: uint8 (T, 3, H, W) at the preset's rate, T at least `duration_s` times 25; any size.
             duration_s: seconds of sound, from 0.64 to 30.
             negative: what not to hear; None: the learned empty text.
-            noise: (latent length, latent width) float32; None: drawn from `seed`.
+            noise: (latent length, latent width) float32; None: what the runtime draws for a first stem.
             solver: "euler" with `steps`, or "adaptive".
 
         Returns:
@@ -102,9 +103,7 @@ class Pipeline:
         """
         lengths = self.rules.lengths(duration_s)
         if noise is None:
-            noise = np.random.default_rng(seed).standard_normal(
-                (lengths.latent, self.rules.latent_width), dtype=np.float32
-            )
+            noise = draw_noise(seed, 0, 0, lengths.latent, self.rules.latent_width)
         conditions, empty = self._conditions(frames[: lengths.frames], prompt, negative, lengths.latent, lengths.clip)
 
         def flow(t: float, x: Tensor) -> Tensor:
