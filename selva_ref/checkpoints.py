@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from selva_ref import PARTS, get_preset
+from selva_runtime.errors import SelvaError
 
 LICENCE_NOTICE = (
     "Weights for non-commercial research; not legal advice. The SelVA code and weights state no licence. "
@@ -37,7 +38,7 @@ _RAW_SUFFIXES = (".pth", ".pt", ".bin")
 _NESTINGS = ("generator", "state_dict", "model")
 
 
-class CheckpointError(ValueError):
+class CheckpointError(SelvaError, ValueError):
     """A checkpoint that is damaged, unsafe, or does not fit the network."""
 
 

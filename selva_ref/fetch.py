@@ -35,6 +35,7 @@ from selva_ref.checkpoints import (
 )
 from selva_ref.hub import FetchError, Hub, HubCopy, UnreachableError, check_content
 from selva_ref.presets import PRESETS, get_preset
+from selva_runtime.command import SETTINGS, OneLineCommand
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,7 +217,7 @@ def _record(folder: Path, name: str, entry: dict[str, object]) -> None:
         temporary.write_text(json.dumps({"files": files}, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
-@click.command(context_settings={"show_default": True})
+@click.command("selva-fetch", cls=OneLineCommand, context_settings=SETTINGS)
 @click.option("--preset", "preset_name", required=True, type=click.Choice(list(PRESETS)))
 @click.option("--out", "directory", required=True, type=click.Path(path_type=Path), help="Folder for the weights.")
 @click.option("--with-teacher", is_flag=True, help="Also the teacher (Synchformer), which only stage 1 training needs.")
@@ -238,12 +239,9 @@ def main(preset_name: str, directory: Path, with_teacher: bool, revision: str | 
             revision=revision,
             say=lambda line: click.echo(line, err=True),
         )
-    except (OSError, ValueError) as error:
-        click.echo(f"selva-fetch: {error}", err=True)
-        sys.exit(2)
     except KeyboardInterrupt:
-        click.echo("selva-fetch: stopped; the same command goes on from here", err=True)
-        sys.exit(130)
+        click.echo("notice: the same command goes on from here", err=True)
+        raise
     if as_json:
         click.echo(json.dumps({"directory": str(directory), "files": [asdict(one) for one in fetched]}, indent=1))
     else:

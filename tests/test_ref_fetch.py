@@ -392,10 +392,7 @@ def test_presets_without_published_weights(tmp_path, hub):
 def test_the_commands_own_mistakes():
     result = CliRunner().invoke(main, ["--preset", "demo", "--out", "x"])
     assert result.exit_code == 2
-    assert (
-        result.stderr
-        == f"{LICENCE_NOTICE}\nselva-fetch: preset demo has no official weights: there is nothing to fetch\n"
-    )
+    assert result.stderr == f"{LICENCE_NOTICE}\nerror: preset demo has no official weights: there is nothing to fetch\n"
     assert CliRunner().invoke(main, ["--preset", "tiny", "--out", "x"]).exit_code == 2
 
 
@@ -437,7 +434,9 @@ def test_the_command_interrupted_then_run_again(hub, tmp_path):
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
     assert errors.startswith(LICENCE_NOTICE)
-    assert errors.endswith("selva-fetch: stopped; the same command goes on from here\n")
+    assert errors.endswith(
+        "notice: the same command goes on from here\nerror: interrupted: nothing unfinished was left behind\n"
+    )
     assert len(listing(tmp_path / "out")) == 1  # the partial download
     hub.stall = None
     process = start(hub, tmp_path, "--json")

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import click
 
 from selva_ref.presets import PRESETS
+from selva_runtime.command import SETTINGS, OneLineCommand
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.command("selva-export", cls=OneLineCommand, context_settings=SETTINGS)
 @click.option("--preset", type=click.Choice(list(PRESETS)), default="small_16k", help="Sizes of the networks.")
 @click.option(
     "--precision",
@@ -35,17 +35,6 @@ def main(preset: str, precision: str, checkpoints: Path | None, random_weights: 
     """
     if random_weights == (checkpoints is not None):
         raise click.UsageError("give either --checkpoints DIR or --random-weights")
-    try:
-        _run(preset, precision, checkpoints, out, as_json)
-    except KeyboardInterrupt:
-        click.echo("interrupted: nothing was written", err=True)
-        sys.exit(130)
-    except (ValueError, OSError) as error:  # the project's own errors are of these kinds
-        click.echo(f"error: {' '.join(str(error).split())}", err=True)
-        sys.exit(2)
-
-
-def _run(preset: str, precision: str, checkpoints: Path | None, out: Path, as_json: bool) -> None:
     from selva_export.bundle import ExportRequest, export_bundle  # torch takes seconds to import; --help does not
     from selva_export.verify import table
 

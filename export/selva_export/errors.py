@@ -1,7 +1,9 @@
 """What can go wrong between checkpoints and a bundle."""
 
+from selva_runtime.errors import SelvaError
 
-class ExportError(ValueError):
+
+class ExportError(SelvaError, ValueError):
     """A request that cannot be met; the message says how to mend it."""
 
 

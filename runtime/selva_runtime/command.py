@@ -19,6 +19,9 @@ import click
 
 from .errors import SelvaError
 
+SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True}
+"""click's settings for every command."""
+
 USER_ERROR = 2
 INTERRUPTED = 130
 TERMINATED = 143
@@ -46,7 +49,7 @@ class OneLineCommand(click.Command):
         except _TerminatedError:
             _stop("terminated: nothing unfinished was left behind", TERMINATED)
         except MemoryError:
-            _fail("out of memory; choose a shorter --duration", arguments)
+            _fail("out of memory", arguments)
         except OSError as error:
             _fail(_message(error), arguments)
         except SelvaError as error:
