@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from selva_ref.layers import Conv1d, GatedMLP, RMSNorm, attend
+from selva_ref.layers import Conv1d, GatedMLP, RMSNorm, attend, deinterleave
 
 
 def rotation_table(positions_N: Tensor, head_width: int) -> Tensor:
@@ -21,13 +21,13 @@ def rotation_table(positions_N: Tensor, head_width: int) -> Tensor:
     return torch.stack((angles.cos(), angles.sin()), dim=1)
 
 
-def rotate(x_BHNd: Tensor, table: Tensor) -> Tensor:
-    """Adjacent pairs (a, b) → (a cos - b sin, a sin + b cos), in float32."""
+def rotate(x_BHNd: Tensor, table: Tensor, *, halves: bool = False) -> Tensor:
+    """Pairs (a, b) → (a cos - b sin, a sin + b cos), in float32: adjacent pairs, or first half with second half."""
     cos, sin = table[:, 0], table[:, 1]
-    pairs = rearrange(x_BHNd.float(), "b h n (i two) -> b h n i two", two=2)
-    a, b = pairs[..., 0], pairs[..., 1]
-    turned = torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1)
-    return turned.flatten(-2).to(x_BHNd.dtype)
+    x = x_BHNd.float()
+    a, b = x.chunk(2, dim=-1) if halves else (x[..., 0::2], x[..., 1::2])
+    turned = (a * cos - b * sin, a * sin + b * cos)
+    return (torch.cat(turned, dim=-1) if halves else torch.stack(turned, dim=-1).flatten(-2)).to(x_BHNd.dtype)
 
 
 class TimeEmbedding(nn.Module):
@@ -67,19 +67,39 @@ def adaln(width: int, count: int) -> nn.Sequential:
 
 
 class SelfAttention(nn.Module):
-    """q, k, v of one stream. In the 3D outputs of `qkv` the q/k/v index is innermost."""
+    """q, k, v of one stream. In the 3D outputs of `qkv` the q/k/v index is innermost, until baked."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
+        self.scale = (width // heads) ** -0.5
+        self.baked = False
         self.qkv = nn.Linear(width, 3 * width)
         self.q_norm = RMSNorm(width // heads)
         self.k_norm = RMSNorm(width // heads)
 
+    @torch.no_grad()
+    def bake(self) -> None:
+        """q, k and v contiguous, the rotated pairs of q and k as halves, the scale in the query norm. Inference only.
+
+        Queries and keys are permuted alike, so their products stay.
+        """
+        deinterleave(self.qkv, self.heads, 3)
+        for rows in (self.qkv.weight, self.qkv.bias):
+            turned = rows[: 2 * rows.shape[0] // 3]
+            turned.copy_(rearrange(turned, "(qh d two) ... -> (qh two d) ...", qh=2 * self.heads, two=2).clone())
+        for norm in (self.q_norm, self.k_norm):
+            norm.weight.copy_(rearrange(norm.weight, "(d two) -> (two d)", two=2).clone())
+        self.q_norm.weight.mul_(self.scale)
+        self.scale, self.baked = 1.0, True
+
     def forward(self, x_BND: Tensor, rope: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = rearrange(self.qkv(x_BND), "b n (h d three) -> three b h n d", three=3, h=self.heads)
+        layout = "(three h d)" if self.baked else "(h d three)"
+        q, k, v = rearrange(self.qkv(x_BND), f"b n {layout} -> three b h n d", three=3, h=self.heads)
         q, k = self.q_norm(q), self.k_norm(k)
-        return (q, k, v) if rope is None else (rotate(q, rope), rotate(k, rope), v)
+        if rope is not None:
+            q, k = (rotate(x, rope, halves=self.baked) for x in (q, k))
+        return q, k, v
 
 
 class StreamBlock(nn.Module):
@@ -114,7 +134,8 @@ class FusedBlock(StreamBlock):
 
     def forward(self, x: Tensor, mod: Tensor, rope: Tensor) -> Tensor:
         (q, k, v), rest = self.before(x, mod, rope)
-        return self.after(x, rearrange(attend(q, k, v), "b h n d -> b n (h d)"), rest)
+        out = attend(q, k, v, scale=self.attn.scale)
+        return self.after(x, rearrange(out, "b h n d -> b n (h d)"), rest)
 
 
 class JointBlock(nn.Module):
@@ -142,7 +163,8 @@ class JointBlock(nn.Module):
         (q_t, k_t, v_t), rest_t = self.text_block.before(text, g_mod, None)
         k, v = torch.cat((k_x, k_c, k_t), dim=2), torch.cat((v_x, v_c, v_t), dim=2)
         q = q_x if self.last else torch.cat((q_x, q_c, q_t), dim=2)
-        out = rearrange(attend(q, k, v), "b h n d -> b n (h d)")
+        out = attend(q, k, v, scale=self.latent_block.attn.scale)
+        out = rearrange(out, "b h n d -> b n (h d)")
         n, m = latent.shape[1], clip.shape[1]
         latent = self.latent_block.after(latent, out[:, :n], rest_x)
         if self.last:

@@ -10,6 +10,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 FLOAT32_NAMES = {"freqs", "latent_mean", "latent_std", "data_mean", "data_std", "alpha", "beta"}
@@ -46,7 +47,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = x.float()
-        y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + RMS_EPS)
+        y = y / (y.pow(2).mean(-1, keepdim=True) + RMS_EPS).sqrt()  # as runtimes know it: they fuse this form
         return (y * self.weight.float()).to(x.dtype)
 
 
@@ -66,31 +67,44 @@ def gated_width(nominal: int) -> int:
 
 
 class GatedMLP(nn.Module):
-    """w2(silu(w1 x) * w3 x) without biases: linear for kernel 0, else convolutions over time."""
+    """w2(silu(w1 x) * w3 x) without biases, (B, N, D): linear for kernel 0, else convolutions over time."""
 
     def __init__(self, width: int, nominal_hidden: int, kernel: int = 0) -> None:
         super().__init__()
         hidden = gated_width(nominal_hidden)
 
         def project(n_in: int, n_out: int) -> nn.Module:
-            return Conv1d(n_in, n_out, kernel, bias=False) if kernel else nn.Linear(n_in, n_out, bias=False)
+            if kernel:
+                return nn.Conv1d(n_in, n_out, kernel, padding=kernel // 2, bias=False)
+            return nn.Linear(n_in, n_out, bias=False)
 
+        self.kernel = kernel
         self.w1 = project(width, hidden)
         self.w2 = project(hidden, width)
         self.w3 = project(width, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+        if self.kernel:  # channels first once, not at each convolution
+            x = x.transpose(1, 2)
+        y = self.w2(F.silu(self.w1(x)) * self.w3(x))
+        return y.transpose(1, 2) if self.kernel else y
 
 
-def attend(q_BHNd: Tensor, k_BHMd: Tensor, v_BHMd: Tensor, mask: Tensor | None = None) -> Tensor:
+@torch.no_grad()
+def deinterleave(linear: nn.Linear, heads: int, parts: int) -> None:
+    """Reorders outputs (head, d, part) of a stacked projection to (part, head, d), in place."""
+    for rows in (linear.weight, linear.bias):
+        rows.copy_(rearrange(rows, "(h d part) ... -> (part h d) ...", h=heads, part=parts).clone())
+
+
+def attend(q_BHNd: Tensor, k_BHMd: Tensor, v_BHMd: Tensor, mask: Tensor | None = None, *, scale: float) -> Tensor:
     """Scaled dot-product attention, (B, H, N, d); `mask` is true where a key may be seen.
 
     Under export it is the MatMul-Softmax-MatMul chain that inference engines fuse, the softmax in float32.
     """
     if not torch.compiler.is_exporting():
-        return F.scaled_dot_product_attention(q_BHNd, k_BHMd, v_BHMd, attn_mask=mask)
-    scores = (q_BHNd * q_BHNd.shape[-1] ** -0.5) @ k_BHMd.transpose(-1, -2)
+        return F.scaled_dot_product_attention(q_BHNd, k_BHMd, v_BHMd, attn_mask=mask, scale=scale)
+    scores = (q_BHNd if scale == 1.0 else q_BHNd * scale) @ k_BHMd.transpose(-1, -2)
     scores = scores.float()
     if mask is not None:
         scores = torch.where(mask, scores, torch.full((), -1e9))

@@ -22,19 +22,42 @@ class DividedAttention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
+        self.scale = (width // heads) ** -0.5
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x_BND: Tensor, pattern: str, **sizes: int) -> Tensor:
-        """`pattern` names the patch axes as (group, member), such as "(m g)" for time attention."""
-        q, k, v = rearrange(self.qkv(x_BND), "b n (three h d) -> three b h n d", three=3, h=self.heads)
-        cls_out = attend(q[:, :, :1], k, v)
-        groups = sizes["g"]
-        q_g, k_g, v_g = (rearrange(part[:, :, 1:], f"b h {pattern} d -> (b g) h m d", **sizes) for part in (q, k, v))
-        k_cls, v_cls = (repeat(part[:, :, :1], "b h one d -> (b g) h one d", g=groups) for part in (k, v))
-        out = attend(q_g, torch.cat((k_cls, k_g), dim=2), torch.cat((v_cls, v_g), dim=2))
-        out = rearrange(out, f"(b g) h m d -> b h {pattern} d", **sizes)
-        return self.proj(rearrange(torch.cat((cls_out, out), dim=2), "b h n d -> b n (h d)"))
+    @torch.no_grad()
+    def bake(self) -> None:
+        """Folds the scale into the query rows. For inference only."""
+        for rows in (self.qkv.weight, self.qkv.bias):
+            rows[: rows.shape[0] // 3].mul_(self.scale)
+        self.scale = 1.0
+
+    def forward(self, x_BND: Tensor, patches: str, **sizes: int) -> Tensor:
+        """`patches` names the patch axes as (group, member), such as "(m g)" for time attention."""
+        qkv = self.qkv(x_BND)
+        q, k, v = rearrange(qkv[:, 1:], f"b {patches} (three h d) -> three b g h m d", three=3, h=self.heads, **sizes)
+        _, k_cls, v_cls = repeat(
+            qkv[:, :1], "b one (three h d) -> three b g h one d", three=3, h=self.heads, g=sizes["g"]
+        )
+        k, v = torch.cat((k_cls, k), dim=3), torch.cat((v_cls, v), dim=3)
+        out = rearrange(attend(q, k, v, scale=self.scale), f"b g h m d -> b {patches} (h d)")
+        return self.proj(torch.cat((self._cls(qkv), out), dim=1))
+
+    def _cls(self, qkv_BNE: Tensor) -> Tensor:
+        """The CLS row, (B, 1, D): its query against all keys.
+
+        One query a head is too little for a matrix product per head. Written into a block-diagonal (3D, H) matrix, the
+        queries meet the keys where they lie, and so do the weights and the values: no layout is changed.
+        """
+        width = qkv_BNE.shape[-1] // 3
+        heads = torch.eye(self.heads, dtype=qkv_BNE.dtype, device=qkv_BNE.device)
+        blocks_DH = repeat(heads, "h1 h2 -> (h1 d) h2", d=width // self.heads)
+        queries = qkv_BNE[:, 0, :width, None] * blocks_DH * self.scale
+        scores = qkv_BNE @ F.pad(queries, (0, 0, width, width))
+        weights = scores.float().softmax(1).to(qkv_BNE.dtype)
+        mixed_BHD = (weights.transpose(1, 2) @ qkv_BNE)[..., 2 * width :]
+        return (mixed_BHD * blocks_DH.T).sum(1, keepdim=True)
 
 
 class MLP(nn.Module):
@@ -91,6 +114,7 @@ class SpatialPooling(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
+        self.scale = (width // heads) ** -0.5
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.self_attn = nn.MultiheadAttention(width, heads, batch_first=True)
         self.linear1 = nn.Linear(width, 4 * width)
@@ -106,7 +130,7 @@ class SpatialPooling(nn.Module):
         bq, bkv = self.self_attn.in_proj_bias.tensor_split((x_BPD.shape[-1],))
         q = rearrange(F.linear(keys[:, :1], wq, bq), "b n (h d) -> b h n d", h=self.heads)
         k, v = rearrange(F.linear(keys, wkv, bkv), "b n (two h d) -> two b h n d", two=2, h=self.heads)
-        out = rearrange(attend(q, k, v), "b h n d -> b n (h d)")
+        out = rearrange(attend(q, k, v, scale=self.scale), "b h n d -> b n (h d)")
         x = (cls + self.self_attn.out_proj(out)).squeeze(1)
         return x + self.linear2(F.gelu(self.linear1(self.norm2(x))))
 

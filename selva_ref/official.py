@@ -28,6 +28,16 @@ class OfficialModule(nn.Module):
         load_strict(self, dict(state_dict), optional=self.optional_names, ignore=self.ignored_names)
         return self.eval()
 
+    def bake(self) -> Self:
+        """Rewrites the weights in place for inference, equal in exact arithmetic: layouts, folded scales and norms.
+
+        The official names still stand, but no longer mean the same: neither train nor save a baked network.
+        """
+        for module in self.modules():
+            if module is not self and hasattr(module, "bake"):
+                module.bake()
+        return self
+
     @property
     def dtype(self) -> torch.dtype:
         """Data type of the weights."""

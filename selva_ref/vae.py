@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -90,7 +91,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = rearrange(self.qkv(x), "b (c three) t -> three b 1 t c", three=3)
-        out = attend(unit(q, -1), unit(k, -1), unit(v, -1))
+        out = attend(unit(q, -1), unit(k, -1), unit(v, -1), scale=q.shape[-1] ** -0.5)
         return mp_add(x, self.proj_out(rearrange(out, "b 1 t c -> b c t")))
 
 
@@ -217,11 +218,8 @@ class VAE(OfficialModule):
         """Latent (B, Z, T) → log-mel (B, bands, 2T)."""
         return self.decoder(z.to(self.dtype)).float() * self.data_std.float() + self.data_mean.float()
 
-    def bake(self) -> VAE:
-        """Replaces raw weights by effective ones, so that nothing is normalised at each use. For inference only."""
+    def bake(self) -> Self:
+        """Replaces raw weights by effective ones, so that nothing is normalised at each use."""
         for half in (self.encoder, self.decoder):
             half.conv_out.bake(half.learnable_gain + 1)
-        for module in self.modules():
-            if isinstance(module, MPConv1d):
-                module.bake()
-        return self
+        return super().bake()

@@ -9,6 +9,7 @@ Shapes: B batch, C channels, T samples at the level's rate.
 from __future__ import annotations
 
 import math
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -136,9 +137,9 @@ class Vocoder(OfficialModule):
         x = self.conv_post(self.activation_post(x)).float()
         return x.tanh() if self.config.vocoder_tanh else x.clamp(-1.0, 1.0)
 
-    def bake(self) -> Vocoder:
-        """Folds the weight norms into plain weights. For inference only."""
+    def bake(self) -> Self:
+        """Folds the weight norms into plain weights."""
         for module in self.modules():
             if is_parametrized(module, "weight"):
                 remove_parametrizations(module, "weight")
-        return self
+        return super().bake()

@@ -12,6 +12,7 @@ from selva_ref import random_weights
 from selva_ref.checkpoints import CheckpointError
 from selva_ref.generator import nearest_exact_index
 from selva_ref.layers import FLOAT32_NAMES, cast
+from selva_ref.loading import load_part
 from selva_ref.vocoder import Activation
 
 MANIFESTS = {
@@ -94,6 +95,34 @@ def test_polyphase_activation_equals_the_textbook_form() -> None:
     down = torch.nn.functional.pad(snake, (5, 6), mode="replicate")
     want = torch.nn.functional.conv1d(down, kernel, stride=2, groups=3)
     torch.testing.assert_close(activation(x), want, rtol=2e-6, atol=2e-6)  # the snake itself is float32
+
+
+@torch.no_grad()
+def test_baking_changes_layouts_but_no_outputs() -> None:
+    torch.manual_seed(0)
+    preset = selva_ref.get_preset("demo")
+    parts = {part: load_part(part, preset, None) for part in ("video_encoder", "generator", "vae", "vocoder")}
+    frames, text, mask = torch.rand(1, 24, 3, 64, 64), torch.randn(1, 4, 64), torch.ones(1, 4, dtype=torch.bool)
+    sync, latent, t = torch.randn(1, 16, 96), torch.randn(1, 30, 20), torch.tensor([0.3])
+
+    def outputs() -> list[torch.Tensor]:
+        generator = parts["generator"]
+        conditions = generator.prepare(sync, generator.empty_clip(1, 7), torch.randn(1, 32, 64), latent_length=30)
+        mel = parts["vae"].decode(latent.mT)
+        flow = generator.flow(latent, t, conditions)
+        return [parts["video_encoder"](frames, text, mask), flow, mel, parts["vocoder"](mel)]
+
+    torch.manual_seed(1)
+    before = outputs()
+    for network in parts.values():
+        network.bake()
+    torch.manual_seed(1)
+    for was, now in zip(before, outputs(), strict=True):
+        torch.testing.assert_close(now, was, rtol=1e-4, atol=1e-5)
+    assert not torch.equal(
+        parts["generator"].joint_blocks[0].latent_block.attn.qkv.weight,
+        load_part("generator", preset, None).joint_blocks[0].latent_block.attn.qkv.weight,
+    )
 
 
 def test_cast_keeps_the_small_tables() -> None:

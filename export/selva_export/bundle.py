@@ -93,9 +93,12 @@ def export_part(request: ExportRequest, signature: Signature, path: Path) -> lis
     """One graph: reference outputs in float32, then cast, export and compare."""
     make, parts = MAKERS[signature.name]
     preset = request.preset
-    module = make(*(load_part(part, preset, request.checkpoints) for part in parts)).eval()
+    networks = [load_part(part, preset, request.checkpoints) for part in parts]
+    module = make(*networks).eval()
     feeds = [example_inputs(signature, preset, axes, seed=1) for axes in VERIFY_AXES]
     cases = [(feed, reference_outputs(module, signature, feed)) for feed in feeds]
+    for network in networks:
+        network.bake()
     if request.precision == "fp16":
         cast(module, torch.float16)
     export_graph(module, signature, example_inputs(signature, preset, TRACE_AXES, seed=0), path)

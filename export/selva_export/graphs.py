@@ -135,9 +135,8 @@ class Decode(nn.Module):
         super().__init__()
         self.latent_mean = nn.Buffer(generator.latent_mean.detach().float())
         self.latent_std = nn.Buffer(generator.latent_std.detach().float())
-        self.vae = vae.bake()
-        self.vae.encoder = nn.Identity()
-        self.vocoder = vocoder.bake()
+        self.vae = vae
+        self.vocoder = vocoder
 
     def forward(self, latents: Tensor) -> Tensor:
         z = latents * self.latent_std.float() + self.latent_mean.float()
