@@ -8,7 +8,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-FOLDERS = {"selva_ref": ".", "selva_export": "export", "selva_runtime": "runtime"}
+FOLDERS = {"selva_ref": ".", "selva_export": "export", "selva_runtime": "runtime", "selva_engines": "engines", "selva_bench": "benchmarks"}
 
 packages, package_dir = [], {}
 for name, folder in FOLDERS.items():
@@ -28,6 +28,9 @@ EXPORT = [
     "huggingface_hub>=2.4",
 ]
 
+CUDA = "cuda-python>=13"
+RTX = "tensorrt-rtx-cu13>=1.7"
+
 setup(
     name="selva-deploy",
     version="0.1.0",
@@ -42,18 +45,25 @@ setup(
     package_data={
         "selva_ref": ["py.typed", "data/*", "data/*/*"],
         "selva_runtime": ["py.typed"],
+        "selva_engines": ["py.typed"],
     },
     install_requires=["numpy>=1.26", "av>=17", "soundfile>=0.12", "tokenizers>=0.20", "click>=8.1"],
     extras_require={
         "cpu": ["onnxruntime>=1.24"],
+        "gpu": ["onnxruntime-gpu>=1.27", CUDA],
+        "tensorrt": ["tensorrt>=11", CUDA],
+        "tensorrt-rtx": [RTX, CUDA],
         "export": EXPORT,
-        "dev": [*EXPORT, "ruff", "mypy", "pytest", "build"],
+        "bench": [*EXPORT, "matplotlib"],
+        "dev": [*EXPORT, "matplotlib", RTX, CUDA, "ruff", "mypy", "pytest", "build"],
     },
     entry_points={
         "console_scripts": [
             "selva-fetch=selva_ref.fetch:main",
             "selva-export=selva_export.cli:main",
             "selva-generate=selva_runtime.cli:main",
+            "selva-engines=selva_engines.cli:main",
+            "selva-bench=selva_bench.cli:main",
         ]
     },
 )

@@ -109,7 +109,7 @@ class Pipeline:
         def flow(t: float, x: Tensor) -> Tensor:
             return self.generator.guided_flow(x, torch.tensor([t], device=self.device), conditions, empty, guidance)
 
-        start = torch.from_numpy(noise)[None].to(self.device)
+        start = torch.from_numpy(noise)[None].to(self.device, self.video_encoder.dtype)
         latent = {"euler": lambda: euler(flow, start, steps=steps), "adaptive": lambda: adaptive(flow, start)}[solver]()
         mel = self.vae.decode(self.generator.unnormalize(latent).transpose(1, 2))
         audio = self.vocoder(mel).flatten()[: lengths.samples]
@@ -118,7 +118,7 @@ class Pipeline:
     def _conditions(
         self, frames: np.ndarray, prompt: str, negative: str | None, latent: int, clip: int
     ) -> tuple[Conditions, Conditions]:
-        video = preprocess(torch.from_numpy(frames), self.preset.video.image_size)[None].to(self.device)
+        video = preprocess(torch.from_numpy(frames), self.preset.video.image_size)[None].to(self.device, self.video_encoder.dtype)
         ids = self._ids("t5", prompt)
         mask = torch.ones_like(ids, dtype=torch.bool)
         sync = self.video_encoder(video, self.text_t5(ids, mask), mask)

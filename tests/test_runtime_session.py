@@ -202,13 +202,16 @@ def test_progress_counts_every_stage_to_its_end(session):
     clip = session.encode_frames(frames, 1.0, progress=lambda *call: calls.append(call))
     few_steps(session, clip, ["creaking door", "rain"], takes=3, progress=lambda *call: calls.append(call))
     stages = list(dict.fromkeys(stage for stage, _, _ in calls))
-    assert stages == ["encode", "text", "select", "step", "vocode"]
+    assert stages == ["encode", "text", "select", "conditions", "step", "vocode"]
     for stage in stages:
         counts = [(done, total) for name, done, total in calls if name == stage]
-        assert [done for done, _ in counts] == list(range(1, counts[0][1] + 1))
+        total = counts[0][1]
+        # conditions are prepared for a batch of up to four stems at once
+        assert [done for done, _ in counts] == ([4, 6] if stage == "conditions" else list(range(1, total + 1)))
+        assert counts[-1] == (total, total)
 
 
-@pytest.mark.parametrize("stage", ["text", "select", "step", "vocode"])
+@pytest.mark.parametrize("stage", ["text", "select", "conditions", "step", "vocode"])
 def test_cancel_stops_at_the_next_chance(session, clip, stage):
     cancel, seen = threading.Event(), []
 

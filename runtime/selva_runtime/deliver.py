@@ -96,6 +96,9 @@ class _Run:
                 progress=self.clock,
                 cancel=self.cancel,
             )
+            for warning in dict.fromkeys(warning for stem in stems for warning in stem.warnings):
+                if warning not in self.warnings:
+                    self._warn(warning)
             files = [self._write(folder, index, stems, clip) for index in range(len(stems))]
         return self._report(clip, files)
 
@@ -110,6 +113,8 @@ class _Run:
             self._say("notice", f"this is the toy demo model{which}, not SelVA's quality; --bundle names another")
         if self.info.weights == "random":
             self._say("notice", "the weights of this bundle are random: the stems are noise, made only to try it out")
+        if self.job.backend == "auto":
+            self._say("notice", f"backend {self.info.backend}: {self.info.backend_reason}")
         self._say("notice", self.info.notice)
         for prompt, times in Counter(self.request.prompts).items():
             if times > 1:
@@ -188,6 +193,7 @@ class _Run:
             precision=self.info.precision,
             weights=self.info.weights,
             backend=self.info.backend,
+            backend_reason=self.info.backend_reason,
             notice=self.info.notice,
             warnings=tuple(self.warnings),
             timings_s={stage: round(seconds, 3) for stage, seconds in self.clock.seconds.items()},

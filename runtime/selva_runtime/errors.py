@@ -33,5 +33,9 @@ class BackendError(SelvaError, RuntimeError):
     """A backend that is not installed or cannot run here."""
 
 
+class DeviceMemoryError(BackendError):
+    """Not enough memory on the GPU for what was asked."""
+
+
 class Cancelled(SelvaError):  # noqa: N818 -- not a failure: the caller asked for it
     """Generation stopped because the caller's cancel event was set."""

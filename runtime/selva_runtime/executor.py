@@ -1,11 +1,12 @@
 """What runs a graph: the interface that the session sees, and the one place where a backend is chosen.
 
-A backend is a class with these members. It takes NumPy arrays and gives NumPy arrays, whatever lies between.
+A backend is a class with these members. Its tensors are NumPy arrays or arrays that stay on a device; both are cut
+and filled along their first axis in the same way, so that the session does not know which they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from threading import Event
 from typing import Any, Protocol
 
@@ -13,48 +14,95 @@ import numpy as np
 import numpy.typing as npt
 
 from .bundle import Bundle
-from .errors import BackendError
+from .device_array import DeviceArray
+from .errors import BackendError, Cancelled
 from .manifest import Graph
 
 Array = npt.NDArray[Any]
-BACKENDS = ("cpu",)
+Tensor = Array | DeviceArray
+BACKENDS = ("cpu", "cuda", "tensorrt")
+
+
+class Loop(Protocol):
+    """A backend's own integration of the flow."""
+
+    def __call__(
+        self,
+        noise: Array,
+        conditions: Mapping[str, Tensor],
+        *,
+        steps: int,
+        guidance: float,
+        cancel: Event | None,
+        on_step: Callable[[], None],
+    ) -> Tensor:
+        """(B, T, Z) latents at time 1, after `steps` Euler steps; `on_step` is called once for each, perhaps late."""
 
 
 class Executor(Protocol):
     """Runs the graphs of one bundle."""
+
+    segments_per_batch: int
+    """Video segments to give to the backbone, or to the selection, at once. These three are halved when memory
+    does not suffice."""
+    stems_per_batch: int
+    """Stems to integrate at once."""
+    stems_per_decode: int
+    """Stems to decode at once."""
 
     @property
     def backend(self) -> str:
         """Name that chose it."""
 
     @property
-    def segments_per_batch(self) -> int:
-        """Video segments to give to the backbone, or to the selection, at once."""
+    def reason(self) -> str:
+        """Why it was chosen."""
 
     @property
-    def stems_per_batch(self) -> int:
-        """Stems to integrate at once."""
+    def keeps_text_towers(self) -> bool:
+        """Whether the text towers stay loaded between prompts unless the caller says otherwise."""
+
+    @property
+    def loop(self) -> Loop | None:
+        """The flow on the device; None: `flow.integrate` runs `guided_step` step by step."""
 
     def load(self, name: str) -> None:
         """Make graph `name` ready, its files verified; does nothing when it is."""
 
-    def run(self, name: str, feeds: Mapping[str, Array], cancel: Event | None = None) -> dict[str, Array]:
+    def run(self, name: str, feeds: Mapping[str, Tensor], cancel: Event | None = None) -> dict[str, Tensor]:
         """Outputs of graph `name` by their names. Raises `Cancelled` when `cancel` is set, or soon after it is."""
 
     def release(self, name: str) -> None:
         """Free graph `name`; it loads again at its next use."""
 
+    def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Tensor:
+        """A tensor to fill."""
+
+    def put(self, values: Tensor) -> Tensor:
+        """`values` where the graphs run."""
+
+    def adopt(self, array: Any) -> Tensor:
+        """Another library's GPU array, without a copy; raises `RequestError`."""
+
+    def after(self, stream: int) -> None:
+        """Wait, on the device, for what the caller's stream holds by now; raises `RequestError`."""
+
+    def finish(self) -> None:
+        """A call has ended: keep what makes the next start faster."""
+
 
 def make_executor(bundle: Bundle, backend: str, threads: int | None) -> Executor:
     """The executor called `backend` ("auto": the best there is); raises `BackendError` when there is none."""
+    from . import backends
+
     if backend not in ("auto", *BACKENDS):
         raise BackendError(f"no backend {backend!r}; choose one of auto, {', '.join(BACKENDS)}")
-    from .onnx_cpu import OnnxCpuExecutor
+    if backend == "auto":
+        return backends.best(bundle, threads)
+    return backends.MAKERS[backend](bundle, threads, "asked for")
 
-    return OnnxCpuExecutor(bundle, threads=threads)
 
-
-def check_feeds(graph: Graph, feeds: Mapping[str, Array]) -> None:
+def check_feeds(graph: Graph, feeds: Mapping[str, Tensor]) -> None:
     """Raise `BackendError` unless `feeds` are what the manifest says that `graph` takes."""
     if set(feeds) != {port.name for port in graph.inputs}:
         expected = ", ".join(port.name for port in graph.inputs)
@@ -69,3 +117,26 @@ def check_feeds(graph: Graph, feeds: Mapping[str, Array]) -> None:
                 f"graph {graph.name} takes {port.name} as {port.dtype} {list(port.shape)}, "
                 f"not {array.dtype} {list(array.shape)}: another version's bundle?"
             )
+
+
+def check_cancel(cancel: Event | None) -> None:
+    """Raise `Cancelled` when the caller's event is set."""
+    if cancel is not None and cancel.is_set():
+        raise Cancelled("cancelled: the caller's event was set")
+
+
+def joined(executor: Executor, parts: Sequence[Tensor]) -> Tensor:
+    """The parts one after another along their first axis."""
+    if len(parts) == 1:
+        return parts[0]
+    whole = executor.empty((sum(len(part) for part in parts), *parts[0].shape[1:]), parts[0].dtype)
+    start = 0
+    for part in parts:
+        whole[start : start + len(part)] = part
+        start += len(part)
+    return whole
+
+
+def stacked(executor: Executor, parts: Sequence[Tensor]) -> Tensor:
+    """The parts along a new first axis."""
+    return joined(executor, [part[None] for part in parts])

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from threading import Event
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from .errors import BackendError
-from .executor import Array, Executor
+from .executor import Executor, Tensor
+
+T = TypeVar("T", bound=Tensor)
 
 
 def draw_noise(seed: int, stem_index: int, take: int, latent: int, width: int) -> npt.NDArray[np.float32]:
@@ -25,16 +28,21 @@ def draw_noise(seed: int, stem_index: int, take: int, latent: int, width: int) -
 def integrate(
     executor: Executor,
     noise: npt.NDArray[np.float32],
-    conditions: Mapping[str, Array],
+    conditions: Mapping[str, Tensor],
     *,
     steps: int,
     guidance: float,
     cancel: Event | None,
     on_step: Callable[[], None],
-) -> npt.NDArray[np.float32]:
+) -> Tensor:
     """(B, T, Z) latents at time 1. Guidance below 1 means the conditional flow alone, which is guidance 1."""
-    latents = noise
-    scale = np.array([max(1.0, guidance)], dtype=np.float32)
+    guidance = max(1.0, guidance)
+    if executor.loop is not None:
+        ended = executor.loop(noise, conditions, steps=steps, guidance=guidance, cancel=cancel, on_step=on_step)
+        finite(np.asarray(ended), "guided_step")  # what is not finite in any step is not finite in the end
+        return ended
+    latents: Tensor = noise
+    scale = np.array([guidance], dtype=np.float32)
     dt = np.array([1 / steps], dtype=np.float32)
     for i in range(steps):
         t = np.array([i / steps], dtype=np.float32)
@@ -44,8 +52,11 @@ def integrate(
     return latents
 
 
-def finite(values: Array, graph: str) -> Array:
-    """`values`, or `BackendError` where they hold infinities or NaN: those must not reach a file as sound."""
-    if not np.isfinite(values).all():
+def finite(values: T, graph: str) -> T:
+    """`values`, or `BackendError` where they hold infinities or NaN: those must not reach a file as sound.
+
+    What stays on a device is not looked at: a value that is not finite is still so in the latents, which are.
+    """
+    if isinstance(values, np.ndarray) and not np.isfinite(values).all():
         raise BackendError(f"graph {graph} gave values that are not finite; try lower guidance, or an fp32 bundle")
     return values

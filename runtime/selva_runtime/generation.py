@@ -7,14 +7,16 @@ each other. So a stem is the same whatever it runs beside.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import Event
 
 import numpy as np
 import numpy.typing as npt
 
-from .errors import RequestError
-from .executor import Array, Executor
+from .batches import in_batches
+from .device_array import DeviceArray
+from .errors import DeviceMemoryError, RequestError
+from .executor import Executor, Tensor, joined, stacked
 from .flow import draw_noise, finite, integrate
 from .recent import Recent
 from .request import StemRequest
@@ -33,13 +35,18 @@ class Generation:
     text: TextEncoder
     rules: SequenceRules
     clip: Clip
-    selected: Recent[str, Array]
+    selected: Recent[str, Tensor]
     request: StemRequest
     progress: Callable[[str, int, int], None]
     cancel: Event | None
+    device_output: bool
+    notes: list[str] = field(default_factory=list)
+    """What the user should know of how it went."""
 
     def stems(self, given_noise: Float32 | None) -> list[Stem]:
         """All takes of the first prompt, then of the second, and so on."""
+        if self.device_output and self.executor.loop is None:
+            raise RequestError(f"device_output needs a GPU backend; this session runs on {self.executor.backend}")
         noise = self._noise(given_noise)
         prompts, takes = self.request.prompts, self.request.takes
         t5, clip_text = self.text.features(
@@ -52,17 +59,19 @@ class Generation:
         negative = None if self.request.negative is None else clip_text[self.request.negative]
         jobs = [(prompt, take) for prompt in prompts for take in range(takes)]
         latents = self._flow([(sync[prompt], clip_text[prompt]) for prompt, _ in jobs], negative, noise)
+        sounds = self._decode(latents)
         warnings = {prompt: self.text.warnings(prompt) for prompt in prompts}
         return [
             Stem(
                 prompt=prompt,
                 take=take,
                 seed=self.request.seed,
-                audio=self._decode(latents, index),
+                audio=audio,
                 sample_rate_hz=self.rules.sample_rate_hz,
-                warnings=warnings[prompt],
+                warnings=(*warnings[prompt], *self.notes),
+                device_audio=device_audio,
             )
-            for index, (prompt, take) in enumerate(jobs)
+            for (prompt, take), (audio, device_audio) in zip(jobs, sounds, strict=True)
         ]
 
     def _noise(self, given: Float32 | None) -> Float32:
@@ -75,57 +84,72 @@ class Generation:
             raise RequestError(f"noise is {given.shape}; give finite numbers as ({stems}, {latent}, {width})")
         return given.astype(np.float32)
 
-    def _select(self, t5: dict[str, Array]) -> dict[str, Array]:
+    def _select(self, t5: dict[str, Tensor]) -> dict[str, Tensor]:
         """What of the clip each prompt asks for: (sync, W) features, some segments at a time."""
         new = [prompt for prompt in t5 if prompt not in self.selected]
         found = {prompt: self.selected[prompt] for prompt in t5 if prompt not in new}
-        chunk = self.executor.segments_per_batch
-        starts = range(0, len(self.clip.tokens), chunk)
         for number, prompt in enumerate(new):
-            text = t5[prompt][None]
-            feeds = {"text": text, "mask": np.ones(text.shape[:2], dtype=np.bool_)}
-            parts = []
-            for done, start in enumerate(starts, start=1):
-                tokens = self.clip.tokens[start : start + chunk]
-                parts.append(self.executor.run("video_select", {"tokens": tokens, **feeds}, self.cancel)["sync"][0])
-                self.progress("select", number * len(starts) + done, len(new) * len(starts))
-            found[prompt] = self.selected[prompt] = np.concatenate(parts)
+            found[prompt] = self.selected[prompt] = self._select_one(t5[prompt][None], number, len(new))
         return found
 
-    def _flow(self, features: list[tuple[Array, Array]], negative: Array | None, noise: Float32) -> Float32:
+    def _select_one(self, text: Tensor, number: int, prompts: int) -> Tensor:
+        executor, tokens = self.executor, self.clip.tokens
+        feeds = {"text": text, "mask": np.ones(text.shape[:2], dtype=np.bool_)}
+
+        def run(rows: slice) -> Tensor:
+            part = executor.run("video_select", {"tokens": tokens[rows], **feeds}, self.cancel)["sync"][0]
+            self.progress("select", number * len(tokens) + rows.stop, prompts * len(tokens))
+            return part
+
+        def fewer(limit: int) -> None:
+            executor.segments_per_batch = limit
+            self.notes.append(f"the GPU's memory is short: the video is searched {limit} segments at a time")
+
+        return joined(executor, in_batches(len(tokens), executor.segments_per_batch, run, fewer))
+
+    def _flow(self, features: list[tuple[Tensor, Tensor]], negative: Tensor | None, noise: Float32) -> Tensor:
         """(stems, latent, width) latents from each stem's sync and text features."""
-        chunk = self.executor.stems_per_batch
-        starts = range(0, len(features), chunk)
-        steps, done = self.request.steps, 0
+        executor, request, done = self.executor, self.request, 0
 
-        def on_step() -> None:
+        def run(rows: slice) -> Tensor:
             nonlocal done
-            done += 1
-            self.progress("step", done, steps * len(starts))
+            before, batch = done, rows.stop - rows.start
+            total = before + request.steps * -(-(len(features) - rows.start) // batch)
 
-        parts = []
-        for start in starts:
-            rows = slice(start, start + chunk)
-            parts.append(
-                integrate(
-                    self.executor,
+            def on_step() -> None:
+                nonlocal done
+                done += 1
+                self.progress("step", done, total)
+
+            try:
+                conditions = self._conditions(features[rows], negative)
+                self.progress("conditions", rows.stop, len(features))
+                return integrate(
+                    executor,
                     noise[rows],
-                    self._conditions(features[rows], negative),
-                    steps=steps,
-                    guidance=self.request.guidance,
+                    conditions,
+                    steps=request.steps,
+                    guidance=request.guidance,
                     cancel=self.cancel,
                     on_step=on_step,
                 )
-            )
-        return np.concatenate(parts)
+            except DeviceMemoryError:
+                done = before
+                raise
 
-    def _conditions(self, features: list[tuple[Array, Array]], negative: Array | None) -> dict[str, Array]:
+        def fewer(limit: int) -> None:
+            executor.stems_per_batch = limit
+            self.notes.append(f"the GPU's memory is short: stems are generated {limit} at a time")
+
+        return joined(executor, in_batches(len(features), executor.stems_per_batch, run, fewer))
+
+    def _conditions(self, features: list[tuple[Tensor, Tensor]], negative: Tensor | None) -> dict[str, Tensor]:
         lengths = self.rules.lengths(self.clip.duration_s)
-        text = np.stack([text for _, text in features])
+        text = stacked(self.executor, [text for _, text in features])
         feeds = {
-            "sync": np.stack([sync for sync, _ in features]),
+            "sync": stacked(self.executor, [sync for sync, _ in features]),
             "text": text,
-            "negative_text": np.zeros_like(text[:1]) if negative is None else negative[None],
+            "negative_text": np.zeros((1, *text.shape[1:]), np.float32) if negative is None else negative[None],
             "use_negative": np.array([negative is not None]),
             "sync_index": nearest_exact_indices(lengths.sync, lengths.latent),
             "latent_positions": latent_positions(lengths),
@@ -133,13 +157,32 @@ class Generation:
         }
         return self.executor.run("conditions", feeds, self.cancel)
 
-    def _decode(self, latents: Float32, index: int) -> Float32:
+    def _decode(self, latents: Tensor) -> list[tuple[Float32, DeviceArray | None]]:
+        """Each stem's samples, and where asked for those on the device."""
+        executor = self.executor
+
+        def run(rows: slice) -> list[tuple[Float32, DeviceArray | None]]:
+            audio = executor.run("decoder", {"latents": latents[rows]}, self.cancel)["audio"]
+            heard = finite(np.asarray(audio), "decoder")
+            sounds = [(self._trim(heard[i]), self._device_part(audio, i)) for i in range(len(heard))]
+            for number in range(rows.start, rows.stop):
+                self.progress("vocode", number + 1, len(latents))
+            return sounds
+
+        def fewer(limit: int) -> None:
+            executor.stems_per_decode = limit
+            self.notes.append(f"the GPU's memory is short: stems are decoded {limit} at a time")
+
+        return [sound for batch in in_batches(len(latents), executor.stems_per_decode, run, fewer) for sound in batch]
+
+    def _trim(self, decoded: Float32) -> Float32:
         """(samples,): exactly as long as the clip; the decoder rounds up to whole latents."""
         samples = self.rules.lengths(self.clip.duration_s).samples
-        decoded = finite(
-            self.executor.run("decoder", {"latents": latents[index : index + 1]}, self.cancel)["audio"][0], "decoder"
-        )
         audio = np.zeros(samples, dtype=np.float32)
         audio[: len(decoded)] = decoded[:samples]
-        self.progress("vocode", index + 1, len(latents))
         return audio
+
+    def _device_part(self, audio: Tensor, index: int) -> DeviceArray | None:
+        if not self.device_output or not isinstance(audio, DeviceArray):
+            return None
+        return audio[index][: self.rules.lengths(self.clip.duration_s).samples]

@@ -69,6 +69,8 @@ class Report:
     weights: str
     """"official", "trained" or "random"."""
     backend: str
+    backend_reason: str
+    """Why that backend: "asked for", or what `auto` found."""
     notice: str
     warnings: tuple[str, ...]
     timings_s: dict[str, float]

@@ -12,6 +12,7 @@ LABELS = {
     "encode": "encoding video",
     "text": "encoding prompts",
     "select": "selecting sources",
+    "conditions": "preparing",
     "step": "generating",
     "vocode": "vocoding",
     "write": "writing",

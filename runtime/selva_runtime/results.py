@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from .device_array import DeviceArray
 from .manifest import Defaults
 
 
@@ -17,8 +18,8 @@ class Clip:
     duration_s: float
     """May be less than was asked for, when the video ends before."""
     start_s: float
-    tokens: npt.NDArray[np.float32]
-    """(segments, tokens per segment, width)."""
+    tokens: npt.NDArray[np.float32] | DeviceArray
+    """(segments, tokens per segment, width), float32. With a GPU backend they stay there; `numpy.asarray` copies."""
     source: str | None
     """Path of the video; None when it came as frames."""
     source_duration_s: float | None
@@ -42,6 +43,8 @@ class Stem:
     """(samples,) mono, exactly as long as the clip."""
     sample_rate_hz: int
     warnings: tuple[str, ...]
+    device_audio: DeviceArray | None = None
+    """The same samples on the GPU, for `__cuda_array_interface__`; None unless asked for by `device_output`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +58,8 @@ class SessionInfo:
     notice: str
     """Licences of the weights, one line to show to the user."""
     backend: str
+    backend_reason: str
+    """Why this backend: "asked for", or what `auto` found."""
     sample_rate_hz: int
     image_size: int
     """Height and width of the frames that `encode_frames` takes, pixels."""

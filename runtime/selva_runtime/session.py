@@ -9,15 +9,18 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from threading import Event
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
 
+from .batches import in_batches
 from .bundle import Bundle
 from .errors import RequestError
-from .executor import Array, make_executor
+from .executor import Tensor, make_executor, stacked
 from .flow import finite
+from .foreign import is_foreign, stream_handle
 from .generation import Generation
 from .recent import Recent
 from .request import check_span, stem_request
@@ -26,7 +29,7 @@ from .sequence import Lengths
 from .text import TextEncoder
 
 Progress = Callable[[str, int, int], None]
-"""Called with a stage ("decode", "encode", "text", "select", "step", "vocode"), how much is done, and of how much."""
+"""Called with a stage ("decode", "encode", "text", "select", "conditions", "step", "vocode") and done of how many."""
 
 _CACHED_SELECTIONS = 64
 
@@ -34,8 +37,9 @@ _CACHED_SELECTIONS = 64
 class Session:
     """A bundle on a backend. Calls take turns: one thread at a time.
 
-    `threads` bounds the CPU threads (None: the cores that the process may use). `keep_text_towers` leaves the text
-    towers in memory between new prompts. Raises `BundleError` and `BackendError`.
+    `backend` "auto" takes the fastest that runs here (`info.backend_reason`); any other is met or refused. `threads`
+    bounds the CPU threads (None: the cores that the process may use). `keep_text_towers` leaves the text towers in
+    memory between new prompts (None: on a GPU). Raises `BundleError` and `BackendError`.
     """
 
     def __init__(
@@ -44,7 +48,7 @@ class Session:
         *,
         backend: str = "auto",
         threads: int | None = None,
-        keep_text_towers: bool = False,
+        keep_text_towers: bool | None = None,
     ) -> None:
         if threads is not None and not 1 <= threads <= 1024:
             raise RequestError(f"threads is {threads}; give a number from 1 to 1024")
@@ -52,8 +56,9 @@ class Session:
         self._rules = self._bundle.manifest.sequence
         self._defaults = self._bundle.manifest.defaults
         self._executor = make_executor(self._bundle, backend, threads)
-        self._text = TextEncoder(self._bundle, self._executor, keep=keep_text_towers)
-        self._selections: WeakKeyDictionary[Clip, Recent[str, Array]] = WeakKeyDictionary()
+        keep = self._executor.keeps_text_towers if keep_text_towers is None else keep_text_towers
+        self._text = TextEncoder(self._bundle, self._executor, keep=keep)
+        self._selections: WeakKeyDictionary[Clip, Recent[str, Tensor]] = WeakKeyDictionary()
 
     @property
     def info(self) -> SessionInfo:
@@ -65,6 +70,7 @@ class Session:
             weights=manifest.weights,
             notice=manifest.notice,
             backend=self._executor.backend,
+            backend_reason=self._executor.reason,
             sample_rate_hz=self._rules.sample_rate_hz,
             image_size=self._rules.image_size,
             fps=self._rules.fps,
@@ -107,40 +113,50 @@ class Session:
             on_progress=None if progress is None else lambda done, total: progress("decode", done, total),
             cancelled=cancel,
         )
+        tokens, warnings = self._backbone(video.frames, self._rules.lengths(video.duration_s), progress, cancel)
         return Clip(
             duration_s=video.duration_s,
             start_s=start_s,
-            tokens=self._backbone(video.frames, self._rules.lengths(video.duration_s), progress, cancel),
+            tokens=tokens,
             source=os.fspath(path),
             source_duration_s=video.source_duration_s,
             video_start_s=video.video_start_s,
-            warnings=video.warnings,
+            warnings=(*video.warnings, *warnings),
             backbone=self._bundle.graph_hash("video_backbone"),
         )
 
     def encode_frames(
         self,
-        frames: npt.NDArray[np.uint8],
+        frames: Any,
         duration_s: float,
         *,
         progress: Progress | None = None,
         cancel: Event | None = None,
+        stream: Any = None,
     ) -> Clip:
-        """Run the backbone on frames that the caller has: uint8 (T, 3, H, H), H `info.image_size`, at `info.fps`."""
+        """Run the backbone on frames that the caller has: uint8 (T, 3, H, H), H `info.image_size`, at `info.fps`.
+
+        `frames` is a NumPy array or, with a GPU backend, an array with `__cuda_array_interface__` (PyCUDA, CuPy,
+        PyTorch, …), used where it lies. Work in `stream`, a handle of the caller's, is waited for on the GPU.
+        """
         check_span(0.0, duration_s, self._rules.min_duration_s, self._rules.max_duration_s)
+        self._wait_for(stream)
+        if is_foreign(frames):
+            frames = self._executor.adopt(frames)
         size, lengths = self._rules.image_size, self._rules.lengths(duration_s)
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != (3, size, size):
             raise RequestError(f"frames are {frames.dtype} {frames.shape}; give uint8 (frames, 3, {size}, {size})")
         if len(frames) < lengths.frames:
             raise RequestError(f"{len(frames)} frames do not last {duration_s} s; give {lengths.frames}")
+        tokens, warnings = self._backbone(frames, lengths, progress, cancel)
         return Clip(
             duration_s=duration_s,
             start_s=0.0,
-            tokens=self._backbone(frames, lengths, progress, cancel),
+            tokens=tokens,
             source=None,
             source_duration_s=None,
             video_start_s=None,
-            warnings=(),
+            warnings=warnings,
             backbone=self._bundle.graph_hash("video_backbone"),
         )
 
@@ -161,11 +177,15 @@ class Session:
         noise: npt.NDArray[np.float32] | None = None,
         progress: Progress | None = None,
         cancel: Event | None = None,
+        stream: Any = None,
+        device_output: bool = False,
     ) -> list[Stem]:
         """One stem per prompt and take: all takes of the first prompt, then of the second, and so on.
 
         `steps` and `guidance` None are the bundle's defaults, 25 and 4.5. `noise` (stems, latent, width) replaces what
-        the seed would draw. Raises `RequestError`, `BackendError`, `Cancelled`.
+        the seed would draw. With a GPU backend, work in `stream` (a handle of the caller's) is waited for on the GPU,
+        and `device_output` leaves a copy of the sound there (`Stem.device_audio`), complete when this returns.
+        Raises `RequestError`, `BackendError` (`DeviceMemoryError` when one stem alone does not fit), `Cancelled`.
         """
         request = stem_request(
             prompts,
@@ -186,27 +206,45 @@ class Session:
             request=request,
             progress=progress or _no_progress,
             cancel=cancel,
+            device_output=device_output,
         )
-        return generation.stems(noise)
+        self._wait_for(stream)
+        stems = generation.stems(noise)
+        self._executor.finish()
+        return stems
+
+    def _wait_for(self, stream: Any) -> None:
+        if stream is not None:
+            self._executor.after(stream_handle(stream))
 
     def _backbone(
-        self, frames: npt.NDArray[np.uint8], lengths: Lengths, progress: Progress | None, cancel: Event | None
-    ) -> npt.NDArray[np.float32]:
-        """(segments, tokens, W): the frames in overlapping segments, a few segments at a time."""
+        self, frames: Tensor, lengths: Lengths, progress: Progress | None, cancel: Event | None
+    ) -> tuple[Tensor, tuple[str, ...]]:
+        """(segments, tokens, W): the frames in overlapping segments, a few segments at a time; and warnings."""
+        executor, warnings = self._executor, []
         step, width = self._rules.segment_step, self._rules.segment_frames
-        chunk = self._executor.segments_per_batch
-        tokens = None
-        for start in range(0, lengths.segments, chunk):
-            rows = range(start, min(start + chunk, lengths.segments))
-            segments = np.stack([frames[step * row : step * row + width] for row in rows])
-            part = self._executor.run("video_backbone", {"segments": segments}, cancel)["tokens"]
+        frames = executor.put(frames[: lengths.frames])
+        tokens: Tensor | None = None
+
+        def encode(rows: slice) -> None:
+            nonlocal tokens
+            starts = range(step * rows.start, step * rows.stop, step)
+            segments = stacked(executor, [frames[start : start + width] for start in starts])
+            part = executor.run("video_backbone", {"segments": segments}, cancel)["tokens"]
             if tokens is None:
-                tokens = np.empty((lengths.segments, *part.shape[1:]), dtype=np.float32)
-            tokens[rows.start : rows.stop] = finite(part, "video_backbone")
+                tokens = executor.empty((lengths.segments, *part.shape[1:]), np.float32)
+            tokens[rows] = finite(part, "video_backbone")
             if progress is not None:
                 progress("encode", rows.stop, lengths.segments)
+
+        def fewer(limit: int) -> None:
+            executor.segments_per_batch = limit
+            warnings.append(f"the GPU's memory is short: the video is encoded {limit} segments at a time")
+
+        in_batches(lengths.segments, executor.segments_per_batch, encode, fewer)
         assert tokens is not None
-        return tokens
+        executor.finish()
+        return tokens, tuple(warnings)
 
 
 def _no_progress(stage: str, done: int, total: int) -> None:

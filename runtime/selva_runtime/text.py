@@ -16,7 +16,7 @@ from tokenizers import Encoding, Tokenizer
 
 from .bundle import Bundle
 from .errors import BundleError, RequestError
-from .executor import Array, Executor
+from .executor import Array, Executor, Tensor
 from .recent import Recent
 
 MAX_PROMPT_CHARACTERS = 1000
@@ -52,7 +52,7 @@ class TextTower:
         self._executor = executor
         self._graph = graph
         self._feeds = feeds
-        self._cache: Recent[str, Array] = Recent(_CACHED_PROMPTS)
+        self._cache: Recent[str, Tensor] = Recent(_CACHED_PROMPTS)
 
     def new(self, prompts: Sequence[str]) -> list[str]:
         """The prompts, each once, whose features are not cached."""
@@ -60,7 +60,7 @@ class TextTower:
 
     def features(
         self, prompts: Sequence[str], *, keep: bool, cancel: Event | None, on_done: Callable[[], None]
-    ) -> dict[str, Array]:
+    ) -> dict[str, Tensor]:
         """(tokens, width) for each prompt; `on_done` is called after each that had to be computed."""
         new = self.new(prompts)
         found = {prompt: self._cache[prompt] for prompt in prompts if prompt not in new}
@@ -125,7 +125,7 @@ class TextEncoder:
         *,
         cancel: Event | None = None,
         on_progress: Callable[[int, int], None] | None = None,
-    ) -> tuple[dict[str, Array], dict[str, Array]]:
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """T5 features (tokens, width) of the prompts, and CLIP features (77, width) of them and the negative one."""
         clip_prompts = [*prompts, *([] if negative is None else [negative])]
         total = len(self.t5.new(prompts)) + len(self.clip.new(clip_prompts))

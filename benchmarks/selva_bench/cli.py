@@ -1,0 +1,82 @@
+"""selva-bench: arguments in, a table and one line of JSON on stdout; progress goes to stderr."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from selva_runtime.command import OneLineCommand
+
+from .run import BenchRequest, run_bench
+
+
+def _list(_context: click.Context, _parameter: click.Parameter, text: str | None) -> tuple[str, ...]:
+    """ "1,4" as ("1", "4"), in order and each once."""
+    return tuple(dict.fromkeys(part for part in (text or "").replace(" ", "").split(",") if part))
+
+
+@click.command("selva-bench", cls=OneLineCommand, context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("bundle", required=False, type=click.Path(path_type=Path))
+@click.option("--preset", help="Instead of BUNDLE: export one of this preset, and keep it.")
+@click.option("--random-weights", is_flag=True, help="With --preset: what its networks are filled with.")
+@click.option("--precision", type=click.Choice(["fp32", "fp16"]), help="With --preset.  [default: fp32]")
+@click.option(
+    "--cache",
+    type=click.Path(path_type=Path),
+    default="out/bench",
+    show_default=True,
+    help="Folder of the exported bundles.",
+)
+@click.option(
+    "--backend",
+    "backends",
+    callback=_list,
+    default="auto",
+    show_default=True,
+    help="Backends, with commas between; all: each that can run here.",
+)
+@click.option(
+    "--against",
+    "baselines",
+    callback=_list,
+    metavar="LIST",
+    help="Baselines: torch (selva_ref as it is), torch-compile, with a comma between.",
+)
+@click.option(
+    "--stems", callback=_list, default="1,4", show_default=True, help="Numbers of stems of one video, 1 to 64."
+)
+@click.option("--duration", "duration_s", type=float, default=8.0, show_default=True, help="Seconds of video.")
+@click.option("--video", type=click.Path(path_type=Path), help="Repeated if too short.  [default: examples/street.mp4]")
+@click.option("--steps", type=click.IntRange(2, 1000), default=25, show_default=True, help="Integration steps.")
+@click.option(
+    "--rounds", type=click.IntRange(1, 10_000), default=3, show_default=True, help="Turns of every side, after warm-up."
+)
+@click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads.  [default: the cores that may be used]")
+@click.option("--keep-text-towers", is_flag=True, help="Let the runtime keep its text towers loaded, as PyTorch does.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default="benchmarks/results",
+    show_default=True,
+    help="Folder of the results.",
+)
+@click.option("--json-only", is_flag=True, help="No table and no progress: the line of JSON alone.")
+def main(json_only: bool, **options: Any) -> None:
+    """Time the runtime on BUNDLE, and PyTorch beside it: every stage, first stem, further stems, new prompt.
+
+    \b
+    selva-bench small_16k --backend cpu --against torch
+    selva-bench --preset demo --random-weights --backend all --against torch,torch-compile
+    """
+
+    def say(line: str) -> None:
+        if not json_only:
+            click.echo(line, err=True)
+
+    result = run_bench(BenchRequest(quiet=json_only, **options), say)
+    if not json_only:
+        click.echo(result.table)
+    click.echo(json.dumps(result.document))

@@ -1,0 +1,102 @@
+"""What the numbers were measured on: enough to judge them, nothing that names the machine or its owner."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from selva_runtime.cores import usable_cores
+
+_LIBRARIES = (
+    "selva-deploy",
+    "numpy",
+    "av",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "tensorrt",
+    "tensorrt_rtx",
+    "tensorrt_rtx_cu13",
+    "cuda-python",
+    "torch",
+)
+
+
+def describe() -> dict[str, Any]:
+    """Hardware, operating system and library versions."""
+    return {
+        "cpu": _cpu_model(),
+        "cores": usable_cores(),
+        "memory_bytes": _memory_bytes(),
+        "gpu": _gpu_query("name"),
+        "gpu_driver": _gpu_query("driver_version"),
+        "os": _os_name(),
+        "python": platform.python_version(),
+        "libraries": {name: version for name in _LIBRARIES if (version := _version(name))},
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
+    }
+
+
+def gpu_used_bytes() -> int | None:
+    """Memory in use on the first GPU, by all processes; None without one."""
+    used = _gpu_query("memory.used")
+    return int(used.split()[0]) << 20 if used and used.split()[0].isdecimal() else None
+
+
+def _gpu_query(field: str) -> str | None:
+    """The first GPU's answer, or None."""
+    try:
+        answer = subprocess.run(
+            ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return next(iter(answer.stdout.splitlines()), "").strip() or None
+
+
+def _cpu_model() -> str:
+    for line in _read("/proc/cpuinfo").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _memory_bytes() -> int | None:
+    """What the process may use: the machine's memory, or less in a container."""
+    try:
+        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+    limit = _read("/sys/fs/cgroup/memory.max").strip()
+    return min(machine, int(limit)) if limit.isdecimal() else machine
+
+
+def _os_name() -> str:
+    """Without the kernel's release, which tells where it is hosted."""
+    try:
+        name = platform.freedesktop_os_release()["PRETTY_NAME"]
+    except (OSError, KeyError):
+        name = platform.system()
+    return f"{name} ({platform.system()} {platform.machine()})"
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""

@@ -1,0 +1,127 @@
+"""All sides, round by round, in turn: what the machine does besides falls on each alike."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .clip import clip_of
+from .errors import BenchError
+from .job import CPU_BACKENDS, RUNTIME, TORCH, SideJob
+from .machine import gpu_used_bytes
+from .process import WorkerError, WorkerProcess
+
+AUTO = "auto"
+BASELINES = ("torch", "torch-compile")
+
+
+@dataclass(kw_only=True)
+class Side:
+    """A program that is compared, and what was measured of it."""
+
+    job: SideJob
+    device: str = "cpu"
+    """Hardware it runs on: "cpu" or "cuda"."""
+    unavailable: str | None = None
+    """Why it cannot run here; nothing else is known then."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    cold: dict[str, float] = field(default_factory=dict)
+    """Seconds of a fresh process: importing, opening, the first stem, and all of it with the interpreter's start."""
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+    """What `round` of the sides gives."""
+    audio: npt.NDArray[np.float32] | None = None
+    host_bytes: int | None = None
+    device_bytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What to compare. `pattern` is every side's job but for what makes it that side."""
+
+    pattern: SideJob
+    backends: tuple[str, ...]
+    backends_optional: bool
+    """Whether a backend that cannot run here is left out, saying so, rather than an error."""
+    baselines: tuple[str, ...]
+    rounds: int
+    video: Path | None
+
+
+def measure(plan: Plan, say: Callable[[str], None]) -> list[Side]:
+    """Every side of the plan, the backends first. Raises `BenchError`, and leaves no process behind whatever comes."""
+    with tempfile.TemporaryDirectory(prefix="selva-bench-") as name, ExitStack() as stack:
+        folder = Path(name)
+        video = clip_of(plan.video, plan.pattern.duration_s, folder)
+        pattern = replace(plan.pattern, video=str(video))
+        sides: list[tuple[Side, WorkerProcess | None]] = []
+
+        def start(job: SideJob, *, optional: bool) -> None:
+            say(f"{job.label}: cold start")
+            sides.append(_start(replace(job, audio=str(folder / f"{job.label}.npy")), folder, stack, optional))
+
+        for backend in plan.backends:
+            start(replace(pattern, label=backend, kind=RUNTIME, backend=backend), optional=plan.backends_optional)
+        if all(side.unavailable for side, _ in sides):
+            raise BenchError("; ".join(f"{side.job.label}: {side.unavailable}" for side, _ in sides))
+        devices = dict.fromkeys(side.device for side, _ in sides if side.unavailable is None)
+        for device in devices:
+            for baseline in plan.baselines:
+                job = replace(pattern, label=f"{baseline}-{device}", kind=TORCH, backend=device)
+                start(replace(job, compiled=baseline == "torch-compile"), optional=True)
+        running = [(side, worker) for side, worker in sides if worker is not None]
+        _rounds(running, plan.rounds, say)
+        for side, worker in running:
+            side.host_bytes = worker.ask("memory")
+        return [side for side, _ in sides]
+
+
+def _start(job: SideJob, folder: Path, stack: ExitStack, optional: bool) -> tuple[Side, WorkerProcess | None]:
+    """A side after its cold start and warm-up; its worker is None, and the reason known, if it cannot run."""
+    side = Side(job=job, device=job.backend)
+    before_bytes = gpu_used_bytes()
+    worker = stack.enter_context(WorkerProcess(job, folder))
+    try:
+        cold = worker.ask("cold")
+        until_first_stem_s = perf_counter() - worker.started_s
+        worker.ask("warm_up")
+    except WorkerError as error:
+        worker.close()
+        if not optional:
+            raise
+        side.unavailable = str(error).removeprefix(f"{job.label}: ")
+        return side, None
+    side.facts, side.cold = cold["facts"], {**cold["seconds"], "total_s": until_first_stem_s}
+    if job.backend == AUTO:
+        side.job = replace(job, label=side.facts["backend"])
+    side.device = "cpu" if side.facts["backend"] in CPU_BACKENDS else "cuda"
+    side.audio = np.load(job.audio)
+    after_bytes = gpu_used_bytes()
+    if side.device != "cpu" and before_bytes is not None and after_bytes is not None:
+        side.device_bytes = after_bytes - before_bytes
+    return side, worker
+
+
+def _rounds(running: Sequence[tuple[Side, WorkerProcess]], rounds: int, say: Callable[[str], None]) -> None:
+    for number in range(1, rounds + 1):
+        for side, worker in running:
+            record = worker.ask("round")
+            side.rounds.append(record)
+            say(f"round {number}/{rounds}: {side.job.label}: first stem {record['totals']['first_stem'][0]:.2f} s")
+
+
+def snr_db(sound: npt.NDArray[np.float32] | None, reference: npt.NDArray[np.float32] | None) -> float | None:
+    """How far a sound is from the reference's; None where they are the same, or cannot be compared."""
+    if sound is None or reference is None or sound.shape != reference.shape:
+        return None
+    noise = float(np.square(sound.astype(np.float64) - reference).sum())
+    signal = float(np.square(reference.astype(np.float64)).sum())
+    return 10 * math.log10(signal / noise) if noise > 0 and signal > 0 else None

@@ -1,0 +1,47 @@
+"""Where results are kept: a JSON document and its chart, whole or not at all, replacing those of the same setting."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from selva_runtime.atomic import output_error
+
+from .chart import draw
+
+
+def name_of(document: dict[str, Any]) -> str:
+    """cpu-small_16k-fp32: the sides of the runtime, preset and precision; no date, no host."""
+    ours = "+".join(document["ratios"])
+    return f"{ours}-{document['setting']['preset']}-{document['setting']['precision']}"
+
+
+def save(document: dict[str, Any], folder: Path) -> tuple[Path, Path | None]:
+    """The JSON file and the chart, which is None without matplotlib. Raises `OutputError`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        stem = folder / name_of(document)
+        text = json.dumps(document, indent=1) + "\n"
+        path = _replace(stem.with_name(f"{stem.name}.json"), lambda part: part.write_text(text, encoding="utf-8"))
+        try:
+            return path, _replace(stem.with_name(f"{stem.name}.png"), lambda part: draw(document, part))
+        except ImportError:
+            return path, None
+    except OSError as error:
+        raise output_error(folder, error) from error
+
+
+def _replace(path: Path, fill: Callable[[Path], object]) -> Path:
+    part = path.with_name(f".selva-{secrets.token_hex(6)}.part")
+    try:
+        fill(part)
+        os.replace(part, path)
+    finally:
+        with suppress(OSError):
+            part.unlink()
+    return path

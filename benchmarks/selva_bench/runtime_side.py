@@ -1,0 +1,83 @@
+"""The runtime under the clock: one clip per round, encoded once, and stems of it."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from selva_runtime.results import Clip, Stem
+from selva_runtime.session import Session
+
+from .errors import BenchError
+from .job import SideJob, endless_prompts
+from .stages import StageClock
+from .totals import round_totals
+
+
+class RuntimeSide:
+    """A session in this process."""
+
+    def __init__(self, job: SideJob) -> None:
+        self._job = job
+        self._prompts = endless_prompts()
+        self._session = Session(
+            job.bundle, backend=job.backend, threads=job.threads, keep_text_towers=job.keep_text_towers
+        )
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What runs here."""
+        info = self._session.info
+        return {"backend": info.backend, "precision": info.precision, "weights": info.weights}
+
+    def first_stem(self) -> np.ndarray:
+        """The sound of the first prompt; in a fresh process, a cold start."""
+        self._clip, _ = self._encode()
+        stems, _ = self._generate(1)
+        return stems[0].audio
+
+    def warm_up(self) -> None:
+        """Run every batch size once: backends plan memory, or record what they replay, at the first of each."""
+        for stems in self._job.stems:
+            self._generate(stems)
+
+    def round(self) -> dict[str, Any]:
+        """Totals and stages of one clip and its stems, seconds."""
+        self._clip, encoding = self._encode()
+        encode_s, decode_s = encoding.elapsed_s, encoding.total_s("decode")
+        stages = {"decode": [decode_s], "encode": [encoding.total_s("encode")]}
+        by_stems: dict[int, tuple[float, float]] = {}
+        for stems in self._job.stems:
+            seconds = self._timed(stems, stages)
+            by_stems[stems] = (encode_s + seconds, decode_s)
+        return {"totals": round_totals(by_stems, self._timed(1, stages)), "stages": stages}
+
+    def _timed(self, stems: int, stages: dict[str, list[float]]) -> float:
+        """Seconds to generate `stems` new prompts; adds to `stages`, all but the step of one stem alone."""
+        _, clock = self._generate(stems)
+        conditions_s, step_s = clock.flow(self._job.steps)
+        stages.setdefault("step" if stems == 1 else f"step_of_{stems}", []).extend(step_s)
+        if stems == 1:
+            for stage in ("text", "select", "vocode"):
+                stages.setdefault(stage, []).append(clock.total_s(stage))
+            stages.setdefault("conditions", []).append(conditions_s)
+        return clock.elapsed_s
+
+    def _encode(self) -> tuple[Clip, StageClock]:
+        clock = StageClock()
+        clip = self._session.encode(self._job.video, duration_s=self._job.duration_s, progress=clock)
+        clock.stop()
+        if clip.duration_s < self._job.duration_s:
+            raise BenchError(f"the video lasts {clip.duration_s:.2f} s, not {self._job.duration_s} s; give another")
+        return clip, clock
+
+    def _generate(self, stems: int) -> tuple[list[Stem], StageClock]:
+        prompts = list(islice(self._prompts, stems))
+        clock = StageClock()
+        made = self._session.generate(
+            self._clip, prompts, steps=self._job.steps, guidance=self._job.guidance, progress=clock
+        )
+        clock.stop()
+        return made, clock

@@ -1,0 +1,98 @@
+"""From seconds to what is said of them. No clock and no process in here, so that every number has a closed form.
+
+A round is one pass of every side over the same work; ratios are taken within a round, because other load on the
+machine comes and goes between rounds. Their median is what is reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+ENOUGH_FOR_P99 = 100
+"""With fewer samples the 99th percentile is just the slowest one."""
+
+Round = Mapping[str, Mapping[str, Sequence[float]]]
+"""A side's round: "totals" and "stages", each a name's samples in seconds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """Samples of one thing, seconds."""
+
+    median_s: float
+    low_s: float
+    """First quartile."""
+    high_s: float
+    """Third quartile."""
+    min_s: float
+    max_s: float
+    p99_s: float | None
+    """None where the samples are too few to have one."""
+    samples: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ratio:
+    """How many times as long the baseline took: above 1, ours is faster."""
+
+    median: float
+    min: float
+    max: float
+
+
+def quantile(samples: Sequence[float], share: float) -> float:
+    """The value below which `share` of the samples lie, interpolated linearly between neighbours."""
+    ordered = sorted(samples)
+    place = share * (len(ordered) - 1)
+    below = int(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
+
+
+def summarise(samples: Sequence[float]) -> Summary:
+    """Median and spread of at least one sample."""
+    return Summary(
+        median_s=median(samples),
+        low_s=quantile(samples, 0.25),
+        high_s=quantile(samples, 0.75),
+        min_s=min(samples),
+        max_s=max(samples),
+        p99_s=quantile(samples, 0.99) if len(samples) >= ENOUGH_FOR_P99 else None,
+        samples=len(samples),
+    )
+
+
+def summarise_rounds(rounds: Sequence[Round], kind: str) -> dict[str, Summary]:
+    """`kind` ("totals" or "stages") of one side: the samples of all rounds together."""
+    names = dict.fromkeys(name for record in rounds for name in record[kind])
+    return {name: summarise([s for record in rounds for s in record[kind].get(name, ())]) for name in names}
+
+
+def ratios(ours: Sequence[Round], baseline: Sequence[Round], kind: str) -> dict[str, Ratio]:
+    """Baseline over ours of each round's medians, for what both have and what took measurable time in every round."""
+    found: dict[str, list[float]] = {}
+    for own, other in zip(ours, baseline, strict=True):
+        for name in filter(other[kind].__contains__, own[kind]):
+            found.setdefault(name, []).append(_ratio(median(other[kind][name]), median(own[kind][name])))
+    return {
+        name: Ratio(median=median(values), min=min(values), max=max(values))
+        for name, values in found.items()
+        if min(values) > 0
+    }
+
+
+def _ratio(baseline_s: float, own_s: float) -> float:
+    """0 where the time drowned in noise: a difference of two times may come out as none, or less."""
+    return baseline_s / own_s if min(baseline_s, own_s) > 0 else 0.0
+
+
+def further_stem_s(one_s: float, many_s: float, stems: int) -> float:
+    """Seconds that each stem after the first adds."""
+    return (many_s - one_s) / (stems - 1)
+
+
+def real_time_factor(seconds: float, sound_s: float) -> float:
+    """Seconds of computing per second of sound: below 1 is faster than real time."""
+    return seconds / sound_s

@@ -1,0 +1,104 @@
+"""The report for people."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from .stages import STAGES
+
+_LABEL_WIDTH, _WIDTH = 26, 28
+
+
+def table(document: dict[str, Any]) -> str:
+    """What ran, one row a stage and total, one column a side, then the ratios."""
+    return "\n".join([*_heading(document), "", *_columns(document), "", *_ratios(document)]).rstrip()
+
+
+def seconds(value: float) -> str:
+    """Three digits that matter."""
+    number, unit = (value * 1e3, "ms") if value < 0.9995 else (value, "s")
+    digits = 2 if number < 9.995 else 1 if number < 99.95 else 0
+    return f"{number:.{digits}f} {unit}"
+
+
+def _heading(document: dict[str, Any]) -> Iterator[str]:
+    setting, machine = document["setting"], document["machine"]
+    yield (
+        f"{setting['preset']} {setting['precision']}, {setting['weights']} weights: {setting['duration_s']:g} s, "
+        f"{setting['steps']} steps, guidance {setting['guidance']:g}; {setting['rounds']} rounds, "
+        f"{setting['threads']} threads"
+    )
+    memory = f"{machine['memory_bytes'] / 2**30:.0f} GiB, " if machine["memory_bytes"] else ""
+    yield f"{machine['cpu']}, {machine['cores']} cores, {memory}GPU: {machine['gpu'] or 'none'}"
+    libraries = ", ".join(f"{name} {version}" for name, version in machine["libraries"].items())
+    yield f"{machine['os']}, Python {machine['python']}, {libraries}"
+
+
+def _columns(document: dict[str, Any]) -> Iterator[str]:
+    sides = {label: side for label, side in document["sides"].items() if "unavailable" not in side}
+    yield _row("median [quartiles]", sides)
+    yield _row("", (f"{side['backend']} {side['precision']}" for side in sides.values()))
+    yield _row("cold start to first stem", (seconds(side["cold"]["total_s"]) for side in sides.values()))
+    for kind in ("stages", "totals"):
+        names = dict.fromkeys(name for side in sides.values() for name in side[kind])
+        for name in sorted(names, key=_order):
+            yield _row(name.replace("_", " "), (_spread(side[kind].get(name)) for side in sides.values()))
+    for label, show in _EXTRAS:
+        cells = [show(side) for side in sides.values()]
+        if any(cells):
+            yield _row(label, (cell or "-" for cell in cells))
+    for label, side in document["sides"].items():
+        if "unavailable" in side:
+            yield f"{label} is not available here: {side['unavailable']}"
+
+
+def _ratios(document: dict[str, Any]) -> Iterator[str]:
+    for ours, baselines in document["ratios"].items():
+        for baseline, found in baselines.items():
+            yield f"{baseline} takes this many times as long as {ours} (median of the rounds' ratios, min to max):"
+            both = {**found["stages"], **found["totals"]}
+            for name in sorted(both, key=_order):
+                ratio = both[name]
+                spread = f"{ratio['min']:.2f} to {ratio['max']:.2f}"
+                yield f"  {name.replace('_', ' '):<{_LABEL_WIDTH}}{ratio['median']:>8.2f}   {spread}"
+            if found["snr_db"] is not None:
+                yield f"  sounds agree to {found['snr_db']:.0f} dB"
+
+
+def _order(name: str) -> int:
+    """Stages as they run, then the totals as they came."""
+    return STAGES.index(name) if name in STAGES else len(STAGES)
+
+
+def _row(label: str, cells: Any) -> str:
+    return f"{label:<{_LABEL_WIDTH}}" + "".join(f"{cell:>{_WIDTH}}" for cell in cells)
+
+
+def _spread(summary: dict[str, Any] | None) -> str:
+    if summary is None:
+        return "-"
+    if summary["samples"] == 1:
+        return seconds(summary["median_s"])
+    number, unit = seconds(summary["median_s"]).split()
+    scale = 1 if unit == "s" else 1000
+    digits = len(number.partition(".")[2])
+    low, high = (f"{summary[name] * scale:.{digits}f}" for name in ("low_s", "high_s"))
+    return f"{number} [{low}, {high}] {unit}"
+
+
+def _p99(side: dict[str, Any]) -> str | None:
+    p99_s = side["stages"].get("step", {}).get("p99_s")
+    return None if p99_s is None else seconds(p99_s)
+
+
+def _gigabytes(count: int | None) -> str | None:
+    return None if count is None else f"{count / 1e9:.2f} GB"
+
+
+_EXTRAS: tuple[tuple[str, Callable[[dict[str, Any]], str | None]], ...] = (
+    ("step, 99th percentile", _p99),
+    ("real-time factor, 1 stem", lambda side: f"{side['totals']['first_stem']['real_time_factor']:.3f}"),
+    ("peak host memory", lambda side: _gigabytes(side["peak_host_bytes"])),
+    ("device memory held", lambda side: _gigabytes(side["device_bytes"])),
+)

@@ -1,0 +1,142 @@
+"""The PyTorch reference under the clock: the whole pipeline again for every prompt, as the authors' code does it.
+
+It is given its best: weight norms are folded as at the authors' loading, nothing is copied between stages, and on a GPU
+events are recorded instead of waiting. Its weights are random, which costs the same time as trained ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+
+from selva_ref.pipeline import Pipeline
+from selva_runtime.video import read_clip
+
+from .errors import BenchError
+from .job import SideJob, endless_prompts
+from .totals import round_totals
+
+
+class TorchSide:
+    """A pipeline in this process: float32 on a CPU, bfloat16 on a GPU."""
+
+    def __init__(self, job: SideJob) -> None:
+        torch.set_num_threads(job.threads)
+        if job.backend == "cuda" and not torch.cuda.is_available():
+            raise BenchError("this PyTorch sees no GPU")
+        self._job = job
+        self._prompts = endless_prompts()
+        self._dtype = torch.bfloat16 if job.backend == "cuda" else torch.float32
+        self._pipeline = Pipeline(job.preset, None, device=job.backend, dtype=self._dtype)
+        self._pipeline.vae.bake()
+        self._pipeline.vocoder.bake()
+        self._marks: list[tuple[str, Any, Any]] = []
+        backbone = self._pipeline.video_encoder.backbone
+        self._pipeline.video_encoder.backbone = lambda segments: backbone(segments.to(self._dtype))  # type: ignore[method-assign]
+        if job.compiled:
+            _compile(self._pipeline)
+        self._watch()
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What runs here."""
+        return {"backend": self._job.backend, "precision": str(self._dtype).removeprefix("torch."), "weights": "random"}
+
+    def first_stem(self) -> np.ndarray:
+        """The sound of the first prompt; in a fresh process, a cold start."""
+        return self._run()[0]
+
+    def warm_up(self) -> None:
+        """Every run has the same shapes but for the text: one more settles what torch.compile makes of that."""
+        if self._job.compiled:
+            self._run()
+
+    def round(self) -> dict[str, Any]:
+        """Totals and stages of as many whole runs as the most stems, seconds. Any of them is a new prompt."""
+        stages: dict[str, list[float]] = {}
+        decodes_s, runs_s = [], []
+        for _ in range(max(self._job.stems)):
+            _, decode_s, run_s, spent = self._run()
+            decodes_s.append(decode_s)
+            runs_s.append(run_s)
+            for stage, samples in {"decode": [decode_s], **spent}.items():
+                stages.setdefault(stage, []).extend(samples)
+        by_stems = {n: (sum(runs_s[:n]), sum(decodes_s[:n])) for n in self._job.stems}
+        return {"totals": round_totals(by_stems, runs_s[-1]), "stages": stages}
+
+    def _run(self) -> tuple[np.ndarray, float, float, dict[str, list[float]]]:
+        """Sound, seconds reading the video, seconds in all, and those of each stage."""
+        job, rules = self._job, self._pipeline.rules
+        self._marks.clear()
+        start_s = perf_counter()
+        clip = read_clip(
+            job.video,
+            size=rules.image_size,
+            fps=rules.fps,
+            start_s=0.0,
+            duration_s=job.duration_s,
+            min_duration_s=rules.min_duration_s,
+        )
+        decode_s = perf_counter() - start_s
+        audio = self._pipeline(
+            clip.frames, next(self._prompts), duration_s=job.duration_s, steps=job.steps, guidance=job.guidance
+        )
+        return audio, decode_s, perf_counter() - start_s, self._spent()
+
+    def _spent(self) -> dict[str, list[float]]:
+        """Seconds by stage: every step by itself, the calls of other stages added up."""
+        found: dict[str, list[float]] = {}
+        for stage, start, end in self._marks:
+            seconds = end - start if isinstance(start, float) else start.elapsed_time(end) / 1000
+            found.setdefault(stage, []).append(seconds)
+        return {stage: samples if stage == "step" else [sum(samples)] for stage, samples in found.items()}
+
+    def _watch(self) -> None:
+        """Put a clock around what the runtime has as graphs."""
+        p = self._pipeline
+        for owner, name, stage in (
+            (p.text_t5, "forward", "text"),
+            (p.text_clip, "forward", "text"),
+            (p.video_encoder, "backbone", "encode"),
+            (p.video_encoder, "select", "select"),
+            (p.generator, "prepare", "conditions"),
+            (p.generator, "guided_flow", "step"),
+            (p.vae, "decode", "vocode"),
+            (p.vocoder, "forward", "vocode"),
+        ):
+            setattr(owner, name, self._timed(stage, getattr(owner, name)))
+
+    def _timed(self, stage: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            start = self._now()
+            result = call(*args, **kwargs)
+            self._marks.append((stage, start, self._now()))
+            return result
+
+        return timed
+
+    def _now(self) -> Any:
+        """Seconds, or on a GPU an event: reading it later does not hold up the queue now."""
+        if self._job.backend != "cuda":
+            return perf_counter()
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        return event
+
+
+def _compile(pipeline: Pipeline) -> None:
+    """torch.compile in its default mode on every network; those that see prompts of any length, for any length."""
+    for owner, name, dynamic in (
+        (pipeline.text_t5, "forward", True),
+        (pipeline.text_clip, "forward", None),
+        (pipeline.video_encoder, "backbone", None),
+        (pipeline.video_encoder, "select", True),
+        (pipeline.generator, "flow", None),
+        (pipeline.vae, "decode", None),
+        (pipeline.vocoder, "forward", None),
+    ):
+        setattr(owner, name, torch.compile(getattr(owner, name), dynamic=dynamic))

@@ -1,0 +1,109 @@
+"""One side in a process of its own: its threads and memory are its alone, and its first stem is a cold start.
+
+    python -m selva_bench.worker JOB
+
+reads one command a line from stdin, "cold", "warm_up", "round" or "memory", and answers each with one line of JSON:
+{"ok": ...} or {"error": "..."}. What libraries print goes to stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from itertools import pairwise
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from selva_runtime import SelvaError
+
+from .job import RUNTIME, SideJob
+
+
+class Worker:
+    """The commands of one side."""
+
+    def __init__(self, job: SideJob) -> None:
+        self._job = job
+        self._side: Any = None
+
+    def cold(self) -> dict[str, Any]:
+        """Import, open and make one stem, which is left in the job's audio file."""
+        times_s = [perf_counter()]
+        module, name = (".runtime_side", "RuntimeSide") if self._job.kind == RUNTIME else (".torch_side", "TorchSide")
+        make = getattr(import_module(module, __package__), name)
+        times_s.append(perf_counter())
+        self._side = make(self._job)
+        times_s.append(perf_counter())
+        audio = self._side.first_stem()
+        times_s.append(perf_counter())
+        np.save(self._job.audio, audio)
+        seconds = [end - start for start, end in pairwise(times_s)]
+        return {
+            "facts": self._side.facts,
+            "seconds": dict(zip(("import_s", "open_s", "first_stem_s"), seconds, strict=True)),
+        }
+
+    def warm_up(self) -> None:
+        """See the sides."""
+        self._side.warm_up()
+
+    def round(self) -> dict[str, Any]:
+        """See the sides."""
+        return self._side.round()  # type: ignore[no-any-return]
+
+    def memory(self) -> int | None:
+        """Most bytes that this process has held in memory, mapped files included."""
+        return peak_memory_bytes()
+
+
+def peak_memory_bytes(status: Path = Path("/proc/self/status")) -> int | None:
+    """The kernel's high-water mark. Not getrusage's where the other exists: that one inherits the parent's."""
+    try:
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) << 10
+    except OSError:
+        pass
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak << 10
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of a message, with the kind of error where the message is not ours."""
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    if isinstance(error, SelvaError):
+        return first
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__
+
+
+def main() -> None:
+    """Answer until stdin ends."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    worker = Worker(SideJob.from_json(sys.argv[1]))
+    commands: dict[str, Callable[[], Any]] = {
+        "cold": worker.cold,
+        "warm_up": worker.warm_up,
+        "round": worker.round,
+        "memory": worker.memory,
+    }
+    for line in sys.stdin:
+        try:
+            answer = {"ok": commands[line.strip()]()}
+        except Exception as error:
+            answer = {"error": one_line(error)}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""ONNX graphs of a bundle → TensorRT or TensorRT-RTX engines, and the way back to memory.
+
+`build_engines` makes a folder of engines, `find_engines` finds the one that fits a GPU, and `EngineLoader` gives its
+engines to the library. Imports neither PyTorch nor the runtime; the libraries are extras, loaded at one seam.
+"""
+
+from .assemble import BuildRequest, build_engines
+from .device import device_capability
+from .errors import (
+    EngineBuildError,
+    EngineError,
+    EngineLibraryError,
+    EngineRefusedError,
+    EngineRequestError,
+    EnginesMissingError,
+    EngineSourceError,
+)
+from .library import TARGETS, Library, installed_targets, load_library
+from .loading import EngineLoader
+from .report import inspect
+from .store import EngineRecord, EngineSet, find_engines
+
+__all__ = [
+    "TARGETS",
+    "BuildRequest",
+    "EngineBuildError",
+    "EngineError",
+    "EngineLibraryError",
+    "EngineLoader",
+    "EngineRecord",
+    "EngineRefusedError",
+    "EngineRequestError",
+    "EngineSet",
+    "EngineSourceError",
+    "EnginesMissingError",
+    "Library",
+    "build_engines",
+    "device_capability",
+    "find_engines",
+    "inspect",
+    "installed_targets",
+    "load_library",
+]

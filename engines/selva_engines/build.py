@@ -1,0 +1,160 @@
+"""One graph → one engine, in memory; the same steps for both libraries.
+
+TensorRT-RTX builds for kinds of GPU that need not be present; TensorRT for the one that is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+from time import perf_counter
+from typing import Any
+
+from .errors import EngineBuildError, EngineLibraryError, EngineRequestError
+from .layers import Layer, parse_layers
+from .library import Library
+from .network import NetworkSummary, summarise
+from .profiles import EngineDescription
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """An engine that is not yet on disk."""
+
+    blob: Any
+    """The serialised engine, a buffer."""
+    network: NetworkSummary
+    layers: tuple[Layer, ...]
+    parse_s: float
+    build_s: float
+
+
+def build_engine(
+    library: Library,
+    onnx_path: Path,
+    description: EngineDescription,
+    *,
+    capabilities: Sequence[str] = (),
+    strip_weights: bool = False,
+    cancelled: Event | None = None,
+) -> Built:
+    """Parses and builds one graph.
+
+    Args:
+        library: from `load_library`.
+        onnx_path: the graph; its external data lies beside it.
+        description: from `describe`.
+        capabilities: compute capabilities such as "8.6" (TensorRT-RTX); empty: the library's default.
+        strip_weights: leave the weights out, to be refitted from the same ONNX file.
+        cancelled: ends the build soon after it is set, with `EngineBuildError`.
+
+    Raises:
+        EngineBuildError: the library refused the graph; the message carries what it said.
+        EngineRequestError: the library does not know a capability.
+    """
+    api = library.api
+    library.log.clear()
+    start = perf_counter()
+    builder = _made(library, "builder", api.Builder(library.logger))
+    network = _made(library, "network", builder.create_network(0))
+    parser = api.OnnxParser(network, library.logger)
+    if not parser.parse_from_file(str(onnx_path)):
+        said = "; ".join(str(parser.get_error(i).desc()) for i in range(parser.num_errors))
+        raise EngineBuildError(f"{library.target.name} cannot read {onnx_path}: {said or library.log.error_line()}")
+    summary = summarise(api, network)
+    parsed = perf_counter()
+    config = _config(library, builder, description, capabilities, strip_weights)
+    if cancelled is not None:
+        config.progress_monitor = _monitor(api, cancelled)
+    blob = builder.build_serialized_network(network, config)
+    if blob is None:
+        raise EngineBuildError(_why(library, description.graph, strip_weights, cancelled))
+    return Built(
+        blob=blob,
+        network=summary,
+        layers=parse_layers(library.log.details),
+        parse_s=parsed - start,
+        build_s=perf_counter() - parsed,
+    )
+
+
+def check_capabilities(library: Library, capabilities: Sequence[str]) -> None:
+    """Raises `EngineRequestError` unless the library can build for these."""
+    for capability in capabilities:
+        _compute_capability(library, capability)
+
+
+def _config(
+    library: Library,
+    builder: Any,
+    description: EngineDescription,
+    capabilities: Sequence[str],
+    strip_weights: bool,
+) -> Any:
+    api, flags = library.api, library.api.BuilderFlag
+    config = builder.create_builder_config()
+    config.profiling_verbosity = api.ProfilingVerbosity.DETAILED  # names and types of the layers; costs nothing to run
+    config.set_memory_pool_limit(api.MemoryPoolType.WORKSPACE, description.workspace_bytes)
+    if description.precision == "fp32":
+        config.clear_flag(flags.TF32)  # an fp32 bundle promises float32 products
+    if hasattr(flags, "REQUIRE_USER_ALLOCATION"):
+        config.set_flag(flags.REQUIRE_USER_ALLOCATION)  # the runtime brings the memory, so a CUDA graph can hold it
+    if strip_weights:
+        config.set_flag(flags.STRIP_PLAN)
+        config.set_flag(flags.REFIT_IDENTICAL)  # the same weights come back, so they may be fused and rearranged
+    if capabilities and not library.target.needs_gpu:
+        config.num_compute_capabilities = len(capabilities)
+        for i, capability in enumerate(capabilities):
+            config.set_compute_capability(_compute_capability(library, capability), i)
+    profile = builder.create_optimization_profile()
+    for item in description.inputs:
+        profile.set_shape(item.name, *item.shapes)
+    if config.add_optimization_profile(profile) < 0:
+        raise EngineBuildError(f"graph {description.graph}: profile refused: {library.log.error_line()}")
+    return config
+
+
+def _compute_capability(library: Library, capability: str) -> Any:
+    known = library.api.ComputeCapability.__members__
+    name = f"SM{capability.replace('.', '')}"
+    if name not in known:
+        versions = sorted((int(n[2:-1]), int(n[-1])) for n in known if n.startswith("SM"))
+        listed = ", ".join(f"{major}.{minor}" for major, minor in versions)
+        raise EngineRequestError(
+            f"{library.target.name} does not build for capability {capability!r}, only for {listed}"
+        )
+    return known[name]
+
+
+def _made(library: Library, what: str, thing: Any) -> Any:
+    if thing is None:
+        raise EngineLibraryError(f"{library.target.name} made no {what}: {library.log.error_line()}")
+    return thing
+
+
+def _why(library: Library, graph: str, strip_weights: bool, cancelled: Event | None) -> str:
+    if cancelled is not None and cancelled.is_set():
+        return f"building {graph} was interrupted"
+    mend = ""
+    if strip_weights and "cuda" in library.log.error_line().lower():
+        mend = " (engines without weights are compiled on a GPU, and none is usable here: leave out --strip-weights)"
+    return f"{library.target.name} {library.version} cannot build {graph}: {library.log.error_line()}{mend}"
+
+
+def _monitor(api: Any, cancelled: Event) -> Any:
+    class Monitor(api.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            api.IProgressMonitor.__init__(self)
+
+        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
+            pass
+
+        def step_complete(self, phase: str, step: int) -> bool:
+            return not cancelled.is_set()
+
+        def phase_finish(self, phase: str) -> None:
+            pass
+
+    return Monitor()

@@ -1,0 +1,30 @@
+"""Which GPU is here, through cuda-python (an extra), imported only when asked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .errors import EngineLibraryError
+
+
+def device_capability(ordinal: int = 0) -> str:
+    """Compute capability of a GPU, such as "8.6"; raises `EngineLibraryError` when there is none."""
+    try:
+        from cuda.bindings import driver
+
+        _check(driver.cuInit(0))
+        device = _check(driver.cuDeviceGet(ordinal))
+        attributes = driver.CUdevice_attribute
+        major = _check(driver.cuDeviceGetAttribute(attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, device))
+        minor = _check(driver.cuDeviceGetAttribute(attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, device))
+    except Exception as error:  # no cuda-python, no driver, no device: each raises its own kind
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise EngineLibraryError(f"no usable NVIDIA GPU here: {reason}") from error
+    return f"{major}.{minor}"
+
+
+def _check(result: tuple[Any, ...]) -> Any:
+    code, *values = result
+    if int(code) != 0:
+        raise RuntimeError(str(code))
+    return values[0] if values else None

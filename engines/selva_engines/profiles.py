@@ -1,0 +1,150 @@
+"""What an engine is, apart from building it: one frozen description per graph.
+
+Ranges come from the bundle's sequence rules, so that every clip the runtime accepts fits. An axis that the runtime
+always runs at one size is fixed: a dynamic axis costs kernels that are chosen for a range.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+
+from .errors import EngineRequestError, EngineSourceError
+from .source import Dimension, GraphSource, Port, Source
+
+MAX_STEMS = 8
+SEGMENTS_PER_CALL = 32
+"""Most segments that `video_backbone` and `video_select` take at once. Segments are independent, 8 s are 24 of them,
+and their activations are the largest of all: longer clips go in several calls."""
+OPTIMAL_TOKENS = 16
+"""A prompt is a few words."""
+_GIB = 2**30
+_WORKSPACE_BYTES = {"video_backbone": 8 * _GIB, "video_select": 8 * _GIB}
+
+_SOFTMAX = {"softmax": ("SOFTMAX",)}
+_NORMS = {"norm statistics": ("NORMALIZATION", "REDUCE", "UNARY.SQRT", "UNARY.RECIP")}
+_ANGLES = ("UNARY.COS", "UNARY.SIN")
+_ISLANDS: dict[str, dict[str, tuple[str, ...]]] = {
+    "text_t5": {**_SOFTMAX, **_NORMS},
+    "text_clip": {**_SOFTMAX, **_NORMS},
+    "video_backbone": {**_SOFTMAX, **_NORMS},
+    "video_select": {**_SOFTMAX, **_NORMS},
+    "conditions": {"rotation tables": _ANGLES, "means over tokens": ("REDUCE",)},
+    "guided_step": {**_SOFTMAX, **_NORMS, "time embedding": _ANGLES},
+    "decoder": {**_SOFTMAX, **_NORMS, "snake": ("UNARY.COS",)},
+}
+_FLOAT32_PRODUCTS = {"text_t5": "the feed-forward output of every T5 block, which leaves float16's range"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Range:
+    """Sizes of one axis: smallest, the one to be fast at, largest."""
+
+    min: int
+    opt: int
+    max: int
+
+    def times(self, factor: int) -> Range:
+        """Every size multiplied."""
+        return Range(min=factor * self.min, opt=factor * self.opt, max=factor * self.max)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputProfile:
+    """One input of an engine."""
+
+    name: str
+    dtype: str
+    ranges: tuple[Range, ...]
+    """One per dimension."""
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """Smallest, optimal and largest shape."""
+        return (
+            tuple(r.min for r in self.ranges),
+            tuple(r.opt for r in self.ranges),
+            tuple(r.max for r in self.ranges),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineDescription:
+    """All that decides how one graph's engine is built."""
+
+    graph: str
+    precision: str
+    """The bundle's: "fp16" engines have float16 products and float32 islands, as their ONNX file has them."""
+    inputs: tuple[InputProfile, ...]
+    workspace_bytes: int
+    """Most scratch memory that one layer may take while it runs."""
+    islands: Mapping[str, tuple[str, ...]]
+    """What stays float32 in an fp16 bundle: name → TensorRT's operations, all of whose layers must be float32."""
+    float32_products: str | None
+    """Which large products stay float32 in an fp16 bundle, and why; None: none."""
+
+
+def describe(source: Source, *, max_stems: int = MAX_STEMS) -> dict[str, EngineDescription]:
+    """The description of every graph of a bundle, by name; raises `EngineRequestError` or `EngineSourceError`."""
+    if not 1 <= max_stems <= 64:
+        raise EngineRequestError(f"--max-stems is {max_stems}; use 1 to 64")
+    axes = _axes(source, max_stems)
+    return {name: _describe(source, graph, axes) for name, graph in source.graphs.items()}
+
+
+def _describe(source: Source, graph: GraphSource, axes: Mapping[str, Range]) -> EngineDescription:
+    if graph.name in ("video_backbone", "video_select"):
+        segments = axes["segments"]
+        largest = min(segments.max, SEGMENTS_PER_CALL)
+        few = Range(min=1, opt=min(segments.opt, largest), max=largest)
+        axes = {**axes, "segments": few}
+    return EngineDescription(
+        graph=graph.name,
+        precision=source.precision,
+        inputs=tuple(_profile(port, axes) for port in graph.inputs),
+        workspace_bytes=_WORKSPACE_BYTES.get(graph.name, 4 * _GIB),
+        islands=_ISLANDS.get(graph.name, {}),
+        float32_products=_FLOAT32_PRODUCTS.get(graph.name) if source.precision == "fp16" else None,
+    )
+
+
+def _profile(port: Port, axes: Mapping[str, Range]) -> InputProfile:
+    return InputProfile(name=port.name, dtype=port.dtype, ranges=tuple(_range(n, axes) for n in port.shape))
+
+
+def _range(dimension: Dimension, axes: Mapping[str, Range]) -> Range:
+    if isinstance(dimension, int):
+        return Range(min=dimension, opt=dimension, max=dimension)
+    factor, _, axis = dimension.rpartition("*")
+    if axis not in axes:
+        raise EngineSourceError(f"axis {dimension!r} is unknown: the bundle is another version's; export it again")
+    return axes[axis].times(int(factor or 1))
+
+
+def _axes(source: Source, max_stems: int) -> dict[str, Range]:
+    rules = source.sequence
+    try:
+        durations = (rules["min_duration_s"], source.default_duration_s, rules["max_duration_s"])
+        low, mid, high = (_lengths(rules, duration_s) for duration_s in durations)
+    except KeyError as error:
+        raise EngineSourceError(f"the manifest of {source.path} lacks sequence.{error.args[0]}") from error
+    lengths = {axis: Range(min=low[axis], opt=mid[axis], max=high[axis]) for axis in low}
+    return {
+        "prompts": Range(min=1, opt=1, max=1),  # the runtime runs prompts one by one
+        "tokens": Range(min=1, opt=min(OPTIMAL_TOKENS, source.max_tokens), max=source.max_tokens),
+        "stems": Range(min=1, opt=1, max=max_stems),
+        **lengths,
+    }
+
+
+def _lengths(rules: Mapping[str, float], duration_s: float) -> dict[str, int]:
+    """As `selva_runtime.sequence.SequenceRules.lengths`; a test compares the two."""
+    seconds = Fraction(duration_s).limit_denominator(1_000_000)
+    frames = math.floor(seconds * int(rules["fps"]))
+    return {
+        "segments": (frames - int(rules["segment_frames"])) // int(rules["segment_step"]) + 1,
+        "latent": math.ceil(seconds * int(rules["sample_rate_hz"]) / (2 * int(rules["hop"]))),
+        "clip": max(1, math.floor(seconds * int(rules["clip_fps"]))),
+    }

@@ -1,0 +1,223 @@
+"""Engines on disk, and the checks before one may be loaded.
+
+    BUNDLE/engines/<target>-<version>-<capability>/engines.json
+                                                   NAME.engine
+                                                   NAME.layers.json
+
+An engine is executable content that fits one library version and some GPUs. `engines.json` says which, ties every
+engine to the SHA-256 of the graph it was built from and to its own, and is written last; the folder appears under its
+name when all is in it. The bundle's own manifest does not change.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import EngineRefusedError, EnginesMissingError
+from .source import Source, read_source
+
+FOLDER = "engines"
+MANIFEST = "engines.json"
+FORMAT = "selva-engines"
+FORMAT_VERSION = 1
+PORTABLE = "portable"
+"""Capability label of an engine built for all that TensorRT-RTX supports by default: 8.0 and later."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineRecord:
+    """One engine as `engines.json` has it."""
+
+    name: str
+    file: str
+    sha256: str
+    bytes: int
+    graph: Mapping[str, str]
+    """SHA-256 of the graph's files by their names in the bundle, when the engine was built."""
+    profile: Mapping[str, Mapping[str, tuple[int, ...]]]
+    """Input → "min", "opt", "max" → shape."""
+    layers_file: str
+    layers_sha256: str
+    network_layers: int
+    engine_layers: int
+    """Kernel launches or so; 0 when the library did not list them."""
+    operations: Mapping[str, Mapping[str, int]]
+    """Parsed graph: operation → precision → layers."""
+    products: Mapping[str, int]
+    """Parsed graph: precision → large matrix products and convolutions."""
+    build_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSet:
+    """The engines of one folder."""
+
+    folder: Path
+    source: Source
+    target: str
+    version: str
+    capabilities: tuple[str, ...]
+    """Such as "8.6"; empty: portable."""
+    precision: str
+    weights_stripped: bool
+    max_stems: int
+    engines: Mapping[str, EngineRecord]
+
+    @property
+    def build_command(self) -> str:
+        """What to run to get these engines anew."""
+        return build_command(self.source.path, self.target, self.capabilities)
+
+    def covers(self, capability: str) -> bool:
+        """Whether a GPU may load these. Of a portable set the library has the last word when it loads one."""
+        if self.capabilities:
+            return capability in self.capabilities
+        return int(capability.split(".")[0]) >= 8
+
+    def read(self, name: str) -> bytes:
+        """An engine's bytes, verified: unaltered, and of the graph that is in the bundle now.
+
+        Raises:
+            EnginesMissingError: the set has no such engine.
+            EngineRefusedError: it must not be loaded; the message says what to run.
+        """
+        record = self._record(name)
+        graph = self.source.graphs.get(name)
+        if graph is None or dict(graph.hashes) != dict(record.graph):
+            raise EngineRefusedError(
+                f"{self.folder / record.file} is of another {name} graph; run: {self.build_command}"
+            )
+        return self._verified(record.file, record.sha256)
+
+    def read_layers(self, name: str) -> list[dict[str, Any]]:
+        """The layers of an engine, as JSON has them: name, kind, precision, inputs, constants, outputs."""
+        record = self._record(name)
+        layers: list[dict[str, Any]] = json.loads(self._verified(record.layers_file, record.layers_sha256))
+        return layers
+
+    def _record(self, name: str) -> EngineRecord:
+        if name not in self.engines:
+            raise EnginesMissingError(f"{self.folder} has no engine of {name}; run: {self.build_command}")
+        return self.engines[name]
+
+    def _verified(self, file: str, sha256: str) -> bytes:
+        path = self.folder / file
+        try:
+            blob = path.read_bytes()
+        except OSError as error:
+            raise EngineRefusedError(f"{path} cannot be read: {error.strerror}; run: {self.build_command}") from error
+        if hashlib.sha256(blob).hexdigest() != sha256:
+            raise EngineRefusedError(f"{path} was altered or is half-written; remove it and run: {self.build_command}")
+        return blob
+
+
+def find_engines(bundle: str | Path, target: str, version: str, capability: str) -> EngineSet:
+    """The engines of a bundle that this library version may run on a GPU of this capability, such as "8.6".
+
+    A set built for exactly this capability comes before a portable one.
+
+    Raises:
+        EngineSourceError: the bundle cannot be read.
+        EnginesMissingError: it has no engines for the target.
+        EngineRefusedError: it has, but for another version or capability, or half-written ones.
+    """
+    source = read_source(bundle)
+    root = source.path / FOLDER
+    folders = sorted(p for p in root.iterdir() if p.name.startswith(f"{target}-")) if root.is_dir() else []
+    folders = [p for p in folders if target != "tensorrt" or not p.name.startswith("tensorrt-rtx-")]
+    command = build_command(source.path, target, ())
+    if not folders:
+        raise EnginesMissingError(f"{source.path} has no {target} engines; run: {command}")
+    found, broken = [], []
+    for folder in folders:
+        try:
+            found.append(open_engines(folder, source))
+        except EngineRefusedError as error:
+            broken.append(error)
+    return _choose(found, broken, target, version, capability, command)
+
+
+def open_engines(folder: Path, source: Source) -> EngineSet:
+    """The set in one folder; raises `EngineRefusedError` when its manifest is missing or cannot be understood."""
+    mend = "remove the folder and run selva-engines again"
+    if not folder.resolve().is_relative_to(source.path):
+        raise EngineRefusedError(f"{folder} points outside of the bundle; {mend}")
+    try:
+        data = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise EngineRefusedError(f"{folder} is half-written: it has no readable {MANIFEST}; {mend}") from error
+    try:
+        return _parse(folder, source, data)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise EngineRefusedError(f"{folder / MANIFEST} cannot be understood ({reason}); {mend}") from error
+
+
+def set_name(target: str, version: str, capabilities: Sequence[str]) -> str:
+    """Folder name of a set: "tensorrt-rtx-1.7.1.116-portable", "tensorrt-11.4.0.1-sm90"."""
+    label = "-".join(f"sm{capability.replace('.', '')}" for capability in capabilities) or PORTABLE
+    return f"{target}-{version}-{label}"
+
+
+def build_command(bundle: Path, target: str, capabilities: Sequence[str]) -> str:
+    """The command line that builds a set."""
+    # TensorRT builds for the GPU that is there, so nothing is to be said about it
+    wanted = "" if target == "tensorrt" else "".join(f" --capability {c}" for c in capabilities)
+    return f"selva-engines {bundle} --target {target}{wanted}"
+
+
+def _choose(
+    found: list[EngineSet],
+    broken: list[EngineRefusedError],
+    target: str,
+    version: str,
+    capability: str,
+    command: str,
+) -> EngineSet:
+    same_version = [engines for engines in found if engines.version == version]
+    fitting = [engines for engines in same_version if engines.covers(capability)]
+    if fitting:
+        return max(fitting, key=lambda engines: bool(engines.capabilities))
+    if same_version:
+        have = ", ".join(c for engines in same_version for c in engines.capabilities) or "8.0 and later"
+        raise EngineRefusedError(
+            f"the {target} engines are for compute capability {have}, this GPU has {capability}; "
+            f"run: {command}" + ("" if target == "tensorrt" else f" --capability {capability}")
+        )
+    if found:
+        have = ", ".join(sorted({engines.version for engines in found}))
+        raise EngineRefusedError(f"the engines are for {target} {have}, this is {version}; run: {command}")
+    raise broken[0]
+
+
+def _parse(folder: Path, source: Source, data: dict[str, Any]) -> EngineSet:
+    if data["format"] != FORMAT or data["format_version"] != FORMAT_VERSION:
+        raise ValueError("unknown format or format_version")
+    return EngineSet(
+        folder=folder,
+        source=source,
+        target=str(data["target"]),
+        version=str(data["version"]),
+        capabilities=tuple(map(str, data["capabilities"])),
+        precision=str(data["precision"]),
+        weights_stripped=bool(data["weights_stripped"]),
+        max_stems=int(data["max_stems"]),
+        engines={name: _parse_record(name, entry) for name, entry in data["engines"].items()},
+    )
+
+
+def _parse_record(name: str, entry: dict[str, Any]) -> EngineRecord:
+    for key in ("file", "layers_file"):
+        if not re.fullmatch(r"\w+\.(engine|layers\.json)", entry[key]):
+            raise ValueError(f"file name {entry[key]!r}")
+    profile = {
+        port: {size: tuple(map(int, shape)) for size, shape in sizes.items()}
+        for port, sizes in entry["profile"].items()
+    }
+    return EngineRecord(name=name, **{**entry, "profile": profile})

@@ -1,0 +1,183 @@
+"""selva-bench from the shell, on the demo bundle."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import pytest
+from clips import numbered, write_video
+
+from selva_bench.clip import clip_of
+from selva_bench.process import without_folders
+from selva_bench.results import name_of, save
+from selva_bench.worker import peak_memory_bytes
+
+STAGES = {"decode", "encode", "text", "select", "conditions", "step", "vocode"}
+TOTALS = {"first_stem", "first_stem_after_decode", "2_stems", "2_stems_after_decode", "further_stem_of_2", "new_prompt"}
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "selva_bench", *map(str, arguments)]
+
+
+def bench(*arguments: object, path: Path | None = None) -> subprocess.CompletedProcess[str]:
+    paths = [str(path)] if path else []
+    env = {
+        **os.environ,
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "PYTHONPATH": os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
+    }
+    return subprocess.run(command(*arguments), capture_output=True, text=True, env=env, timeout=300)
+
+
+def last_line(done: subprocess.CompletedProcess[str]) -> dict:
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+SHORT = ("--duration", "1", "--rounds", "1", "--stems", "2", "--threads", "1", "--backend", "cpu")
+
+
+def test_runtime_and_torch_side_by_side(demo_bundle: Path, tmp_path: Path) -> None:
+    done = bench(demo_bundle, *SHORT, "--against", "torch", "--out", tmp_path)
+    document = last_line(done)
+    assert document["setting"]["stems"] == [1, 2]
+    assert set(document["sides"]) == {"cpu", "torch-cpu"}
+    for side in document["sides"].values():
+        assert set(side["totals"]) == TOTALS
+        assert set(side["stages"]) - {"step_of_2"} == STAGES
+        positive = {**side["totals"], **side["stages"]}
+        for noisy in ("conditions", "further_stem_of_2"):  # differences of two times
+            positive.pop(noisy)
+        assert all(
+            0 < s["min_s"] <= s["low_s"] <= s["median_s"] <= s["high_s"] <= s["max_s"] for s in positive.values()
+        )
+        assert side["totals"]["first_stem"]["real_time_factor"] == side["totals"]["first_stem"]["median_s"]
+        assert side["cold"]["total_s"] > sum(side["cold"][part] for part in ("import_s", "open_s", "first_stem_s"))
+        assert side["peak_host_bytes"] > 50e6
+    assert document["sides"]["cpu"]["stages"]["step"]["samples"] == 2 * 24  # the first stem's and the new prompt's
+    assert document["sides"]["torch-cpu"]["stages"]["step"]["samples"] == 2 * 25
+    against = document["ratios"]["cpu"]["torch-cpu"]
+    assert against["snr_db"] > 60
+    ours, baseline = (document["sides"][name]["totals"] for name in ("cpu", "torch-cpu"))
+    for name in TOTALS - {"further_stem_of_2"}:
+        assert against["totals"][name]["median"] == pytest.approx(
+            baseline[name]["median_s"] / ours[name]["median_s"], rel=1e-4
+        )
+    assert json.loads((tmp_path / "cpu-demo-fp32.json").read_text()) == document
+    assert platform.node() not in done.stdout.split()
+    assert str(demo_bundle) not in done.stdout
+    assert "first stem after decode" in done.stdout
+
+
+def test_chart(demo_bundle: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    last_line(bench(demo_bundle, *SHORT, "--steps", "2", "--out", tmp_path))
+    assert (tmp_path / "cpu-demo-fp32.png").read_bytes().startswith(b"\x89PNG")
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_baseline_that_cannot_run_is_named_with_its_reason(demo_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise ImportError('no torch in /home/someone/here')\n")
+    arguments = ("--against", "torch-compile", "--steps", "2", "--out", tmp_path / "results")
+    done = bench(demo_bundle, *SHORT, *arguments, "--json-only", path=tmp_path)
+    side = last_line(done)["sides"]["torch-compile-cpu"]
+    assert side == {"kind": "torch", "unavailable": "ImportError: no torch in here"}
+    assert len(done.stdout.splitlines()) == 1
+    assert not done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "--random-weights"),
+        (("BUNDLE", "--preset", "demo"), "give a BUNDLE, or --preset"),
+        (("BUNDLE", "--precision", "fp16"), "a BUNDLE has its own"),
+        (("--preset", "demo"), "needs --random-weights"),
+        (("--preset", "tiny", "--random-weights"), "no preset 'tiny'"),
+        (("nowhere",), "'nowhere' is not there"),
+        (("BUNDLE", "--stems", "1,x"), "--stems is '1,x'"),
+        (("BUNDLE", "--stems", "0"), "numbers from 1 to 64"),
+        (("BUNDLE", "--backend", "abacus"), "abacus: no backend 'abacus'"),
+        (("BUNDLE", "--backend", "auto,cpu"), "stand alone"),
+        (("BUNDLE", "--against", "jax"), "no baseline 'jax'"),
+        (("BUNDLE", "--duration", "0.1"), "duration is 0.1 s"),
+        (("BUNDLE", "--video", "none.mp4"), "none.mp4 is not there"),
+        (("BUNDLE", "--video", __file__), "cannot be used"),
+    ],
+)
+def test_mistake_is_one_line_and_code_2(
+    arguments: tuple[str, ...], message: str, demo_bundle: Path, tmp_path: Path
+) -> None:
+    given = [str(demo_bundle) if argument == "BUNDLE" else argument for argument in arguments]
+    done = bench(*given, "--json-only", "--out", tmp_path / "results", "--cache", tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="POSIX signals")
+def test_ctrl_c_ends_the_workers_and_leaves_nothing(demo_bundle: Path, tmp_path: Path) -> None:
+    env = {**os.environ, "TMPDIR": str(tmp_path), "OMP_WAIT_POLICY": "PASSIVE"}
+    arguments = command(demo_bundle, *SHORT, "--rounds", "5000", "--out", tmp_path / "results")
+    with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, env=env) as running:
+        assert running.stderr is not None
+        next(line for line in running.stderr if line.startswith("round 1/"))
+        workers = children(running.pid)
+        running.send_signal(signal.SIGINT)
+        said = running.stderr.read().splitlines()
+    assert running.returncode == 130
+    assert said[-1].startswith("error: interrupted")
+    assert list(tmp_path.glob("*selva*")) == []
+    assert not (tmp_path / "results").exists()
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+
+
+def children(pid: int) -> list[int]:
+    listed = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(child) for child in listed.read_text().split()] if listed.exists() else []
+
+
+def test_short_video_is_repeated(tmp_path: Path) -> None:
+    short = write_video(tmp_path / "short.mp4", [numbered(number) for number in range(30)], rate=30)
+    assert clip_of(short, 0.9, tmp_path) == short
+    longer = clip_of(short, 2.5, tmp_path)
+    with av.open(str(longer)) as file:
+        assert 2.5 <= file.duration / av.time_base < 2.7
+
+
+def test_results_are_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    document = {"ratios": {"cpu": {}, "cuda": {}}, "setting": {"preset": "small_16k", "precision": "fp16"}}
+    assert name_of(document) == "cpu+cuda-small_16k-fp16"
+    old = tmp_path / "cpu+cuda-small_16k-fp16.json"
+    old.write_text("old")
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("selva_bench.results.draw", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save(document, tmp_path)
+    assert json.loads(old.read_text()) == document
+    assert list(tmp_path.iterdir()) == [old]
+
+
+def test_results_name_no_folder() -> None:
+    assert without_folders("cannot load /a/b/model.onnx, see /c/log") == "cannot load model.onnx, see log"
+    assert without_folders("1/2 and bf16/fp32") == "1/2 and bf16/fp32"
+
+
+def test_peak_memory(tmp_path: Path) -> None:
+    status = tmp_path / "status"
+    status.write_text("Name:\tpython\nVmHWM:\t    2048 kB\n")
+    assert peak_memory_bytes(status) == 2 << 20
+    assert (peak_memory_bytes(tmp_path / "none") or 0) > 1 << 20

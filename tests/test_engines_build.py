@@ -1,0 +1,203 @@
+"""Every graph of the float16 demo bundle, built for real by TensorRT-RTX, without a GPU."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from selva_engines import BuildRequest, EngineRequestError, EngineSet, build_engines, inspect
+from selva_engines.profiles import SEGMENTS_PER_CALL, describe
+from selva_engines.source import read_source
+from selva_runtime import Bundle
+from selva_runtime.manifest import GRAPHS
+from selva_runtime.sequence import SequenceRules
+
+pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'selva-deploy[tensorrt-rtx]'")
+
+TARGET = "tensorrt-rtx"
+QUICK = ("text_t5", "text_clip")
+
+# Graph → float16 layers: products with a weight (at least), attention products, attentions in one kernel.
+EXPECTED = {
+    "text_t5": (12, 4, 2),
+    "text_clip": (12, 4, 2),
+    "video_backbone": (19, 24, 12),
+    "video_select": (15, 4, 2),
+    "conditions": (34, 0, 0),
+    "guided_step": (45, 8, 4),
+    "decoder": (500, 2, 0),
+}
+
+
+@pytest.fixture(scope="module")
+def bundle(demo_bundle_fp16: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(shutil.copytree(demo_bundle_fp16, tmp_path_factory.mktemp("engines") / "bundle"))
+
+
+@pytest.fixture(scope="module")
+def engines(bundle: Path) -> EngineSet:
+    return build_engines(BuildRequest(bundle=bundle, target=TARGET), say=lambda line: None)
+
+
+@pytest.fixture
+def fresh(demo_bundle_fp16: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(demo_bundle_fp16, tmp_path / "bundle"))
+
+
+def build(bundle: Path, **changes: object) -> EngineSet:
+    given = {"bundle": bundle, "target": TARGET, "graphs": QUICK, **changes}
+    return build_engines(BuildRequest(**given), say=lambda line: None)
+
+
+def test_every_graph_has_an_engine(engines: EngineSet, bundle: Path) -> None:
+    assert tuple(engines.engines) == GRAPHS
+    assert engines.folder == bundle.resolve() / "engines" / f"{TARGET}-{engines.version}-portable"
+    assert engines.precision == "fp16"
+    for name, record in engines.engines.items():
+        assert len(engines.read(name)) == record.bytes
+    files = {path.name for path in engines.folder.iterdir()}
+    assert files == {"engines.json", *(f"{g}.engine" for g in GRAPHS), *(f"{g}.layers.json" for g in GRAPHS)}
+    assert [path.name for path in (bundle / "engines").iterdir()] == [engines.folder.name]
+
+
+def test_the_runtime_still_trusts_the_bundle(engines: EngineSet, bundle: Path, demo_bundle_fp16: Path) -> None:
+    Bundle.open(bundle)
+    assert (bundle / "manifest.json").read_bytes() == (demo_bundle_fp16 / "manifest.json").read_bytes()
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_large_products_are_float16_and_islands_float32(engines: EngineSet, bundle: Path, graph: str) -> None:
+    operations, products = engines.engines[graph].operations, engines.engines[graph].products
+    description = describe(read_source(bundle))[graph]
+    assert description.precision == "fp16"
+    for island, names in description.islands.items():
+        found = [operations[name] for name in names if name in operations]
+        assert found, f"{island} is not in the network"
+        assert all(set(precisions) == {"float32"} for precisions in found), (island, found)
+    if description.float32_products is None:
+        assert products["float32"] == 0
+        assert "float32" not in operations.get("MATRIX_MULTIPLY", {})
+    else:  # one for each block
+        assert products["float32"] == operations["SOFTMAX"]["float32"]
+    with_weight, attention, _ = EXPECTED[graph]
+    kinds = ("MATRIX_MULTIPLY", "CONVOLUTION", "DECONVOLUTION")
+    assert sum(operations.get(kind, {}).get("float16", 0) for kind in kinds) >= with_weight + attention
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_layers_as_built_multiply_in_float16(engines: EngineSet, graph: str) -> None:
+    layers = engines.read_layers(graph)
+    assert engines.engines[graph].engine_layers == sum(layer["launches"] for layer in layers)
+    launched = [layer for layer in layers if layer["launches"]]
+    heavy = [layer for layer in launched if layer["kind"] in ("gemm", "correlation", "deconv")]
+    assert heavy
+    float32 = [layer["name"] for layer in heavy if "float16" not in layer["precision"].split("+")]
+    assert len(float32) <= engines.engines[graph].products["float32"], float32
+    attentions = [layer for layer in launched if layer["group"] == "attention"]
+    assert len(attentions) == EXPECTED[graph][2]
+    for layer in attentions:  # queries, keys and values in float16 although the softmax between is float32
+        assert {tensor["dtype"] for tensor in layer["inputs"] if len(tensor["shape"]) == 3} == {"float16"}
+
+
+def test_engines_are_not_slow_by_construction(engines: EngineSet) -> None:
+    # measured, with some room; more means that a pattern no longer fuses
+    most = {"video_backbone": 60, "video_select": 40, "conditions": 70, "guided_step": 125, "decoder": 850}
+    for graph, layers in most.items():
+        assert 0 < engines.engines[graph].engine_layers <= layers, graph
+
+
+def test_profiles_hold_every_clip_that_the_runtime_takes(engines: EngineSet, bundle: Path) -> None:
+    rules = SequenceRules(**json.loads((bundle / "manifest.json").read_text())["sequence"])
+    low, mid, high = (rules.lengths(s) for s in (rules.min_duration_s, 8.0, rules.max_duration_s))
+    step = engines.engines["guided_step"].profile
+    assert step["latents"] == {
+        "min": (1, low.latent, 20),
+        "opt": (1, mid.latent, 20),
+        "max": (8, high.latent, 20),
+    }
+    assert [step["clip_f"][size][:2] for size in ("min", "opt", "max")] == [
+        (2, low.clip),
+        (2, mid.clip),
+        (16, high.clip),
+    ]
+    assert step["t"]["min"] == step["t"]["max"] == (1,)
+    sync = engines.engines["conditions"].profile["sync"]
+    assert [sync[size][1] for size in ("min", "opt", "max")] == [low.sync, mid.sync, high.sync]
+    segments = engines.engines["video_backbone"].profile["segments"]
+    assert segments["max"][0] == SEGMENTS_PER_CALL >= mid.segments
+    assert engines.engines["text_t5"].profile["ids"]["max"] == (1, 128)
+
+
+def test_current_engines_are_kept_and_others_built_again(fresh: Path) -> None:
+    first = build(fresh)
+    second = build(fresh, graphs=("text_clip", "video_select"))
+    assert list(second.engines) == ["text_t5", "text_clip", "video_select"]
+    assert second.engines["text_t5"] == first.engines["text_t5"]
+    (first.folder / "text_clip.engine").write_bytes(b"altered")
+    third = build(fresh)
+    assert third.read("text_clip") != b"altered"
+    assert third.engines["video_select"] == second.engines["video_select"]
+    fewer = build(fresh, graphs=("video_select",), max_stems=2)
+    assert fewer.engines["video_select"].profile["text"]["max"][0] == 2
+    assert list(fewer.engines) == ["video_select"]
+
+
+def test_capabilities_have_folders_of_their_own(fresh: Path) -> None:
+    engines = build(fresh, graphs=("text_t5",), capabilities=("8.9", "8.6"))
+    assert engines.folder.name.endswith("-sm86-sm89")
+    assert engines.capabilities == ("8.6", "8.9")
+    with pytest.raises(EngineRequestError, match=r"capability '9\.0', only for 7\.5, 8\.0"):
+        build(fresh, capabilities=("9.0",))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"graphs": ("vocoder",)}, "no graph 'vocoder'"), ({"max_stems": 0}, "--max-stems is 0")],
+)
+def test_requests_that_cannot_be_met(fresh: Path, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(EngineRequestError, match=message):
+        build(fresh, **changes)
+    assert not (fresh / "engines").exists()
+
+
+def test_inspect_counts_layers_of_bundles_and_of_files(engines: EngineSet, bundle: Path) -> None:
+    entries = inspect(bundle)
+    assert [Path(entry["engine"]).stem for entry in entries] == list(GRAPHS)
+    (step,) = inspect(engines.folder / "guided_step.engine")
+    assert step == entries[GRAPHS.index("guided_step")]
+    assert step["islands"]["softmax"] == {"float32": 4}
+    assert step["kinds"]["attention"] == {"float16": 4}
+    assert sum(sum(found.values()) for found in step["kinds"].values()) == step["engine_layers"]
+
+
+@pytest.fixture
+def running(fresh: Path) -> Iterator[subprocess.Popen[str]]:
+    command = "from selva_engines.cli import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", command, str(fresh), "--target", TARGET], stderr=subprocess.PIPE, text=True
+    )
+    yield process
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
+def test_ctrl_c_leaves_nothing(fresh: Path, running: subprocess.Popen[str]) -> None:
+    assert running.stderr is not None
+    for line in running.stderr:
+        if "guided_step" in line:  # the decoder is being built now
+            break
+    time.sleep(1)
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate(timeout=120)
+    assert running.returncode == 130
+    assert said.endswith("interrupted: nothing was written\n")
+    assert not (fresh / "engines").exists()

@@ -1,0 +1,363 @@
+"""The GPU path without a GPU: ordinary memory as the device, ONNX Runtime's CPU provider bound to addresses in it.
+
+Everything but CUDA's own calls is the code that runs on a GPU: buffers, staging, the recorded loop, progress, cancel.
+"""
+
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from test_runtime_session import SAMPLE_RATE_HZ, encode, few_steps, moving_frames
+
+from selva_runtime import BackendError, Cancelled, DeviceMemoryError, RequestError, Session, backends
+from selva_runtime.device_array import STAGING_BYTES, DeviceArray, Space
+from selva_runtime.device_executor import DeviceExecutor
+from selva_runtime.flow_plan import STEPS_PER_LAUNCH, FlowPlan
+from selva_runtime.host_device import HostDevice
+from selva_runtime.manifest import Graph, Port
+from selva_runtime.onnx_device import OnnxGraphs
+
+CLOSE = {"rtol": 0, "atol": 1e-5}
+
+
+@contextmanager
+def on_host(bundle, device=None, **options):
+    """A session whose `cuda` backend runs in ordinary memory."""
+
+    def make(opened, _threads, reason):
+        graphs = OnnxGraphs(opened, device or HostDevice(), threads=1)
+        return DeviceExecutor(opened, Space(graphs._device), graphs, backend="cuda", reason=reason, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(backends.MAKERS, "cuda", make)
+        yield Session(bundle, backend="cuda")
+
+
+@pytest.fixture(scope="module")
+def cpu(demo_bundle):
+    return Session(demo_bundle, backend="cpu", threads=1)
+
+
+@pytest.fixture(scope="module")
+def session(demo_bundle):
+    with on_host(demo_bundle) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def clip(session):
+    return encode(session)
+
+
+@pytest.fixture
+def space():
+    return Space(HostDevice())
+
+
+def test_the_sound_is_that_of_the_cpu_backend(cpu, session, clip):
+    options = {"steps": 7, "takes": 2, "negative": "music", "seed": 3}
+    ours, expected = (each.generate(encode(each), ["rain", "dog barking"], **options) for each in (session, cpu))
+    assert [(stem.prompt, stem.take) for stem in ours] == [(stem.prompt, stem.take) for stem in expected]
+    for one, other in zip(ours, expected, strict=True):
+        assert one.audio.shape == (SAMPLE_RATE_HZ,)
+        np.testing.assert_allclose(one.audio, other.audio, **CLOSE)
+    assert session.info.backend == "cuda"
+
+
+def test_guidance_below_one_is_the_conditional_flow(cpu, session, clip):
+    one, none = (few_steps(session, clip, ["rain"], guidance=guidance)[0] for guidance in (1, 0))
+    np.testing.assert_array_equal(one.audio, none.audio)
+    np.testing.assert_allclose(few_steps(cpu, encode(cpu), ["rain"], guidance=0)[0].audio, none.audio, **CLOSE)
+
+
+def test_clips_go_from_one_backend_to_another(cpu, session, clip):
+    assert isinstance(clip.tokens, DeviceArray)
+    expected = few_steps(cpu, encode(cpu), ["rain"])[0].audio
+    np.testing.assert_allclose(few_steps(cpu, clip, ["rain"])[0].audio, expected, **CLOSE)
+    np.testing.assert_allclose(few_steps(session, encode(cpu), ["rain"])[0].audio, expected, **CLOSE)
+
+
+def test_a_file_is_read_as_its_frames(session, tmp_path):
+    from clips import numbered, write_video
+
+    video = write_video(tmp_path / "video.mp4", map(numbered, range(25)))
+    assert few_steps(session, session.encode(video, duration_s=1.0), ["rain"])[0].audio.shape == (SAMPLE_RATE_HZ,)
+
+
+@pytest.mark.parametrize("steps", [1, STEPS_PER_LAUNCH, 2 * STEPS_PER_LAUNCH + 2])
+def test_recorded_steps_are_the_steps(demo_bundle, session, clip, steps):
+    with on_host(demo_bundle, recorded=False) as plain:
+        recorded, stepped = (few_steps(each, clip, ["rain"], steps=steps)[0] for each in (session, plain))
+    np.testing.assert_array_equal(recorded.audio, stepped.audio)
+
+
+def test_what_has_been_met_allocates_nothing(demo_bundle):
+    device = HostDevice()
+    with on_host(demo_bundle, device) as session:
+        clip = encode(session)
+        few_steps(session, clip, ["rain", "sea"], steps=6)
+        few_steps(session, clip, ["rain", "sea"], steps=6)  # the first call kept features of the prompts
+        before = device.allocations
+        few_steps(session, clip, ["sea", "rain"], steps=11, guidance=2, seed=5)
+        assert device.allocations == before
+        few_steps(session, encode(session, 2.0), ["rain"], steps=6)
+        assert device.allocations > before
+
+
+def test_memory_is_given_back(demo_bundle):
+    device = HostDevice()
+    with on_host(demo_bundle, device) as session:
+        few_steps(session, encode(session), ["rain"])
+        assert device.used_bytes > 0
+    del session
+    import gc
+
+    gc.collect()
+    assert device.used_bytes == 0
+
+
+def test_progress_counts_every_stage_to_its_end(session, clip):
+    calls = []
+    few_steps(session, clip, ["creaking door", "wind"], steps=12, progress=lambda *call: calls.append(call))
+    assert list(dict.fromkeys(stage for stage, _, _ in calls)) == ["text", "select", "conditions", "step", "vocode"]
+    assert [done for stage, done, _ in calls if stage == "step"] == list(range(1, 13))
+    for stage in ("text", "select", "conditions", "step", "vocode"):
+        done, total = [(done, total) for name, done, total in calls if name == stage][-1]
+        assert done == total
+
+
+@pytest.mark.parametrize("stage", ["text", "select", "conditions", "step", "vocode"])
+def test_cancel_stops_between_launches(session, clip, stage):
+    cancel, steps = threading.Event(), []
+
+    def progress(name, done, total):
+        steps.append(name)
+        if name == stage:
+            cancel.set()
+
+    options = {"steps": 10 * STEPS_PER_LAUNCH, "progress": progress, "cancel": cancel}
+    if stage == "vocode":  # it is the last thing to happen, all stems at once
+        assert len(session.generate(clip, ["rain", "sea"], **options)) == 2
+    else:
+        with pytest.raises(Cancelled):
+            session.generate(clip, ["a new prompt " + stage, "sea"], **options)
+        assert steps.count("step") == (STEPS_PER_LAUNCH if stage == "step" else 0)
+    first, again = (few_steps(session, clip, ["rain"])[0] for _ in range(2))
+    np.testing.assert_array_equal(first.audio, again.audio)
+
+
+def test_fewer_stems_at_a_time_where_memory_is_short(demo_bundle, session, clip, monkeypatch):
+    prompts = ["rain", "sea", "wind", "bells", "birds"]
+    expected = few_steps(session, clip, prompts)
+    start, device = FlowPlan.start, HostDevice()
+
+    def start_few(plan, given, **options):
+        if len(given["latents"]) > 2:
+            raise DeviceMemoryError("out of memory")
+        start(plan, given, **options)
+
+    monkeypatch.setattr(FlowPlan, "start", start_few)
+    with on_host(demo_bundle, device) as small:
+        calls = []
+        stems = few_steps(small, encode(small), prompts, progress=lambda *call: calls.append(call))
+        assert small._executor.stems_per_batch == 2
+        assert stems[4].warnings == ("the GPU's memory is short: stems are generated 2 at a time",)
+        steps = [call[1:] for call in calls if call[0] == "step"]
+        assert steps == [(done, 9) for done in range(1, 10)]
+        for one, other in zip(stems, expected, strict=True):
+            np.testing.assert_allclose(one.audio, other.audio, **CLOSE)
+        device.limit_bytes = 1
+        with pytest.raises(DeviceMemoryError, match="out of memory"):
+            few_steps(small, encode(small, 2.0), ["rain"])
+
+
+def test_fewer_segments_at_a_time_where_memory_is_short(demo_bundle, cpu):
+    probe = HostDevice()
+    with on_host(demo_bundle, probe) as roomy:
+        encode(roomy, 4.0)
+    with on_host(demo_bundle, HostDevice(probe.used_bytes * 3 // 4)) as small:
+        clip = encode(small, 4.0)
+        assert "segments at a time" in clip.warnings[0]
+        np.testing.assert_allclose(np.asarray(clip.tokens), encode(cpu, 4.0).tokens, rtol=0, atol=1e-4)
+
+
+def test_values_that_are_not_finite_never_become_sound(demo_bundle, monkeypatch):
+    with on_host(demo_bundle) as session:
+        clip = encode(session)
+        write = FlowPlan.start
+
+        def start(plan, given, **options):
+            write(plan, {**given, "text_f": np.full(given["text_f"].shape, np.nan, np.float32)}, **options)
+
+        monkeypatch.setattr(FlowPlan, "start", start)
+        with pytest.raises(BackendError, match="guided_step gave values that are not finite"):
+            few_steps(session, clip, ["rain"])
+
+
+class Doubling:
+    """`next_latents` = latents + dt * 3 t²: a flow whose end is known."""
+
+    recordable = True
+
+    def __init__(self, device, arrays):
+        self.device, self.arrays, self.times = device, arrays, []
+
+    def bind(self, name, arrays, *, repeated):
+        assert repeated
+        return Doubling(self.device, arrays)
+
+    def __call__(self):
+        def step():
+            values = {name: np.asarray(array) for name, array in self.arrays.items()}
+            after = values["latents"] + values["dt"] * 3 * values["t"] ** 2
+            self.device.copy(self.arrays["next_latents"].pointer, after.ctypes.data, after.nbytes)
+
+        self.device.enqueue(step)
+
+
+@pytest.mark.parametrize("steps", [1, 4, 25, 999])
+def test_each_recorded_step_reads_its_own_time(space, steps):
+    ports = tuple(Port(name=name, dtype="float32", shape=(1,)) for name in ("t", "dt", "guidance"))
+    latents = Port(name="latents", dtype="float32", shape=("stems", "latent", 20))
+    output = Port(name="next_latents", dtype="float32", shape=("stems", "latent", 20))
+    graph = Graph(name="guided_step", file="", data=(), inputs=(latents, *ports), outputs=(output,))
+    given = {"latents": np.zeros((2, 3, 20), np.float32)}
+    plan = FlowPlan(space, Doubling(space.device, {}), graph, given, max_steps=1000, recorded=True)
+    for _ in range(2):
+        plan.start(given, steps=steps, guidance=1)
+        for first, count in plan.parts(steps):
+            plan.launch(first, count)
+        expected = sum(3 * (i / steps) ** 2 for i in range(steps)) / steps
+        np.testing.assert_allclose(np.asarray(plan.latents), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_arrays_are_cut_and_filled_like_numpys(space):
+    values = np.arange(24, dtype=np.float32).reshape(4, 3, 2)
+    array = space.put(values)
+    assert (len(array), array.ndim, array.nbytes, array.pointer % 256) == (4, 3, 96, 0)
+    for key in (0, -1, slice(1, 3), slice(2, 99), None):
+        np.testing.assert_array_equal(np.asarray(array[key]), values[key])
+    array[1] = np.zeros((3, 2), np.float32)
+    array[2:4] = array[0:2]
+    values[1] = 0
+    values[2:4] = values[0:2]
+    np.testing.assert_array_equal(np.asarray(array), values)
+    assert np.asarray(array, dtype=np.int64).dtype == np.int64
+    with pytest.raises(IndexError):
+        array[4]
+    with pytest.raises(IndexError, match="one after the other"):
+        array[::2]
+    with pytest.raises(BackendError, match="does not go into"):
+        array[0] = np.zeros((3, 2), np.float64)
+
+
+def test_more_than_the_staging_memory_goes_in_pieces(space):
+    values = np.random.default_rng(0).integers(0, 255, STAGING_BYTES * 2 + 12345, dtype=np.uint8)
+    np.testing.assert_array_equal(np.asarray(space.put(values)), values)
+    values = np.asfortranarray(values[:10_000].reshape(100, 100))
+    np.testing.assert_array_equal(np.asarray(space.put(values)), values)
+
+
+def test_freed_memory_is_used_again_but_not_what_another_library_saw(space):
+    first = space.empty((1000,), np.float32)
+    pointer = first.pointer
+    del first
+    again = space.empty((1000,), np.float32)
+    assert again.pointer == pointer
+    assert again.__cuda_array_interface__["data"] == (pointer, False)
+    del again
+    space.empty((2000,), np.float32)
+    assert pointer not in space.device._memory
+
+
+def test_full_memory_is_tidied_before_giving_up():
+    space = Space(HostDevice(limit_bytes=10_000))
+    for size in range(1000, 8000, 500):
+        space.empty((size,), np.uint8)
+    kept = space.empty((8000,), np.uint8)
+    with pytest.raises(DeviceMemoryError):
+        space.empty((8000,), np.uint8)
+    assert len(kept) == 8000
+
+
+class Foreign:
+    """An array of another library."""
+
+    def __init__(self, values, **changes):
+        self.values = np.ascontiguousarray(values)
+        self.changes = changes
+
+    @property
+    def __cuda_array_interface__(self):
+        address, strides = self.values.ctypes.data, self.values.strides
+        plain = {"shape": self.values.shape, "typestr": self.values.dtype.str, "data": (address, False), "version": 3}
+        return {**plain, "strides": strides, "stream": 1, **self.changes}
+
+
+def test_frames_and_sound_pass_by_the_array_interface(session, clip):
+    frames = moving_frames(25, session.info.image_size)
+    foreign = session.encode_frames(Foreign(frames), 1.0, stream=5)
+    np.testing.assert_array_equal(np.asarray(foreign.tokens), np.asarray(clip.tokens))
+    plain = few_steps(session, clip, ["rain", "sea"])
+    stems = few_steps(session, foreign, ["rain", "sea"], device_output=True, stream=0)
+    from selva_runtime.foreign import adopt
+
+    for one, other in zip(stems, plain, strict=True):
+        assert other.device_audio is None
+        assert one.device_audio.shape == (SAMPLE_RATE_HZ,)
+        np.testing.assert_array_equal(one.audio, other.audio)
+        np.testing.assert_array_equal(np.asarray(adopt(session._executor.space, one.device_audio)), one.audio)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"typestr": "<f4"}, "frames are float32"),
+        ({"shape": (24, 3, 64, 64)}, "24 frames do not last"),
+        ({"typestr": ">u2"}, "byte-swapped"),
+        ({"typestr": "|O"}, "byte-swapped|cannot be read"),
+        ({"typestr": "nonsense"}, "cannot be read"),
+        ({"mask": object()}, "masked"),
+        ({"version": 1}, "old kind"),
+        ({"shape": (25, 3, 64, -64)}, "shape"),
+        ({"shape": 25}, "cannot be read"),
+        ({"data": (0, False)}, "at the address 0x0"),
+        ({"data": None}, "cannot be read"),
+        ({"strides": (1, 2, 3, 4)}, "not contiguous"),
+        ({"stream": 0}, "names the stream 0"),
+        ({"stream": "main"}, "cannot be read"),
+    ],
+)
+def test_foreign_arrays_that_do_not_fit_are_refused(session, changes, message):
+    frames = Foreign(moving_frames(25, 64), **{"strides": None, **changes})
+    with pytest.raises(RequestError, match=message):
+        session.encode_frames(frames, 1.0)
+
+
+class Stream:
+    def __cuda_stream__(self):
+        return (0, 77)
+
+
+def test_streams_are_handles_or_say_theirs(session, clip, monkeypatch):
+    waited = []
+    monkeypatch.setattr(session._executor.space.device, "after", waited.append, raising=False)
+    for stream in (0, 12345, Stream()):
+        few_steps(session, clip, ["rain"], steps=1, stream=stream)
+    assert waited == [0, 12345, 77]
+    for wrong in ("main", -1, True, 1.5):
+        with pytest.raises(RequestError, match="give a handle"):
+            few_steps(session, clip, ["rain"], stream=wrong)
+
+
+def test_the_cpu_backend_refuses_what_is_for_gpus(cpu):
+    clip = encode(cpu, 0.64)
+    with pytest.raises(RequestError, match="takes NumPy arrays"):
+        cpu.encode_frames(Foreign(moving_frames(25, 64)), 1.0)
+    with pytest.raises(RequestError, match="has no streams"):
+        few_steps(cpu, clip, ["rain"], stream=5)
+    with pytest.raises(RequestError, match="device_output needs a GPU backend"):
+        few_steps(cpu, clip, ["rain"], device_output=True)
