@@ -8,7 +8,13 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-FOLDERS = {"selva_ref": ".", "selva_export": "export", "selva_runtime": "runtime", "selva_engines": "engines", "selva_bench": "benchmarks"}
+FOLDERS = {
+    "selva_ref": ".",
+    "selva_export": "export",
+    "selva_engines": "engines",
+    "selva_runtime": "runtime",
+    "selva_bench": "benchmarks",
+}
 
 packages, package_dir = [], {}
 for name, folder in FOLDERS.items():

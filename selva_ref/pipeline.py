@@ -118,7 +118,8 @@ class Pipeline:
     def _conditions(
         self, frames: np.ndarray, prompt: str, negative: str | None, latent: int, clip: int
     ) -> tuple[Conditions, Conditions]:
-        video = preprocess(torch.from_numpy(frames), self.preset.video.image_size)[None].to(self.device, self.video_encoder.dtype)
+        video = preprocess(torch.from_numpy(frames), self.preset.video.image_size)[None]
+        video = video.to(self.device, self.video_encoder.dtype)
         ids = self._ids("t5", prompt)
         mask = torch.ones_like(ids, dtype=torch.bool)
         sync = self.video_encoder(video, self.text_t5(ids, mask), mask)

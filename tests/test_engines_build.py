@@ -29,7 +29,7 @@ QUICK = ("text_t5", "text_clip")
 EXPECTED = {
     "text_t5": (12, 4, 2),
     "text_clip": (12, 4, 2),
-    "video_backbone": (19, 24, 12),
+    "video_backbone": (19, 24, 6),  # the CLS row's attention is written out: one query is no matrix
     "video_select": (15, 4, 2),
     "conditions": (34, 0, 0),
     "guided_step": (45, 8, 4),
@@ -109,7 +109,7 @@ def test_layers_as_built_multiply_in_float16(engines: EngineSet, graph: str) -> 
 
 def test_engines_are_not_slow_by_construction(engines: EngineSet) -> None:
     # measured, with some room; more means that a pattern no longer fuses
-    most = {"video_backbone": 60, "video_select": 40, "conditions": 70, "guided_step": 125, "decoder": 850}
+    most = {"video_backbone": 90, "video_select": 40, "conditions": 70, "guided_step": 110, "decoder": 850}
     for graph, layers in most.items():
         assert 0 < engines.engines[graph].engine_layers <= layers, graph
 

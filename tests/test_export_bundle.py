@@ -140,6 +140,8 @@ def test_an_existing_folder_is_left_alone(tmp_path: Path) -> None:
         (["--preset", "demo"], "either --checkpoints DIR or --random-weights"),
         (["--preset", "tiny", "--random-weights"], "tiny"),
         (["--precision", "int4", "--random-weights"], "int4"),
+        (["--precision", "fp16", "--random-weights", "--engines", "tensorrt"], "pip install 'selva-deploy[tensorrt]'"),
+        (["--precision", "fp32", "--random-weights", "--engines", "tensorrt-rtx"], "float16"),
         (["--preset", "small_16k", "--checkpoints", "nowhere"], "selva-fetch --preset small_16k"),
     ],
 )

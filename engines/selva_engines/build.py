@@ -96,7 +96,8 @@ def _config(
     api, flags = library.api, library.api.BuilderFlag
     config = builder.create_builder_config()
     config.profiling_verbosity = api.ProfilingVerbosity.DETAILED  # names and types of the layers; costs nothing to run
-    config.set_memory_pool_limit(api.MemoryPoolType.WORKSPACE, description.workspace_bytes)
+    workspace = api.MemoryPoolType.WORKSPACE
+    config.set_memory_pool_limit(workspace, min(description.workspace_bytes, config.get_memory_pool_limit(workspace)))
     if description.precision == "fp32":
         config.clear_flag(flags.TF32)  # an fp32 bundle promises float32 products
     if hasattr(flags, "REQUIRE_USER_ALLOCATION"):
@@ -137,10 +138,13 @@ def _made(library: Library, what: str, thing: Any) -> Any:
 def _why(library: Library, graph: str, strip_weights: bool, cancelled: Event | None) -> str:
     if cancelled is not None and cancelled.is_set():
         return f"building {graph} was interrupted"
+    said = library.log.error_line()
     mend = ""
-    if strip_weights and "cuda" in library.log.error_line().lower():
+    if strip_weights and "cuda" in said.lower():
         mend = " (engines without weights are compiled on a GPU, and none is usable here: leave out --strip-weights)"
-    return f"{library.target.name} {library.version} cannot build {graph}: {library.log.error_line()}{mend}"
+    elif "OutOfMemory" in said or "workspace" in said:
+        mend = " (fewer stems at a time take less memory: --max-stems)"
+    return f"{library.target.name} {library.version} cannot build {graph}: {said}{mend}"
 
 
 def _monitor(api: Any, cancelled: Event) -> Any:

@@ -26,8 +26,22 @@ from selva_runtime.command import SETTINGS, OneLineCommand
     "--random-weights", is_flag=True, help="Deterministic random weights instead: for latency work and tests."
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the bundle; must not exist.")
+@click.option(
+    "--engines",
+    type=click.Choice(["auto", "none", "tensorrt", "tensorrt-rtx"]),
+    default="auto",
+    help="Engines to build into a float16 bundle; auto: for the TensorRT library that is installed, if one is.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the table of errors as JSON on standard output.")
-def main(preset: str, precision: str, checkpoints: Path | None, random_weights: bool, out: Path, as_json: bool) -> None:
+def main(
+    preset: str,
+    precision: str,
+    checkpoints: Path | None,
+    random_weights: bool,
+    out: Path,
+    engines: str,
+    as_json: bool,
+) -> None:
     """Turn checkpoints into a bundle: seven ONNX graphs, tokenizers and a manifest.
 
     Each graph is compared with the PyTorch reference on ONNX Runtime; one that is out of tolerance fails the export
@@ -35,17 +49,28 @@ def main(preset: str, precision: str, checkpoints: Path | None, random_weights: 
     """
     if random_weights == (checkpoints is not None):
         raise click.UsageError("give either --checkpoints DIR or --random-weights")
+    if precision != "fp16" and engines not in ("auto", "none"):
+        raise click.UsageError("engines are built from float16 graphs: give --precision fp16")
     from selva_export.bundle import ExportRequest, export_bundle  # torch takes seconds to import; --help does not
+    from selva_export.engines import build, engine_target
     from selva_export.verify import table
 
     request = ExportRequest(preset=PRESETS[preset], precision=precision, checkpoints=checkpoints, out=out)
-    rows = export_bundle(request, say=lambda line: click.echo(line, err=True))
+    target = engine_target(engines) if precision == "fp16" else None
+
+    def say(line: str) -> None:
+        click.echo(line, err=True)
+
+    rows = export_bundle(request, say=say)
+    folder = build(out, target, say) if target else None
     if as_json:
         parity = [
             {"graph": p.graph, "output": p.output, "relative_error": p.relative_error, "tolerance": p.tolerance}
             for p in rows
         ]
-        click.echo(json.dumps({"bundle": str(out), "preset": preset, "precision": precision, "parity": parity}))
-    else:
-        click.echo(table(rows))
-        click.echo(f"sealed {out}")
+        sealed = {"bundle": str(out), "preset": preset, "precision": precision, "engines": folder and str(folder)}
+        click.echo(json.dumps({**sealed, "parity": parity}))
+        return
+    click.echo(table(rows))
+    click.echo(f"sealed {out}")
+    click.echo(f"engines {folder}" if folder else "no engines built (selva-engines builds them later)")

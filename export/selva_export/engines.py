@@ -1,0 +1,39 @@
+"""The last step of a float16 export: TensorRT engines, where a library to build them is installed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from selva_engines import BuildRequest, EngineError, build_engines, installed_targets, load_library
+from selva_export.errors import ExportError
+
+
+def engine_target(choice: str) -> str | None:
+    """The library that `choice` means: its name, "none", or "auto" for the installed one, TensorRT-RTX first.
+
+    Raises:
+        ExportError: the named library is not installed. It says so before the long export.
+    """
+    if choice == "none":
+        return None
+    if choice == "auto":
+        return next(iter(installed_targets()), None)
+    try:
+        load_library(choice)
+    except EngineError as error:
+        raise ExportError(str(error)) from error
+    return choice
+
+
+def build(bundle: Path, target: str, say: Callable[[str], None]) -> Path:
+    """Builds all engines of a sealed bundle and returns their folder.
+
+    Raises:
+        ExportError: the library refused; the bundle stays as it is, and the message says so.
+    """
+    say(f"building {target} engines")
+    try:
+        return build_engines(BuildRequest(bundle=bundle, target=target), say=say).folder
+    except EngineError as error:
+        raise ExportError(f"{bundle} is sealed, but without engines: {error}") from error
