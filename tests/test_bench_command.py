@@ -54,16 +54,15 @@ def test_runtime_and_torch_side_by_side(demo_bundle: Path, tmp_path: Path) -> No
         assert set(side["totals"]) == TOTALS
         assert set(side["stages"]) - {"step_of_2"} == STAGES
         positive = {**side["totals"], **side["stages"]}
-        for noisy in ("conditions", "further_stem_of_2"):  # differences of two times
-            positive.pop(noisy)
+        positive.pop("further_stem_of_2")  # a difference of two times
         assert all(
             0 < s["min_s"] <= s["low_s"] <= s["median_s"] <= s["high_s"] <= s["max_s"] for s in positive.values()
         )
         assert side["totals"]["first_stem"]["real_time_factor"] == side["totals"]["first_stem"]["median_s"]
         assert side["cold"]["total_s"] > sum(side["cold"][part] for part in ("import_s", "open_s", "first_stem_s"))
         assert side["peak_host_bytes"] > 50e6
-    assert document["sides"]["cpu"]["stages"]["step"]["samples"] == 2 * 24  # the first stem's and the new prompt's
-    assert document["sides"]["torch-cpu"]["stages"]["step"]["samples"] == 2 * 25
+    for side in document["sides"].values():
+        assert side["stages"]["step"]["samples"] == 2 * 25  # the first stem's and the new prompt's
     against = document["ratios"]["cpu"]["torch-cpu"]
     assert against["snr_db"] > 60
     ours, baseline = (document["sides"][name]["totals"] for name in ("cpu", "torch-cpu"))

@@ -99,24 +99,10 @@ def test_stages_get_the_time_since_the_last_report() -> None:
     assert clock.elapsed_s == 7.5
 
 
-def test_conditions_are_what_the_first_step_took_longer() -> None:
-    steps = [("step", 1, 4, 5.0), ("step", 2, 4, 2.0), ("step", 3, 4, 2.0), ("step", 4, 4, 3.0)]
-    assert clock_of(("text", 1, 1, 9), *steps, ("vocode", 1, 1, 9)).flow(4) == (3, [2, 2, 3])
-
-
-def test_conditions_of_each_batch_of_stems_add_up() -> None:
-    steps = [("step", 1, 4, 5.0), ("step", 2, 4, 2.0), ("step", 3, 4, 6.0), ("step", 4, 4, 2.0)]
-    assert clock_of(*steps).flow(2) == (7, [2, 2])
-
-
-def test_steps_may_be_reported_several_at_once() -> None:
-    assert clock_of(("step", 4, 10, 6.0), ("step", 8, 10, 4.0), ("step", 10, 10, 2.0)).flow(10) == (2, [1] * 6)
-    assert clock_of(("step", 4, 4, 8.0)).flow(4) == (0, [2] * 4)
-
-
-def test_conditions_that_are_reported_need_no_guess() -> None:
-    steps = [("step", 1, 2, 2.0), ("step", 2, 2, 3.0)]
-    assert clock_of(("conditions", 1, 1, 4.0), *steps).flow(2) == (4, [2, 3])
+def test_steps_may_be_reported_one_by_one_or_several_at_once() -> None:
+    one_by_one = [("conditions", 1, 1, 4.0), ("step", 1, 2, 2.0), ("step", 2, 2, 3.0), ("vocode", 1, 1, 9)]
+    assert clock_of(*one_by_one).steps_s() == [2, 3]
+    assert clock_of(("step", 4, 10, 6.0), ("step", 8, 10, 4.0), ("step", 10, 10, 2.0)).steps_s() == [1.5] * 4 + [1] * 6
 
 
 def test_signal_to_noise() -> None:

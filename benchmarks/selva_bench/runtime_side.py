@@ -57,12 +57,10 @@ class RuntimeSide:
     def _timed(self, stems: int, stages: dict[str, list[float]]) -> float:
         """Seconds to generate `stems` new prompts; adds to `stages`, all but the step of one stem alone."""
         _, clock = self._generate(stems)
-        conditions_s, step_s = clock.flow(self._job.steps)
-        stages.setdefault("step" if stems == 1 else f"step_of_{stems}", []).extend(step_s)
+        stages.setdefault("step" if stems == 1 else f"step_of_{stems}", []).extend(clock.steps_s())
         if stems == 1:
-            for stage in ("text", "select", "vocode"):
+            for stage in ("text", "select", "conditions", "vocode"):
                 stages.setdefault(stage, []).append(clock.total_s(stage))
-            stages.setdefault("conditions", []).append(conditions_s)
         return clock.elapsed_s
 
     def _encode(self) -> tuple[Clip, StageClock]:

@@ -1,14 +1,12 @@
 """Where the time of a runtime call goes, told from its progress calls alone.
 
 Progress is the one thing that every backend reports, also one that replays whole runs of steps on a GPU. The time
-since the last report belongs to the stage that reports. Where the conditions are not reported, the first report of a
-flow holds them and a step or more: what it took beyond the median of the other steps counts as theirs.
+since the last report belongs to the stage that reports.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from statistics import median
 from time import perf_counter
 
 STAGES = ("decode", "encode", "text", "select", "conditions", "step", "vocode")
@@ -38,24 +36,11 @@ class StageClock:
         """Seconds of all reports of `stage`."""
         return sum(seconds for name, _, _, seconds in self._reports if name == stage)
 
-    def flow(self, steps: int) -> tuple[float, list[float]]:
-        """Seconds of the conditions, and of each step but those that the conditions came with."""
-        reported_s = self.total_s("conditions")
-        with_conditions: list[tuple[int, float]] = []
-        later: list[float] = []
-        before = 0
+    def steps_s(self) -> list[float]:
+        """Seconds of each step; steps that are reported together share their time evenly."""
+        times: list[float] = []
         for stage, done, _, seconds in self._reports:
-            if stage != "step":
-                continue
-            count = done - before
-            if before % steps == 0 and not reported_s:
-                with_conditions.append((count, seconds))
-            else:
-                later += [seconds / count] * count
-            before = done
-        if reported_s:
-            return reported_s, later
-        if not later:  # a whole run reported at once: nothing to tell the conditions by
-            return 0.0, [seconds / count for count, seconds in with_conditions for _ in range(count)]
-        step_s = median(later)
-        return sum(max(0.0, seconds - count * step_s) for count, seconds in with_conditions), later
+            if stage == "step":
+                count = done - len(times)
+                times += [seconds / count] * count
+        return times
