@@ -5,12 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from selva_engines import BuildRequest, EngineError, build_engines, installed_targets, load_library
+from selva_engines import (
+    TARGETS,
+    BuildRequest,
+    EngineError,
+    build_engines,
+    device_capability,
+    installed_targets,
+    load_library,
+)
 from selva_export.errors import ExportError
 
 
 def engine_target(choice: str) -> str | None:
-    """The library that `choice` means: its name, "none", or "auto" for the installed one, TensorRT-RTX first.
+    """The library that `choice` means: its name, "none", or "auto" for the first installed one that can build here.
 
     Raises:
         ExportError: the named library is not installed. It says so before the long export.
@@ -18,12 +26,20 @@ def engine_target(choice: str) -> str | None:
     if choice == "none":
         return None
     if choice == "auto":
-        return next(iter(installed_targets()), None)
+        return next((name for name in installed_targets() if not TARGETS[name].needs_gpu or _has_gpu()), None)
     try:
         load_library(choice)
     except EngineError as error:
         raise ExportError(str(error)) from error
     return choice
+
+
+def _has_gpu() -> bool:
+    try:
+        device_capability()
+    except EngineError:
+        return False
+    return True
 
 
 def build(bundle: Path, target: str, say: Callable[[str], None]) -> Path:
