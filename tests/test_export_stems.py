@@ -22,6 +22,7 @@ CASES = {
     "odd length, negative prompt": {"duration_s": 2.37, "negative": "music"},
     "empty negative prompt, few steps": {"duration_s": 0.64, "negative": "", "steps": 4},
     "no guidance": {"duration_s": 1.5, "guidance": 0.5, "steps": 7},
+    "the longest clip": {"duration_s": 30.0, "steps": 1},
 }
 
 
