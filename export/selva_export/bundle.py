@@ -70,6 +70,8 @@ def export_bundle(request: ExportRequest, say: Callable[[str], None] = print) ->
         OSError: the folder cannot be written.
     """
     with _appears_whole(request.out) as folder:
+        sources = _sources(request)  # first, with the tokenizers: what is missing should not take minutes to say so
+        _write_tokenizers(request, folder / "tokenizers")
         (folder / "graphs").mkdir()
         parities: list[Parity] = []
         table = signatures(request.preset)
@@ -83,8 +85,7 @@ def export_bundle(request: ExportRequest, say: Callable[[str], None] = print) ->
                 f"{perf_counter() - start:5.1f} s"
             )
             parities += found
-        _write_tokenizers(request, folder / "tokenizers")
-        manifest = _manifest(request, table, parities, folder)
+        manifest = _manifest(request, table, sources, parities, folder)
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return parities
 
@@ -129,10 +130,13 @@ def _write_tokenizers(request: ExportRequest, folder: Path) -> None:
 
 
 def _manifest(
-    request: ExportRequest, table: dict[str, Signature], parities: list[Parity], folder: Path
+    request: ExportRequest,
+    table: dict[str, Signature],
+    sources: dict[str, dict[str, str]],
+    parities: list[Parity],
+    folder: Path,
 ) -> dict[str, Any]:
     preset, text = request.preset, request.preset.text
-    sources = _sources(request)
     return {
         "format": "selva-bundle",
         "format_version": FORMAT_VERSION,
