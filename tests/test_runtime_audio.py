@@ -13,7 +13,7 @@ import soundfile
 
 import selva_runtime.atomic
 from selva_runtime.atomic import write_new
-from selva_runtime.audio import resample, stem_file_name, write_wav
+from selva_runtime.audio import FILTER_REACH, resample, stem_file_name, write_wav
 from selva_runtime.errors import OutputError, RequestError
 
 RATES_HZ = [8000, 16000, 44100, 48000, 96000]
@@ -31,7 +31,7 @@ def test_a_sine_stays_the_same_sine_from_end_to_end(from_hz, to_hz):
     assert out.dtype == np.float32
     assert len(out) == round(Fraction(length * to_hz, from_hz))
     error = np.abs(out - sine(len(out), to_hz))
-    reach = math.ceil(32 * max(1, to_hz / from_hz))
+    reach = math.ceil(FILTER_REACH * max(1, to_hz / from_hz))
     assert error[reach:-reach].max() < 1e-4
     known = (length - 1) * to_hz // from_hz
     assert error[: known + 1].max() < 0.1  # near the ends the filter has to make up what lies outside
@@ -184,3 +184,15 @@ def test_long_names_are_cut(letter):
     assert 40 < len(name.encode()) <= 200
     assert not name.endswith("-")
     assert unicodedata.is_normalized("NFC", name)
+
+
+@pytest.mark.parametrize("tone_hz", [6_000, 7_500, 7_800])
+def test_resampling_mirrors_nothing_past_the_edge_of_the_models_band(tone_hz: int) -> None:
+    """A tone just below 8 kHz, from 16 to 48 kHz: its image, just above, stays 90 dB below it."""
+    audio = (0.5 * np.sin(2 * np.pi * tone_hz * np.arange(32_000) / 16_000)).astype(np.float32)
+    middle = resample(audio, 16_000, 48_000)[4_800:-4_800]
+    spectrum = np.abs(np.fft.rfft(middle * np.hanning(len(middle)))) / (len(middle) / 4)
+    frequency_hz = np.fft.rfftfreq(len(middle), 1 / 48_000)
+    tone = spectrum[np.abs(frequency_hz - tone_hz) < 5].max()
+    assert tone == pytest.approx(0.5, rel=0.01)
+    assert spectrum[frequency_hz > 8_100].max() < tone * 10 ** (-90 / 20)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 import os
 import unicodedata
+from contextlib import suppress
 from fractions import Fraction
 from math import ceil, gcd
 from pathlib import Path
+from typing import cast
 
 import av
+import av.filter
 import numpy as np
 import soundfile
 from numpy.typing import NDArray
@@ -20,7 +23,8 @@ from .errors import RequestError
 Audio = NDArray[np.float32]
 
 MIN_RATE_HZ, MAX_RATE_HZ = 8_000, 192_000
-FILTER_REACH = 64
+FILTER_TAPS = 256
+FILTER_REACH = 160
 """Samples of the lower rate, more than swresample's filter looks to either side."""
 MAX_TAG_CHARACTERS = 1_000
 MAX_NAME_CHARACTERS, MAX_NAME_BYTES = 80, 200
@@ -71,12 +75,23 @@ def resample(audio: Audio, from_hz: int, to_hz: int) -> Audio:
 
 
 def convert(audio: Audio, from_hz: int, to_hz: int) -> Audio:
-    """swresample, flushed."""
+    """swresample, flushed, with a filter eight times its default length.
+
+    A stem of a 16 kHz model has sound up to 8 kHz; the default filter would mirror what lies above 7 kHz past the edge.
+    """
+    graph = av.filter.Graph()
+    source = graph.add_abuffer(sample_rate=from_hz, format="fltp", layout="mono", time_base=Fraction(1, from_hz))
+    sink = graph.add("abuffersink")
+    graph.link_nodes(source, graph.add("aresample", f"{to_hz}:filter_size={FILTER_TAPS}:cutoff=0.98"), sink).configure()
     frame = av.AudioFrame.from_ndarray(audio[None], format="fltp", layout="mono")
-    frame.sample_rate = from_hz
-    resampler = av.AudioResampler(format="fltp", layout="mono", rate=to_hz)
-    frames = [*resampler.resample(frame), *resampler.resample(None)]
-    return np.concatenate([part.to_ndarray()[0] for part in frames]).astype(np.float32, copy=False)
+    frame.sample_rate, frame.pts = from_hz, 0
+    source.push(frame)
+    source.push(None)
+    parts = []
+    with suppress(av.EOFError, av.BlockingIOError):
+        while True:
+            parts.append(cast(av.AudioFrame, sink.pull()).to_ndarray()[0])
+    return np.concatenate(parts).astype(np.float32, copy=False)
 
 
 def write_wav(
