@@ -34,6 +34,8 @@ EXPORT = [
     "huggingface_hub>=2.4",
 ]
 
+TRAIN = [*EXPORT, "tensorboard>=2.20", "ema-pytorch>=0.8", "matplotlib"]
+
 CUDA = "cuda-python>=13"
 RTX = "tensorrt-rtx-cu13>=1.7"
 
@@ -61,7 +63,8 @@ setup(
         "tensorrt-rtx": [RTX, CUDA],
         "export": EXPORT,
         "bench": [*EXPORT, "matplotlib"],
-        "dev": [*EXPORT, "matplotlib", RTX, CUDA, "ruff", "mypy", "pytest", "build"],
+        "train": TRAIN,
+        "dev": [*TRAIN, RTX, CUDA, "ruff", "mypy", "pytest", "build"],
     },
     entry_points={
         "console_scripts": [
@@ -70,6 +73,7 @@ setup(
             "selva-generate=selva_runtime.cli:main",
             "selva-engines=selva_engines.cli:main",
             "selva-bench=selva_bench.cli:main",
+            "selva-train=selva_ref.training.cli:main",
         ]
     },
 )

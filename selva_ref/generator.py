@@ -17,6 +17,7 @@ from selva_ref.generator_blocks import FinalLayer, FusedBlock, JointBlock, TimeE
 from selva_ref.layers import Conv1d, GatedMLP
 from selva_ref.official import OfficialModule
 from selva_ref.presets import GeneratorConfig
+from selva_runtime.sequence import shown_indices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,10 +109,16 @@ class Generator(OfficialModule):
             latent_length: T of the latent.
         """
         device, clip_length = sync.device, clip.shape[1]
-        index = nearest_exact_index(sync.shape[1], latent_length).to(device)
+        index = self._sync_index(sync.shape[1], latent_length).to(device)
         latent_positions = torch.arange(latent_length, dtype=torch.float32, device=device)
         clip_positions = torch.arange(clip_length, dtype=torch.float32, device=device) * (latent_length / clip_length)
         return self.prepare_at(sync, clip, text, index, latent_positions, clip_positions)
+
+    def _sync_index(self, sync_length: int, latent_length: int) -> Tensor:
+        """The sync feature that each latent vector is given, (latent_length,) int64."""
+        if self.config.frames_per_latent is None:
+            return nearest_exact_index(sync_length, latent_length)
+        return torch.from_numpy(shown_indices(sync_length, latent_length, self.config.frames_per_latent))
 
     def prepare_at(
         self,

@@ -36,10 +36,9 @@ class DividedAttention(nn.Module):
     def forward(self, x_BND: Tensor, patches: str, **sizes: int) -> Tensor:
         """`patches` names the patch axes as (group, member), such as "(m g)" for time attention."""
         qkv = self.qkv(x_BND)
-        q, k, v = rearrange(qkv[:, 1:], f"b {patches} (three h d) -> three b g h m d", three=3, h=self.heads, **sizes)
-        _, k_cls, v_cls = repeat(
-            qkv[:, :1], "b one (three h d) -> three b g h one d", three=3, h=self.heads, g=sizes["g"]
-        )
+        cls, rest = qkv.split((1, qkv.shape[1] - 1), dim=1)
+        q, k, v = rearrange(rest, f"b {patches} (three h d) -> three b g h m d", three=3, h=self.heads, **sizes)
+        _, k_cls, v_cls = repeat(cls, "b one (three h d) -> three b g h one d", three=3, h=self.heads, g=sizes["g"])
         k, v = torch.cat((k_cls, k), dim=3), torch.cat((v_cls, v), dim=3)
         out = rearrange(attend(q, k, v, scale=self.scale), f"b g h m d -> b {patches} (h d)")
         return self.proj(torch.cat((self._cls(qkv), out), dim=1))

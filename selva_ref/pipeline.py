@@ -40,6 +40,7 @@ def sequence_rules(preset: Preset) -> SequenceRules:
         image_size=preset.video.image_size,
         min_duration_s=preset.video.segment_frames / preset.fps,
         max_duration_s=30.0,
+        sync_timing="even" if preset.generator.frames_per_latent is None else "shown",
     )
 
 

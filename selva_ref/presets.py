@@ -57,6 +57,9 @@ class GeneratorConfig:
     clip_width: int = 1024
     text_width: int = 1024
     text_tokens: int = 77
+    frames_per_latent: float | None = None
+    """None: sync features are spread evenly over the latent, as the official weights learned it. Video frames that a
+    latent vector spans: each takes the feature that shows its moment, which a small model cannot learn by itself."""
     v2: bool = False
     """Second version: SiLU in the input projections, wide time embedding at ten thousand times the rate."""
 
@@ -131,10 +134,15 @@ class Preset:
     """Frames a second that the video encoder sees."""
     clip_fps: int = 8
     """CLIP tokens a second in the generator's visual stream (all of them the learned empty token)."""
+    duration_s: float = 8.0
+    """Length of clip that the model was trained on."""
 
     def __post_init__(self) -> None:
         if self.generator.latent_width != self.audio.latent_width:
             raise ValueError(f"preset {self.name}: generator and VAE disagree on the latent width")
+        span = self.fps * 2 * self.audio.hop / self.audio.sample_rate_hz
+        if self.generator.frames_per_latent not in (None, span):
+            raise ValueError(f"preset {self.name}: a latent vector spans {span} frames")
 
 
 AUDIO_16K = AudioConfig(
@@ -182,8 +190,16 @@ _DEMO = Preset(
         clip_width=64,
         text_width=64,
         text_tokens=32,
+        frames_per_latent=0.8,
     ),
-    audio=replace(AUDIO_16K, vae_width=48, vocoder_width=128, mel_statistics=None),
+    audio=replace(
+        AUDIO_16K,
+        vae_width=32,
+        vocoder_width=128,
+        vocoder_rates=(4, 4, 4, 4),
+        vocoder_kernels=(8, 8, 8, 8),
+        mel_statistics=None,
+    ),
     video=VideoConfig(image_size=64, width=96, depth=3, heads=3, text_width=64),
     text=TextConfig(
         t5_vocabulary=512,
@@ -200,6 +216,7 @@ _DEMO = Preset(
         clip_mlp=256,
         clip_tokens=32,
     ),
+    duration_s=4.16,
 )
 
 PRESETS: dict[str, Preset] = {

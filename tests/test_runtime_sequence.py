@@ -7,7 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from selva_runtime.sequence import SequenceRules, clip_positions, latent_positions, nearest_exact_indices
+from selva_runtime.sequence import (
+    SequenceRules,
+    clip_positions,
+    latent_positions,
+    nearest_exact_indices,
+    shown_indices,
+    sync_indices,
+)
 
 TABLE = Path(__file__).parent / "data" / "expected" / "sequence_lengths.tsv"
 HOPS = {16000: 256, 44100: 512}
@@ -103,3 +110,33 @@ def test_rules_that_cannot_be_meant_are_refused(name, value):
 
 def test_rules_are_plain_values():
     assert rules() == SequenceRules(**asdict(rules()))
+
+
+def test_shown_features_lie_within_half_their_span_of_the_latent():
+    """12 segments of 8 features of 80 ms each; a latent vector of 32 ms takes the one that shows its middle."""
+    indices = shown_indices(96, 130, 0.8)
+    segment, place = np.divmod(indices, 8)
+    shown_s = (8 * segment + 2 * place + 1) / 25
+    asked_s = (np.arange(130) + 0.5) * 0.032
+    assert np.abs(shown_s - asked_s).max() <= 0.04 + 1e-9
+    assert (np.diff(shown_s) >= 0).all()
+    assert set(place[(segment > 0) & (segment < 11)]) == {2, 3, 4, 5}  # the middle of a segment sees both ways
+
+
+def test_even_spreading_drifts_where_shown_does_not():
+    """facts: spread evenly, a feature is up to 0.4 s off the moment that it shows."""
+    shown_s = np.array([(8 * (k // 8) + 2 * (k % 8) + 1) / 25 for k in range(96)])
+    asked_s = (np.arange(130) + 0.5) * 0.032
+    even = np.abs(shown_s[nearest_exact_indices(96, 130)] - asked_s).max()
+    shown = np.abs(shown_s[shown_indices(96, 130, 0.8)] - asked_s).max()
+    assert even > 0.25
+    assert shown < 0.05
+
+
+def test_rules_say_how_features_meet_latents():
+    even, shown = (rules(sync_timing=timing) for timing in ("even", "shown"))
+    lengths = even.lengths(4.16)
+    np.testing.assert_array_equal(sync_indices(even, lengths), nearest_exact_indices(lengths.sync, lengths.latent))
+    np.testing.assert_array_equal(sync_indices(shown, lengths), shown_indices(lengths.sync, lengths.latent, 0.8))
+    with pytest.raises(ValueError, match="sync_timing"):
+        rules(sync_timing="late")

@@ -55,8 +55,12 @@ class ExportRequest:
     """Folder with the weights; None: deterministic random ones."""
     out: Path
     """The bundle's folder, which must not exist."""
+    half_weights: bool = False
+    """Weights of a float32 bundle stored as float16: half the size, computed in float32."""
 
     def __post_init__(self) -> None:
+        if self.half_weights and self.precision != "fp32":
+            raise ExportError("half weights are for fp32 bundles: those of a float16 one are float16 anyway")
         if self.precision not in TOLERANCES:
             raise ExportError(f"precision {self.precision!r} is unknown; choose one of {', '.join(TOLERANCES)}")
 
@@ -102,9 +106,10 @@ def export_part(request: ExportRequest, signature: Signature, path: Path) -> lis
         network.bake()
     if request.precision == "fp16":
         cast(module, torch.float16)
-    export_graph(module, signature, example_inputs(signature, preset, TRACE_AXES, seed=0), path)
+    examples = example_inputs(signature, preset, TRACE_AXES, seed=0)
+    export_graph(module, signature, examples, path, half_weights=request.half_weights)
     del module
-    return compare(path, signature, cases, TOLERANCES[request.precision])
+    return compare(path, signature, cases, TOLERANCES["fp16" if request.half_weights else request.precision])
 
 
 @contextmanager
@@ -146,7 +151,7 @@ def _manifest(
         "created_with": _versions(),
         "notice": _notice(request),
         "sequence": asdict(sequence_rules(preset)),
-        "defaults": {"steps": 25, "guidance": 4.5, "duration_s": 8.0},
+        "defaults": {"steps": 25, "guidance": 4.5, "duration_s": preset.duration_s},
         "text": {
             "t5": {"tokenizer": "tokenizers/t5.json", "max_tokens": text.t5_max_tokens},
             "clip": {"tokenizer": "tokenizers/clip.json", "tokens": text.clip_tokens, "pad_id": CLIP_PAD_ID},

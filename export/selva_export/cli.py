@@ -25,6 +25,7 @@ from selva_runtime.command import SETTINGS, OneLineCommand
 @click.option(
     "--random-weights", is_flag=True, help="Deterministic random weights instead: for latency work and tests."
 )
+@click.option("--half-weights", is_flag=True, help="Store a float32 bundle's weights as float16: half the size.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the bundle; must not exist.")
 @click.option(
     "--engines",
@@ -38,6 +39,7 @@ def main(
     precision: str,
     checkpoints: Path | None,
     random_weights: bool,
+    half_weights: bool,
     out: Path,
     engines: str,
     as_json: bool,
@@ -55,7 +57,9 @@ def main(
     from selva_export.engines import build, engine_target
     from selva_export.verify import table
 
-    request = ExportRequest(preset=PRESETS[preset], precision=precision, checkpoints=checkpoints, out=out)
+    request = ExportRequest(
+        preset=PRESETS[preset], precision=precision, checkpoints=checkpoints, out=out, half_weights=half_weights
+    )
     target = engine_target(engines) if precision == "fp16" else None
 
     def say(line: str) -> None:

@@ -21,14 +21,24 @@ OPSET = 20
 EXTERNAL_DATA_BYTES = 64 * 2**20
 """A graph whose weights are larger keeps them beside it, in `NAME.onnx.data`; a protobuf ends at 2 GB."""
 
+HALVED_FROM = 1024
+"""Elements from which `half_weights` stores a tensor in float16: small ones are scales, norms and tables."""
+
 TRACE_AXES = {"prompts": 2, "tokens": 9, "stems": 2, "segments": 3, "latent": 39, "clip": 11}
 """Sizes at which graphs are traced: none is one, so that no axis is mistaken for a constant."""
 
 
-def export_graph(module: nn.Module, signature: Signature, feeds: Mapping[str, np.ndarray], path: Path) -> list[Path]:
+def export_graph(
+    module: nn.Module,
+    signature: Signature,
+    feeds: Mapping[str, np.ndarray],
+    path: Path,
+    *,
+    half_weights: bool = False,
+) -> list[Path]:
     """Writes `path`, and `path.data` when the weights are large; returns the files written.
 
-    `feeds` are example inputs at `TRACE_AXES`.
+    `feeds` are example inputs at `TRACE_AXES`. With `half_weights` a float32 graph keeps its weights as float16.
     """
     args = tuple(torch.from_numpy(feeds[port.name]) for port in signature.inputs)
     program = _trace(module, signature, args)
@@ -37,6 +47,8 @@ def export_graph(module: nn.Module, signature: Signature, feeds: Mapping[str, np
     for value, port in zip(program.model.graph.outputs, signature.outputs, strict=True):
         assert value.name == port.name
         value.shape = onnx_ir.Shape(port.shape)
+    if half_weights:
+        _halve_weights(program.model.graph)
     large = sum(v.const_value.nbytes for v in program.model.graph.initializers.values()) > EXTERNAL_DATA_BYTES
     program.save(path, external_data=large)
     return [path, path.with_name(f"{path.name}.data")] if large else [path]
@@ -93,3 +105,21 @@ def _simplify(model: onnx_ir.Model) -> None:
         passes.ClearMetadataAndDocStringPass(),
     ):
         step(model)
+
+
+def _halve_weights(graph: onnx_ir.Graph) -> None:
+    """Large float32 constants stored as float16 and cast back where they are used; runtimes fold that when loading."""
+    for value in list(graph.initializers.values()):
+        tensor = value.const_value
+        if tensor.dtype != onnx_ir.DataType.FLOAT or tensor.size < HALVED_FROM:
+            continue
+        name = f"{value.name}.half"
+        stored = onnx_ir.tensor(tensor.numpy().astype(np.float16), name=name)
+        half = onnx_ir.Value(name=name, const_value=stored, shape=value.shape, type=onnx_ir.TensorType(stored.dtype))
+        attribute = onnx_ir.AttrInt64("to", onnx_ir.DataType.FLOAT.value)
+        cast = onnx_ir.Node("", "Cast", [half], [attribute], name=f"{value.name}.whole")
+        cast.outputs[0].shape, cast.outputs[0].type = value.shape, value.type
+        onnx_ir.convenience.replace_all_uses_with(value, cast.outputs[0])
+        graph.insert_before(graph[0], cast)
+        del graph.initializers[value.name]
+        graph.initializers[name] = half

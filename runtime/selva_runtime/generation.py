@@ -21,7 +21,7 @@ from .flow import draw_noise, finite, integrate
 from .recent import Recent
 from .request import StemRequest
 from .results import Clip, Stem
-from .sequence import SequenceRules, clip_positions, latent_positions, nearest_exact_indices
+from .sequence import SequenceRules, clip_positions, latent_positions, sync_indices
 from .text import TextEncoder
 
 Float32 = npt.NDArray[np.float32]
@@ -151,7 +151,7 @@ class Generation:
             "text": text,
             "negative_text": np.zeros((1, *text.shape[1:]), np.float32) if negative is None else negative[None],
             "use_negative": np.array([negative is not None]),
-            "sync_index": nearest_exact_indices(lengths.sync, lengths.latent),
+            "sync_index": sync_indices(self.rules, lengths),
             "latent_positions": latent_positions(lengths),
             "clip_positions": clip_positions(lengths),
         }

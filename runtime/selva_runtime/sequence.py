@@ -55,9 +55,16 @@ class SequenceRules:
     """Height and width of a frame, pixels."""
     min_duration_s: float
     max_duration_s: float
+    sync_timing: str = "even"
+    """How sync features meet latent vectors: "even", spread over the clip as the official weights learned it, or
+    "shown", each latent vector taking the feature that shows its moment."""
 
     def __post_init__(self) -> None:
+        if self.sync_timing not in ("even", "shown"):
+            raise ValueError(f"sequence.sync_timing is {self.sync_timing!r}, neither even nor shown")
         for field in fields(self):
+            if field.name == "sync_timing":
+                continue
             value = getattr(self, field.name)
             kinds = (int, float) if field.name.endswith("_s") else (int,)
             if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value <= 1_000_000:
@@ -90,6 +97,27 @@ def nearest_exact_indices(source: int, target: int) -> npt.NDArray[np.int64]:
     middles = (np.arange(target, dtype=np.float32) + np.float32(0.5)) * scale
     indices: npt.NDArray[np.int64] = np.floor(middles).astype(np.int64)
     return np.minimum(indices, np.int64(source - 1))
+
+
+def shown_indices(source: int, target: int, frames_per_target: float) -> npt.NDArray[np.int64]:
+    """(target,) indices of the sync features that show the moments of `target` latent vectors.
+
+    Segments overlap by half, so feature 8s + j shows frames 8s + 2j and 8s + 2j + 1. Of two that show the same frames,
+    the one nearer to the middle of its segment is taken: it sees more before and after.
+    """
+    segment, place = np.divmod(np.arange(source), 8)
+    shown = 8 * segment + 2 * place + 1  # frames from the start of the clip to the middle of the pair
+    asked = (np.arange(target)[:, None] + 0.5) * frames_per_target
+    order = np.round(np.abs(shown - asked), 6) + 1e-7 * np.abs(place - 3.5)
+    indices: npt.NDArray[np.int64] = order.argmin(1).astype(np.int64)
+    return indices
+
+
+def sync_indices(rules: SequenceRules, lengths: Lengths) -> npt.NDArray[np.int64]:
+    """(latent,) indices of the sync feature that each latent vector is given."""
+    if rules.sync_timing == "even":
+        return nearest_exact_indices(lengths.sync, lengths.latent)
+    return shown_indices(lengths.sync, lengths.latent, rules.fps * 2 * rules.hop / rules.sample_rate_hz)
 
 
 def latent_positions(lengths: Lengths) -> npt.NDArray[np.float32]:

@@ -1,0 +1,96 @@
+"""The demo's mel autoencoder and vocoder, learned from the sounds of its world.
+
+Both see sound alone, so any number of clips costs nothing but their synthesis. The vocoder is trained without a
+discriminator: the sounds are few and clean, spectral losses at three resolutions reach them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from selva_ref.demo.fitting import draws
+from selva_ref.demo.kinds import KINDS
+from selva_ref.demo.sounds import draw_voice, soundtrack
+from selva_ref.demo.world import SAMPLES, draw_events
+from selva_ref.mel import MelSpectrogram
+from selva_ref.vae import VAE
+from selva_ref.vocoder import Vocoder
+
+KL_WEIGHT = 0.001
+RESOLUTIONS = ((256, 64), (512, 128), (1024, 256))
+"""FFT size and hop of the spectral losses, samples."""
+CROP_FRAMES = 32
+"""Mel frames that the vocoder sees at once while learning: 0.5 s."""
+
+
+class SoundBank:
+    """`clips` soundtracks of single sources, and their log-mels. Kinds take turns."""
+
+    def __init__(self, mel: MelSpectrogram, clips: int, seed: int) -> None:
+        self.hop = mel.config.hop
+        sounds, self.events_s = [], []
+        for index in range(clips):
+            rng = np.random.default_rng([seed, 77, index])
+            events_s = draw_events(rng)
+            sounds.append(soundtrack(KINDS[index % len(KINDS)], draw_voice(rng), events_s, SAMPLES))
+            self.events_s.append(events_s)
+        self.waves_BN = torch.from_numpy(np.stack(sounds))
+        self.mels_BMT = torch.cat([mel(waves) for waves in self.waves_BN.split(32)])
+
+    def mels(self, rng: np.random.Generator, batch: int) -> Tensor:
+        """Whole log-mels, (batch, bands, frames)."""
+        return self.mels_BMT[rng.integers(len(self.mels_BMT), size=batch)]
+
+    def crops(self, mels_BMT: Tensor, rng: np.random.Generator, batch: int) -> tuple[Tensor, Tensor]:
+        """Around random events: crops of `mels_BMT`, (batch, bands, 32), and of the waves, (batch, 32 hops)."""
+        mels, waves = [], []
+        for item in rng.integers(len(mels_BMT), size=batch):
+            event = int(rng.choice(self.events_s[item]) * 16000 / self.hop)
+            start = int(np.clip(event - rng.integers(0, CROP_FRAMES), 0, mels_BMT.shape[-1] - CROP_FRAMES))
+            mels.append(mels_BMT[item, :, start : start + CROP_FRAMES])
+            waves.append(self.waves_BN[item, start * self.hop : (start + CROP_FRAMES) * self.hop])
+        return torch.stack(mels), torch.stack(waves)
+
+
+def set_mel_statistics(vae: VAE, mels_BMT: Tensor) -> None:
+    """Mean and deviation per band, which the autoencoder normalises with."""
+    vae.data_mean.copy_(mels_BMT.mean((0, 2))[None, :, None])
+    vae.data_std.copy_(mels_BMT.std((0, 2))[None, :, None])
+
+
+def vae_loss(vae: VAE, mels_BMT: Tensor, noise_seed: int) -> Tensor:
+    """L1 of the normalised mel plus `KL_WEIGHT` times the divergence from the unit normal, per latent element."""
+    mean, std = vae.encode(mels_BMT)
+    noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(noise_seed))
+    error = (vae.decode(mean + std * noise) - mels_BMT) / vae.data_std
+    divergence = 0.5 * (mean.square() + std.square() - 1) - std.log()
+    return error.abs().mean() + KL_WEIGHT * divergence.mean()
+
+
+def vocoder_loss(vocoder: Vocoder, mel: MelSpectrogram, mels_BMT: Tensor, waves_BN: Tensor) -> Tensor:
+    """L1 of log-mels and of spectra, linear and logarithmic, at three resolutions."""
+    made_BN = vocoder(mels_BMT)[:, 0]
+    loss = 2 * F.l1_loss(mel(made_BN), mel(waves_BN))
+    for n_fft, hop in RESOLUTIONS:
+        window = torch.hann_window(n_fft)
+        made, true = (
+            torch.stft(x, n_fft, hop, window=window, return_complex=True).abs().clamp(min=1e-7)
+            for x in (made_BN, waves_BN)
+        )
+        loss = loss + 0.5 * F.l1_loss((made + 1e-3).log(), (true + 1e-3).log()) + (made - true).norm() / true.norm()
+    return loss
+
+
+@torch.no_grad()
+def log_mel_error(vocoder: Vocoder, mel: MelSpectrogram, mels_BMT: Tensor) -> float:
+    """Mean absolute error of the log10-mel of what the vocoder makes of true mels, over whole clips."""
+    errors = [F.l1_loss(mel(vocoder(mels)[:, 0]), mels).item() for mels in mels_BMT.split(4)]
+    return float(np.mean(errors))
+
+
+def step_seed(seed: int, stage: str, step: int) -> int:
+    """A seed for torch, from the draws of one step."""
+    return int(draws(seed, stage, step).integers(2**62))

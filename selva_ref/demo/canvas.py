@@ -1,0 +1,90 @@
+"""Soft-edged shapes on all frames of a clip at once.
+
+Coordinates are fractions of the frame, (0, 0) its upper left corner, so that one scene renders at any size; every
+argument may be one number or one per frame. Shapes: T frames, H, W pixels.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float32]
+Number = float | Array
+Colour = tuple[float, float, float]
+"""Red, green and blue from 0 to 1."""
+
+
+class Canvas:
+    """Frames (T, size, size, 3) float32 from 0 to 1, painted from back to front."""
+
+    def __init__(self, frames: int, size: int) -> None:
+        self.frames, self.size = frames, size
+        self.picture = np.zeros((frames, size, size, 3), np.float32)
+        self._pixel = ((np.arange(size) + 0.5) / size).astype(np.float32)
+
+    def gradient(self, top: Colour, bottom: Colour) -> None:
+        """Fills everything, from one colour at the top to another at the bottom."""
+        shade = self._pixel[:, None, None]
+        self.picture[:] = (1 - shade) * np.float32(top) + shade * np.float32(bottom)
+
+    def disc(
+        self, x: Number, y: Number, radius: Number, colour: Colour, *, squash: Number = 1.0, alpha: Number = 1.0
+    ) -> None:
+        """An ellipse `radius` wide and `squash * radius` high."""
+        x, y, radius, squash = (self._per_frame(v) for v in (x, y, radius, squash))
+        reach = radius * np.maximum(1, squash)
+        rows, columns = self._window(x - reach, y - reach, x + reach, y + reach)
+        dx, dy = self._pixel[columns] - x, (self._pixel[rows, None] - y) / squash
+        self._paint(rows, columns, radius - np.sqrt(dx * dx + dy * dy), colour, alpha)
+
+    def bar(
+        self, x0: Number, y0: Number, x1: Number, y1: Number, width: Number, colour: Colour, *, alpha: Number = 1.0
+    ) -> None:
+        """A line with round ends, `width` across, from one point to another."""
+        x0, y0, x1, y1, width = (self._per_frame(v) for v in (x0, y0, x1, y1, width))
+        half = width / 2
+        rows, columns = self._window(
+            np.minimum(x0, x1) - half, np.minimum(y0, y1) - half, np.maximum(x0, x1) + half, np.maximum(y0, y1) + half
+        )
+        dx, dy = self._pixel[columns] - x0, self._pixel[rows, None] - y0
+        ax, ay = x1 - x0, y1 - y0
+        along = np.clip((dx * ax + dy * ay) / np.maximum(ax * ax + ay * ay, 1e-9), 0, 1)
+        self._paint(rows, columns, half - np.hypot(dx - along * ax, dy - along * ay), colour, alpha)
+
+    def box(
+        self, left: Number, top: Number, right: Number, bottom: Number, colour: Colour, *, alpha: Number = 1.0
+    ) -> None:
+        """An upright rectangle."""
+        left, top, right, bottom = (self._per_frame(v) for v in (left, top, right, bottom))
+        rows, columns = self._window(left, top, right, bottom)
+        x, y = self._pixel[columns], self._pixel[rows, None]
+        self._paint(
+            rows, columns, np.minimum(np.minimum(x - left, right - x), np.minimum(y - top, bottom - y)), colour, alpha
+        )
+
+    def frames_uint8(self, rng: np.random.Generator, grain: float) -> npt.NDArray[np.uint8]:
+        """(T, 3, H, W), with camera noise of deviation `grain`."""
+        noise = rng.standard_normal((self.size, self.size, 1), dtype=np.float32) * np.float32(grain)
+        levels = np.clip((self.picture + noise) * 255 + 0.5, 0, 255).astype(np.uint8)
+        return np.ascontiguousarray(levels.transpose(0, 3, 1, 2))
+
+    def _per_frame(self, value: Number) -> Array:
+        """(T or 1, 1, 1), ready to meet rows and columns."""
+        return np.atleast_1d(np.asarray(value, np.float32))[:, None, None]
+
+    def _window(self, left: Array, top: Array, right: Array, bottom: Array) -> tuple[slice, slice]:
+        """Rows and columns that the shape can touch in any frame."""
+
+        def span(low: Array, high: Array) -> slice:
+            start, stop = int(low.min() * self.size) - 1, int(high.max() * self.size) + 2
+            return slice(min(max(start, 0), self.size), min(max(stop, 0), self.size))
+
+        return span(top, bottom), span(left, right)
+
+    def _paint(self, rows: slice, columns: slice, inside: Array, colour: Colour, alpha: Number) -> None:
+        """Blends where `inside`, the distance to the edge, is positive; edges are one pixel soft."""
+        cover = np.clip(inside * self.size + 0.5, 0, 1) * self._per_frame(alpha)
+        below = self.picture[:, rows, columns]
+        for channel, level in enumerate(colour):
+            below[..., channel] += cover * (np.float32(level) - below[..., channel])

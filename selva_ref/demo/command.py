@@ -1,0 +1,108 @@
+"""`selva-train demo`: from nothing to the bundle that is shipped."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+
+from selva_runtime.command import SETTINGS, OneLineCommand
+
+_STEPS = ("all", "sound", "vision", "ablations", "evaluate", "export")
+
+
+@click.command("demo", cls=OneLineCommand, context_settings=SETTINGS)
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="Folder of the run: checkpoints, scores, the bundle."
+)
+@click.option("--seed", type=click.IntRange(0), default=0, help="Everything random follows from it.")
+@click.option("--quick", is_flag=True, help="Two steps of everything: shows that it runs, teaches nothing.")
+@click.option("--compile", "compiled", is_flag=True, help="torch.compile for the heaviest parts; needs a C++ compiler.")
+@click.option("--ablations/--no-ablations", default=True, help="Train and score the paper's ablations too.")
+@click.option(
+    "--only", type=click.Choice(_STEPS), default="all", help="One part of the run; what it needs must be there."
+)
+def demo(out: Path, seed: int, quick: bool, compiled: bool, ablations: bool, only: str) -> None:
+    """Train the demo model from nothing: clips, networks, both stages, scores, bundle.
+
+    Finished parts are not run again, and a part that was cut goes on where it was: give the command again. On two
+    cores the vocoder trains beside the rest.
+    """
+    from selva_ref.demo.plan import FULL, QUICK
+    from selva_ref.demo.workshop import Workshop
+
+    out.mkdir(parents=True, exist_ok=True)
+    shop = Workshop(folder=out, plan=QUICK if quick else FULL, seed=seed, compiled=compiled)
+    if only == "all":
+        _side_by_side(["sound", "vision"])
+    elif only in ("sound", "vision"):
+        _lane(shop, only)
+    if only in ("all", "ablations") and ablations:
+        _ablations(shop)
+    if only in ("all", "evaluate"):
+        from selva_ref.demo.report import evaluate
+
+        click.echo(evaluate(shop, ablations))
+    if only in ("all", "export"):
+        _export(out)
+
+
+def _lane(shop: object, lane: str) -> None:
+    """Stages one after the other, each once."""
+    import torch
+
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
+    stages = {
+        "sound": (("vocoder", "vocoder"), ("listener", "listener")),
+        "vision": (
+            ("text", "text_t5"),
+            ("vae", "vae"),
+            ("teacher", "teacher"),
+            ("base", "mmaudio"),
+            ("stage1", "video_encoder"),
+            ("stage2", "generator"),
+        ),
+    }[lane]
+    for stage, result in stages:
+        if not shop.file(result).exists():
+            getattr(shop, stage)()
+
+
+def _side_by_side(lanes: list[str]) -> None:
+    """Each lane in a process of its own; the first failure or an interrupt ends all."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--only"]
+    running = [subprocess.Popen([sys.executable, sys.argv[0], *arguments, "--only", lane]) for lane in lanes]
+    try:
+        failed = [process.wait() for process in running]
+    except BaseException:
+        for process in running:
+            process.terminate()
+        raise
+    if any(failed):
+        raise click.ClickException("a part of the run failed; its own lines above say why")
+
+
+def _ablations(shop: object) -> None:
+    from selva_ref.demo.ablations import train_joint, train_no_encoder, train_no_sup
+
+    for train, result in (
+        (train_no_encoder, "generator_no_encoder"),
+        (train_no_sup, "generator_no_sup"),
+        (train_joint, "generator_joint"),
+    ):
+        if not shop.file(result).exists():
+            train(shop)
+
+
+def _export(out: Path) -> None:
+    from selva_export.bundle import ExportRequest, export_bundle
+    from selva_ref.presets import PRESETS
+
+    bundle = out / "bundle"
+    if not bundle.exists():
+        request = ExportRequest(preset=PRESETS["demo"], precision="fp32", checkpoints=out, out=bundle)
+        export_bundle(request, say=lambda line: click.echo(line, err=True))
+    click.echo(f"sealed {bundle}")

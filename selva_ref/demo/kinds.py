@@ -1,0 +1,25 @@
+"""The eight kinds of sounding things in the demo's world, and the words for them."""
+
+from __future__ import annotations
+
+CAPTIONS: dict[str, tuple[str, ...]] = {
+    "ball": ("ball bouncing", "a ball bounces", "bouncing ball", "ball hits the ground", "basketball bouncing"),
+    "hammer": ("hammer striking", "a hammer strikes metal", "hammer on an anvil", "hammering", "hammer striking metal"),
+    "dog": ("dog barking", "a dog barks", "barking dog", "dog", "puppy barking"),
+    "lamp": ("lamp beeping", "a lamp beeps", "electronic beep", "beeping lamp", "beep of a lamp"),
+    "tap": ("water dripping", "dripping tap", "a tap drips", "drop of water", "drops of water falling"),
+    "bell": ("bell ringing", "a bell rings", "ringing bell", "bell", "church bell ringing"),
+    "drum": ("snare drum", "drum hit", "a drum is hit", "drumming", "drums"),
+    "bird": ("bird chirping", "a bird chirps", "chirping bird", "bird", "bird singing"),
+}
+"""Several captions a kind; the first is the plain one that evaluations use."""
+
+KINDS = tuple(CAPTIONS)
+
+SCENES = ("{}", "{} outdoors", "{} in a room", "the sound of {}", "loud {}", "{} in the distance")
+"""What may stand around a caption."""
+
+
+def prompt(kind: str) -> str:
+    """The plain caption of a kind."""
+    return CAPTIONS[kind][0]

@@ -1,0 +1,49 @@
+"""How much the demo trains: one plan for the shipped model, one that only shows that every stage runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from selva_ref.demo.fitting import Fit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Sizes of the data and lengths of the trainings. Whoever changes one should train from the stage that it feeds."""
+
+    sounds: int = 768
+    """Soundtracks for the autoencoder and the vocoder."""
+    clips: int = 5000
+    """Rendered clips of one source: 1.3 MB of memory each."""
+    mixes: int = 4000
+    """Pairs of clips side by side: 0.3 MB of disk each."""
+    tests: int = 48
+    """Scenes in each test set; every scene gives two stems."""
+    text: Fit = field(default_factory=lambda: Fit(steps=600, rate=1e-3))
+    listener: Fit = field(default_factory=lambda: Fit(steps=400, rate=1e-3))
+    vae: Fit = field(default_factory=lambda: Fit(steps=1500, rate=1e-2, bf16=True))
+    vocoder: Fit = field(default_factory=lambda: Fit(steps=3000, rate=1.5e-3, ema=0.99))
+    teacher: Fit = field(default_factory=lambda: Fit(steps=1600, rate=1e-3, warmup=200, bf16=True))
+    base: Fit = field(default_factory=lambda: Fit(steps=2500, rate=1e-3, warmup=200, bf16=True))
+    stage1: Fit = field(default_factory=lambda: Fit(steps=2000, rate=1e-3, bf16=True))
+    stage2: Fit = field(default_factory=lambda: Fit(steps=1000, rate=3e-4, bf16=True))
+
+
+FULL = Plan()
+
+_FEW = {"warmup": 1, "ema": 0.5}
+QUICK = Plan(
+    sounds=16,
+    clips=16,
+    mixes=8,
+    tests=2,
+    text=Fit(steps=2, rate=1e-3, **_FEW),
+    listener=Fit(steps=2, rate=1e-3, **_FEW),
+    vae=Fit(steps=2, rate=1e-3, **_FEW),
+    vocoder=Fit(steps=2, rate=1e-3, **_FEW),
+    teacher=Fit(steps=2, rate=1e-3, **_FEW),
+    base=Fit(steps=2, rate=1e-3, **_FEW),
+    stage1=Fit(steps=2, rate=1e-3, **_FEW),
+    stage2=Fit(steps=2, rate=1e-3, **_FEW),
+)
+"""Every stage for two steps: what the model makes is noise."""

@@ -1,0 +1,48 @@
+"""Stems from cached features, many at a time: what evaluations listen to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from selva_ref.flow_matching import euler
+from selva_ref.generator import Generator
+from selva_ref.training.losses import covered_clip_tokens
+from selva_ref.vae import VAE
+from selva_ref.vocoder import Vocoder
+
+
+@torch.inference_mode()
+def sample_stems(
+    generator: Generator,
+    vae: VAE,
+    vocoder: Vocoder,
+    sync_BND: Tensor,
+    text_BLD: Tensor,
+    *,
+    latent_length: int,
+    seed: int,
+    steps: int = 25,
+    guidance: float = 4.5,
+) -> npt.NDArray[np.float32]:
+    """Audio (B, samples) for each row of features; the same seed gives the same noise."""
+    clip = generator.empty_clip(len(sync_BND), covered_clip_tokens(sync_BND.shape[1]))
+    conditions = generator.prepare(sync_BND, clip, text_BLD, latent_length=latent_length)
+    empty = generator.prepare_empty(conditions, sync_length=sync_BND.shape[1])
+
+    def flow(t: float, x: Tensor) -> Tensor:
+        return generator.guided_flow(x, torch.tensor([t]), conditions, empty, guidance)
+
+    shape = (len(sync_BND), latent_length, generator.config.latent_width)
+    noise = torch.from_numpy(np.random.default_rng(seed).standard_normal(shape, dtype=np.float32))
+    latent = generator.unnormalize(euler(flow, noise, steps=steps))
+    return vocoder(vae.decode(latent.transpose(1, 2)))[:, 0].numpy()
+
+
+def in_batches(count: int, size: int, make: Callable[[slice], npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+    """`make` over slices of at most `size`, joined."""
+    return np.concatenate([make(slice(start, start + size)) for start in range(0, count, size)])

@@ -1,0 +1,141 @@
+"""The paper's first stage on the demo's clips: two side by side, the text of one, what the teacher sees in it alone.
+
+The backbone is frozen, so its tokens of every mixed clip are computed once and kept in half precision. A mixed clip
+serves twice: each of its two sources is the target of one row.
+Shapes: M mixed clips, N tokens of a clip (S*8*P), D width, K kinds.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from selva_ref.checkpoints import written_whole
+from selva_ref.demo.clip_bank import ClipBank, segments_of
+from selva_ref.demo.text_model import Prompts
+from selva_ref.training.losses import distillation_loss
+from selva_ref.training.mixing import side_by_side
+from selva_ref.video_encoder import Teacher, VideoEncoder
+
+SHARES = (0.35, 0.65)
+"""Range of the target's share of the columns: an object of the demo must stay wider than a patch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixes:
+    """Rows for training the selection: row r is mixed clip r // 2 with its left (even r) or right source as target."""
+
+    tokens: np.ndarray
+    """(M, N, D) float16, the frozen backbone's, perhaps mapped from disk."""
+    sources: np.ndarray
+    """(M, 2) indices of the clips on the left and on the right."""
+
+    def __len__(self) -> int:
+        return 2 * len(self.sources)
+
+    def targets(self, rows: np.ndarray) -> np.ndarray:
+        """Index of the target's clip for each row."""
+        return self.sources[rows // 2, rows % 2]
+
+    def tokens_of(self, rows: np.ndarray) -> Tensor:
+        """(B, N, D) float32."""
+        return torch.from_numpy(np.ascontiguousarray(self.tokens[rows // 2])).float()
+
+
+@torch.no_grad()
+def clean_features(teacher: Teacher, bank: ClipBank) -> Tensor:
+    """What the teacher sees in each clip alone, (clips, S*8, D)."""
+    return torch.cat([teacher(segments_of(frames)).flatten(1, 2) for frames in bank.frames.split(8)])
+
+
+@torch.no_grad()
+def backbone_tokens(teacher: Teacher, frames_BTCHW: Tensor) -> Tensor:
+    """Tokens of whole clips, (B, N, D)."""
+    segments = segments_of(frames_BTCHW)
+    return teacher.vfeat_extractor.tokens(segments.flatten(0, 1)).unflatten(0, segments.shape[:2]).flatten(1, 2)
+
+
+@torch.no_grad()
+def pooled(teacher: Teacher, tokens_BND: Tensor) -> Tensor:
+    """The teacher's features (B, S*8, D) of tokens: everything in the picture, unselected."""
+    segments = tokens_BND.unflatten(1, (-1, teacher.config.time_tokens * teacher.config.grid**2))
+    return teacher.vfeat_extractor.pool(segments.flatten(0, 1)).unflatten(0, segments.shape[:2]).flatten(1, 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Two clips of different kinds that are shown side by side."""
+
+    left: int
+    right: int
+    share: float
+    """Of the columns, the left one's."""
+
+    def frames(self, bank: ClipBank) -> Tensor:
+        """The mixed clip, uint8 (T, 3, H, W)."""
+        return side_by_side(bank.frames[self.left], bank.frames[self.right], self.share, target_left=True)
+
+
+def draw_pair(bank: ClipBank, rng: np.random.Generator, share: float | None = None) -> Pair:
+    """A random pair; its share is drawn from `SHARES` unless given."""
+    left = rng.integers(len(bank), size=1)
+    right = bank.different_kind(rng, left)
+    return Pair(left=int(left[0]), right=int(right[0]), share=float(rng.uniform(*SHARES)) if share is None else share)
+
+
+def make_mixes(teacher: Teacher, bank: ClipBank, count: int, seed: int, path: Path) -> Mixes:
+    """`count` mixed clips; their tokens are kept at `path` and mapped from there."""
+    pairs = [draw_pair(bank, np.random.default_rng([seed, 2, m])) for m in range(count)]
+    if not path.exists():
+        with written_whole(path) as temporary:
+            _write_tokens(teacher, bank, pairs, temporary)
+    sources = np.array([[pair.left, pair.right] for pair in pairs])
+    return Mixes(tokens=np.load(path, mmap_mode="r"), sources=sources)
+
+
+def _write_tokens(teacher: Teacher, bank: ClipBank, pairs: list[Pair], path: Path) -> None:
+    c = teacher.config
+    per_clip = ((bank.frames.shape[1] - c.segment_frames) // c.segment_step + 1) * c.time_tokens * c.grid**2
+    tokens = np.lib.format.open_memmap(path, "w+", np.float16, (len(pairs), per_clip, c.width))
+    for start in range(0, len(pairs), 8):
+        frames = torch.stack([pair.frames(bank) for pair in pairs[start : start + 8]])
+        tokens[start : start + 8] = backbone_tokens(teacher, frames).numpy()
+        if start % 1000 == 0:
+            print(f"mixed {start}/{len(pairs)} clips", file=sys.stderr, flush=True)
+    tokens.flush()
+
+
+def selection_loss(
+    student: VideoEncoder,
+    mixes: Mixes,
+    clean_NSD: Tensor,
+    bank_kinds: np.ndarray,
+    prompts: Prompts,
+    t5_CLD: Tensor,
+    rng: np.random.Generator,
+    batch: int,
+) -> Tensor:
+    """L2 between the student on a mixed clip, told the target, and the teacher on the target alone."""
+    rows = rng.integers(len(mixes), size=batch)
+    targets = mixes.targets(rows)
+    captions = prompts.draw(rng, bank_kinds[targets])
+    seen = student.select(mixes.tokens_of(rows), t5_CLD[captions], prompts.t5_mask[captions])
+    return distillation_loss(seen, clean_NSD[targets])
+
+
+@torch.no_grad()
+def selected(
+    student: VideoEncoder, mixes: Mixes, bank_kinds: np.ndarray, prompts: Prompts, t5_CLD: Tensor, seed: int
+) -> Tensor:
+    """The student's features for every row, each with one caption of its target, (2M, S*8, D)."""
+    found = []
+    for start in range(0, len(mixes), 16):
+        rows = np.arange(start, min(start + 16, len(mixes)))
+        captions = prompts.draw(np.random.default_rng([seed, 3, start]), bank_kinds[mixes.targets(rows)])
+        found.append(student.select(mixes.tokens_of(rows), t5_CLD[captions], prompts.t5_mask[captions]))
+    return torch.cat(found)

@@ -1,0 +1,239 @@
+"""Every stage of the demo, from nothing to a folder of checkpoints that exports like any other.
+
+A stage's result is one file; a stage whose file is there is not run again. Two lanes run side by side on two cores: the
+vocoder needs nothing from the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import selva_ref
+from selva_ref.checkpoints import read_checkpoint, written_whole
+from selva_ref.demo.audio_model import SoundBank, set_mel_statistics, step_seed, vae_loss, vocoder_loss
+from selva_ref.demo.clip_bank import ClipBank
+from selva_ref.demo.fitting import Fit, draws, fit
+from selva_ref.demo.generator_model import Examples, generator_loss, posteriors, start_generator
+from selva_ref.demo.kinds import KINDS
+from selva_ref.demo.listener import Listener, listener_loss
+from selva_ref.demo.plan import Plan
+from selva_ref.demo.selection import Mixes, clean_features, make_mixes, selected, selection_loss
+from selva_ref.demo.teacher_model import CLEAN_SHARE, TaughtTeacher, draw_segments, teacher_loss
+from selva_ref.demo.text_model import Prompts, TaughtTowers, text_loss
+from selva_ref.loading import load_tokenizers
+from selva_ref.mel import MelSpectrogram
+from selva_ref.official import OfficialModule
+from selva_ref.presets import PRESETS, Preset
+from selva_ref.training.initial import fresh_encoder
+from selva_ref.training.parameters import STAGE1, STAGE2, trainable
+
+PRESET = PRESETS["demo"]
+TEACHER_BATCH = 96
+BATCH = 16
+
+
+@dataclass(kw_only=True)
+class Workshop:
+    """The folder, the plan and the seed of one run; networks and data are made when a stage first asks for them."""
+
+    folder: Path
+    plan: Plan
+    seed: int
+    compiled: bool = False
+    """torch.compile for the two heaviest losses: a third faster, needs a C++ compiler."""
+
+    def file(self, name: str) -> Path:
+        """Where the network called `name` is kept."""
+        return self.folder / f"{name}_demo.safetensors"
+
+    def load(self, part: str, name: str | None = None, preset: Preset = PRESET) -> OfficialModule:
+        """A finished network."""
+        return selva_ref.build(part, preset).load_official(read_checkpoint(self.file(name or part)))
+
+    def save(self, network: nn.Module, name: str) -> None:
+        """Under the official names, whole or not at all."""
+        with written_whole(self.file(name)) as temporary:
+            save_file({key: value.contiguous() for key, value in network.state_dict().items()}, temporary)
+
+    def fit(
+        self, stage: str, network: nn.Module, loss: Callable[[np.random.Generator, int], Tensor], plan: Fit
+    ) -> None:
+        """`fitting.fit` with this run's draws; `loss` takes a step's random numbers and the step."""
+        fit(
+            stage, network, lambda step: loss(draws(self.seed, stage, step), step), plan, self.folder / f"{stage}.state"
+        )
+
+    def fast(self, network: nn.Module) -> Callable[..., Tensor]:
+        """The network, compiled where that was asked for."""
+        return torch.compile(network.train()) if self.compiled else network
+
+    # -- data ---------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def mel(self) -> MelSpectrogram:
+        return MelSpectrogram(PRESET.audio)
+
+    @cached_property
+    def sounds(self) -> SoundBank:
+        return SoundBank(self.mel, self.plan.sounds, self.seed)
+
+    @cached_property
+    def bank(self) -> ClipBank:
+        return ClipBank(self.plan.clips, self.seed, self.folder / "clips.npy")
+
+    @cached_property
+    def prompts(self) -> Prompts:
+        return Prompts(load_tokenizers(PRESET, None))
+
+    @cached_property
+    def captions(self) -> tuple[Tensor, Tensor]:
+        """T5 and CLIP features of every caption."""
+        return self.prompts.features(self.load("text_t5"), self.load("text_clip"))
+
+    @cached_property
+    def clean(self) -> Tensor:
+        """The teacher's features of every clip alone."""
+        return self._kept("clean", lambda: clean_features(self.load("teacher"), self.bank))
+
+    @cached_property
+    def latents(self) -> tuple[Tensor, Tensor]:
+        """Posteriors of every clip's sound."""
+
+        def make() -> Tensor:
+            waves = torch.from_numpy(np.stack([scene.sources[0].sound() for scene in self.bank.scenes]))
+            return torch.stack(posteriors(self.load("vae"), torch.cat([self.mel(part) for part in waves.split(32)])))
+
+        mean, deviation = self._kept("latents", make)
+        return mean, deviation
+
+    @cached_property
+    def mixes(self) -> Mixes:
+        return make_mixes(self.load("teacher"), self.bank, self.plan.mixes, self.seed, self.folder / "mixes.npy")
+
+    def _kept(self, name: str, make: Callable[[], Tensor]) -> Tensor:
+        """What `make` gives, from its file if a part of the run before this one made it."""
+        path = self.folder / f"{name}.npy"
+        if not path.exists():
+            with written_whole(path) as temporary, temporary.open("wb") as file:
+                np.save(file, make().numpy())
+        return torch.from_numpy(np.load(path))
+
+    def examples(self, sync: Tensor, items: np.ndarray) -> Examples:
+        """Rows for the generator: features `sync`, and the sound of clip `items`."""
+        mean, deviation = self.latents
+        return Examples(sync=sync, mean=mean, deviation=deviation, items=items, kinds=self.bank.kinds[items])
+
+    # -- stages -------------------------------------------------------------------------------------------------------
+
+    def text(self) -> None:
+        """Both text towers."""
+        torch.manual_seed(self.seed + 4)
+        towers = TaughtTowers(
+            selva_ref.build("text_t5", PRESET), selva_ref.build("text_clip", PRESET), PRESET.text.t5_width
+        )
+
+        def loss(rng: np.random.Generator, step: int) -> Tensor:
+            return text_loss(towers, self.prompts, rng.integers(len(self.prompts.texts), size=32))
+
+        self.fit("text", towers, loss, self.plan.text)
+        self.save(towers.clip, "text_clip")
+        self.save(towers.t5, "text_t5")
+
+    def listener(self) -> None:
+        """The judge of the evaluation."""
+        torch.manual_seed(self.seed + 6)
+        listener = Listener(PRESET.audio.mel_bands)
+        kinds = torch.arange(len(self.sounds.mels_BMT)) % len(KINDS)
+
+        def loss(rng: np.random.Generator, step: int) -> Tensor:
+            rows = rng.integers(len(kinds), size=32)
+            return listener_loss(listener, self.sounds.mels_BMT[rows], kinds[rows], int(rng.integers(2**62)))
+
+        self.fit("listener", listener, loss, self.plan.listener)
+        self.save(listener, "listener")
+
+    def vae(self) -> None:
+        """The mel autoencoder."""
+        torch.manual_seed(self.seed + 1)
+        vae = selva_ref.build("vae", PRESET)
+        set_mel_statistics(vae, self.sounds.mels_BMT)
+
+        def loss(rng: np.random.Generator, step: int) -> Tensor:
+            return vae_loss(vae, self.sounds.mels(rng, BATCH), step_seed(self.seed, "vae", step))
+
+        self.fit("vae", vae, loss, self.plan.vae)
+        self.save(vae, "vae")
+
+    def vocoder(self) -> None:
+        """The vocoder."""
+        torch.manual_seed(self.seed + 2)
+        vocoder = selva_ref.build("vocoder", PRESET)
+        make = self.fast(vocoder)
+
+        def loss(rng: np.random.Generator, step: int) -> Tensor:
+            return vocoder_loss(make, self.mel, *self.sounds.crops(self.sounds.mels_BMT, rng, BATCH // 2))
+
+        self.fit("vocoder", vocoder, loss, self.plan.vocoder)
+        self.save(vocoder, "vocoder")
+
+    def teacher(self) -> None:
+        """The stand-in for Synchformer."""
+        torch.manual_seed(self.seed + 3)
+        taught = TaughtTeacher(selva_ref.build("teacher", PRESET))
+        see = self.fast(taught)
+
+        def loss(rng: np.random.Generator, step: int) -> Tensor:
+            mixed = TEACHER_BATCH // 2 if step >= CLEAN_SHARE * self.plan.teacher.steps else 0
+            return teacher_loss(see, *draw_segments(self.bank, rng, TEACHER_BATCH, mixed))
+
+        self.fit("teacher", taught, loss, self.plan.teacher)
+        self.save(taught.teacher, "teacher")
+
+    def base(self) -> None:
+        """The stand-in for MMAudio: every clip alone."""
+        torch.manual_seed(self.seed + 5)
+        generator = selva_ref.build("generator", PRESET)
+        examples = self.examples(self.clean, np.arange(len(self.bank)))
+        start_generator(generator, examples)
+        self._fit_generator("base", generator, examples, self.plan.base)
+        self.save(generator, "mmaudio")
+
+    def stage1(self, name: str = "video_encoder", preset: Preset = PRESET) -> None:
+        """The paper's first stage."""
+        student = fresh_encoder(preset, self.file("teacher"), self.seed + 7)
+        trainable(student, STAGE1)
+        t5, _ = self.captions
+
+        def loss(rng: np.random.Generator, step: int) -> Tensor:
+            return selection_loss(student, self.mixes, self.clean, self.bank.kinds, self.prompts, t5, rng, BATCH)
+
+        self.fit(f"stage1 {name}", student, loss, self.plan.stage1)
+        self.save(student, name)
+
+    def stage2(self, name: str = "generator", encoder: str = "video_encoder", preset: Preset = PRESET) -> None:
+        """The paper's second stage, on what the trained encoder selects from mixed clips."""
+        student = self.load("video_encoder", encoder, preset)
+        sync = selected(student, self.mixes, self.bank.kinds, self.prompts, self.captions[0], self.seed)
+        self.adapt(name, sync)
+
+    def adapt(self, name: str, sync: Tensor) -> None:
+        """Stage 2 on given features of every row of the mixes."""
+        generator = self.load("generator", "mmaudio")
+        trainable(generator, STAGE2)
+        examples = self.examples(sync, self.mixes.targets(np.arange(len(self.mixes))))
+        self._fit_generator(f"stage2 {name}", generator, examples, self.plan.stage2)
+        self.save(generator, name)
+
+    def _fit_generator(self, stage: str, generator: nn.Module, examples: Examples, plan: Fit) -> None:
+        def loss(rng: np.random.Generator, step: int) -> Tensor:
+            return generator_loss(generator, examples, self.prompts, self.captions[1], rng, BATCH)
+
+        self.fit(stage, generator, loss, plan)

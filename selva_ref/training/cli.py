@@ -1,0 +1,188 @@
+"""`selva-train`: the commands over `extract`, `stage1` and `stage2`, and the demo's own."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import fields
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import click
+
+from selva_ref.presets import PRESETS
+from selva_runtime.command import SETTINGS, OneLineCommand
+from selva_runtime.progress import ProgressBars
+
+_DEMO = "selva_ref.demo.command"
+_PATH = click.Path(path_type=Path)
+
+
+class _Commands(OneLineCommand, click.Group):
+    """The subcommands, and `demo` where the package has it."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*super().list_commands(ctx), *(["demo"] if _has_demo() else [])]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name == "demo" and _has_demo():
+            return importlib.import_module(_DEMO).demo
+        return super().get_command(ctx, cmd_name)
+
+
+def _has_demo() -> bool:
+    return find_spec(_DEMO) is not None
+
+
+@click.group("selva-train", cls=_Commands, context_settings=SETTINGS)
+def main() -> None:
+    """Train the model on your own videos.
+
+    \b
+    selva-train extract --videos V --list train.tsv --checkpoints C --out data
+    selva-train stage1 --data data --checkpoints C --out trained
+    selva-train stage2 --data data --checkpoints C --out trained
+    selva-export --checkpoints trained --out bundle
+
+    stage1 and stage2 run under torchrun, too. Every command goes on where it was cut when it is given again.
+    """
+
+
+_device = click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where the networks run."
+)
+_precision = click.option(
+    "--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", help="Of the matrix products."
+)
+_workers = click.option("--workers", type=click.IntRange(0), default=2, help="Processes that decode videos.")
+_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
+
+
+@main.command("extract", context_settings=SETTINGS)
+@click.option("--videos", type=_PATH, required=True, help="Folder of videos, called ID.mp4.")
+@click.option("--list", "lists", type=_PATH, required=True, multiple=True, help="TSV file, columns id and label.")
+@click.option("--checkpoints", type=_PATH, required=True, help="Folder as selva-fetch --with-teacher leaves it.")
+@click.option("--out", type=_PATH, required=True, help="Folder for the features; made, or gone on with.")
+@click.option("--preset", type=click.Choice(list(PRESETS)), default="small_16k", help="Sizes of the networks.")
+@click.option("--duration", "duration_s", type=float, help="Length of every clip, seconds. Default: the preset's.")
+@_workers
+@_device
+@_precision
+@_json
+def extract_command(preset: str, duration_s: float | None, device: str, as_json: bool, **options: Any) -> None:
+    """Compute what neither stage trains: VAE posterior, teacher and text features.
+
+    Clips that are missing, broken, too short or silent are skipped, counted, and listed in OUT/skipped.tsv.
+    """
+    from selva_ref.training.extract import ExtractRequest, extract  # torch takes seconds to import; --help does not
+    from selva_ref.training.world import pick_device
+
+    request = ExtractRequest(
+        preset=PRESETS[preset],
+        duration_s=PRESETS[preset].duration_s if duration_s is None else duration_s,
+        device=str(pick_device(device)),
+        **options,
+    )
+    bars = ProgressBars(sys.stderr)
+    try:
+        extracted = extract(request, bars if sys.stderr.isatty() else lambda *_: None)
+    except KeyboardInterrupt:
+        click.echo("notice: the same command goes on from here", err=True)
+        raise
+    finally:
+        bars.close()
+    if as_json:
+        report = {"ready": extracted.ready, "skipped": extracted.skipped, "list": str(extracted.skipped_list)}
+        click.echo(json.dumps(report))
+    else:
+        click.echo(str(extracted))
+
+
+def _stage_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that both stages have."""
+    for option in reversed(
+        [
+            click.option("--data", type=_PATH, required=True, help="Folder that selva-train extract has filled."),
+            click.option("--checkpoints", type=_PATH, required=True, help="Folder of checkpoints to start from."),
+            click.option("--out", type=_PATH, required=True, help="Folder for both stages' checkpoints and runs."),
+            click.option("--steps", type=int, default=50_000, help="Steps of the optimiser."),
+            click.option("--batch", type=int, default=64, help="Clips a step, over all processes."),
+            click.option("--accumulate", type=int, default=1, help="Parts of a batch that a process runs in turn."),
+            click.option(
+                "--learning-rate",
+                type=float,
+                default=1e-4,
+                help="After warm-up; a tenth from 80 %, from 90 % a hundredth.",
+            ),
+            click.option("--warmup", type=int, default=1000, help="Steps until the learning rate is reached."),
+            click.option("--alpha", type=float, default=1.0, help="Target's share of the picture: Beta(alpha, alpha)."),
+            click.option(
+                "--average",
+                "average_width",
+                type=float,
+                default=0.05,
+                help="Relative width of the weights' average. A finished run may be given again with another.",
+            ),
+            click.option("--holdout", type=int, default=16, help="Clips kept out of training for validation."),
+            click.option("--save-every", type=int, default=1000, help="Steps between states to go on from."),
+            click.option("--validate-every", type=int, default=5000, help="Steps between validations."),
+            click.option("--seed", type=int, default=0, help="Of everything that is drawn."),
+            _workers,
+            _device,
+            _precision,
+            _json,
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+@main.command("stage1", context_settings=SETTINGS)
+@_stage_options
+def stage1_command(**options: Any) -> None:
+    """Distil the teacher into the text-conditioned video encoder.
+
+    The student sees two videos side by side and the target's text, the teacher the target alone. Starts from
+    Synchformer. TensorBoard: OUT/stage1.
+    """
+    _train("stage1", options)
+
+
+@main.command("stage2", context_settings=SETTINGS)
+@click.option("--base", type=_PATH, help="Generator to start from. Default: mmaudio_PRESET.pth in --checkpoints.")
+@_stage_options
+def stage2_command(**options: Any) -> None:
+    """Train the generator to follow the video encoder that stage1 has left in --out.
+
+    Then --out holds every checkpoint that selva-export needs. TensorBoard, with stems to hear: OUT/stage2.
+    """
+    _train("stage2", options)
+
+
+def _train(stage: str, options: dict[str, Any]) -> None:
+    from selva_ref.training import run
+    from selva_ref.training.settings import RunPlace
+
+    as_json = options.pop("as_json")
+    place_names = {field.name for field in fields(RunPlace)}
+    place = RunPlace(**{name: value for name, value in options.items() if name in place_names})
+    order = run.Order(**{name: value for name, value in options.items() if name not in place_names})
+    try:
+        trained = {"stage1": run.stage1, "stage2": run.stage2}[stage](order, place)
+    except KeyboardInterrupt:
+        click.echo("notice: the same command goes on from here", err=True)
+        raise
+    if os.environ.get("RANK", "0") != "0":
+        return
+    if as_json:
+        click.echo(json.dumps({"checkpoint": str(trained.checkpoint), "losses": trained.losses}))
+    else:
+        click.echo(f"wrote {trained.checkpoint}")
+
+
+if __name__ == "__main__":
+    main()

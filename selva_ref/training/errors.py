@@ -1,0 +1,17 @@
+"""What a user of training can mend."""
+
+from __future__ import annotations
+
+from selva_runtime.errors import SelvaError
+
+
+class TrainingError(SelvaError, ValueError):
+    """Data, a run's folder or a setting that training cannot use."""
+
+
+class SkippedClip(SelvaError, ValueError):  # noqa: N818 -- not a failure: the clip is left out and counted
+    """A clip that is of no use for training; `kind` is "missing", "broken", "short" or "silent"."""
+
+    def __init__(self, kind: str, reason: str) -> None:
+        super().__init__(reason)
+        self.kind = kind

@@ -1,0 +1,56 @@
+"""Where the two stages start from: Synchformer for the encoder, MMAudio for the generator."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import selva_ref
+from selva_ref.checkpoints import CheckpointNotFoundError, read_checkpoint
+from selva_ref.generator import Generator
+from selva_ref.presets import Preset
+from selva_ref.video_encoder import VideoEncoder
+
+CROSS_GAIN = 0.1
+"""What cross-attention adds to a token at the start, in token magnitudes: enough for a gradient, little otherwise."""
+
+
+def fresh_encoder(preset: Preset, teacher: Path, seed: int) -> VideoEncoder:
+    """The teacher's backbone and spatial pooling, and between them a new cross-attention block near the identity.
+
+    Queries, keys and the attention's output are normalised in the network, so only what comes after the last norm sets
+    the block's scale: `norm1` starts at 0.1 and the feed-forward part at zero.
+
+    Raises:
+        CheckpointError: the teacher's file does not fit.
+    """
+    visual = selva_ref.build("teacher", preset).load_official(read_checkpoint(teacher))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        encoder = selva_ref.build("video_encoder", preset)
+        nn.init.trunc_normal_(encoder.sup_text_feat, std=0.02)
+    for block in encoder.synch_text_cross_blocks:
+        nn.init.constant_(block.norm1.weight, CROSS_GAIN)
+        nn.init.zeros_(block.ffn.w2.weight)
+    encoder.load_state_dict(encoder.state_dict() | visual.state_dict())
+    return encoder
+
+
+def base_generator(preset: Preset, path: Path) -> Generator:
+    """MMAudio's generator, or any other of this preset; raises `CheckpointError` when it does not fit."""
+    return selva_ref.build("generator", preset).load_official(read_checkpoint(path))
+
+
+def find_base(checkpoints: Path, preset: Preset) -> Path:
+    """MMAudio's generator of this preset among the checkpoints; raises `CheckpointNotFoundError` with the mend."""
+    stem = f"mmaudio_{preset.name}"
+    for folder in (checkpoints, checkpoints / "weights"):
+        for suffix in (".safetensors", ".pth"):
+            if (folder / f"{stem}{suffix}").is_file():
+                return folder / f"{stem}{suffix}"
+    raise CheckpointNotFoundError(
+        f"{checkpoints}: no {stem}.pth, the generator that stage 2 starts from; put MMAudio's there (on the model hub: "
+        "hkchengrex/MMAudio, weights/), or name another with --base"
+    )

@@ -1,0 +1,54 @@
+"""What the two stages minimise.
+
+Shapes: B batch, N sync features, D their width, T latent length, Z latent width, L text tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from selva_ref.flow_matching import path
+from selva_ref.generator import Generator
+
+
+def distillation_loss(student_BND: Tensor, teacher_BND: Tensor) -> Tensor:
+    """Mean squared error between the student on the mixed video and the teacher on the target alone, in float32."""
+    return F.mse_loss(student_BND.float(), teacher_BND.float())
+
+
+def flow_matching_loss(
+    generator: Generator,
+    latents_BTZ: Tensor,
+    sync_BND: Tensor,
+    text_BLD: Tensor,
+    *,
+    noise: Tensor,
+    t_B: Tensor,
+    drop_video_B: Tensor,
+    drop_text_B: Tensor,
+    clip_tokens: int | None = None,
+) -> Tensor:
+    """Mean of |v(x_t, t) - (x_1 - x_0)|^2  (conditional flow matching, arXiv 2210.02747).
+
+    CLIP image features are always the generator's empty ones, as in SelVA.
+
+    Args:
+        latents_BTZ: normalised data x_1.
+        noise: x_0, (B, T, Z).
+        drop_video_B, drop_text_B: bool; where true the learned empty condition takes the place of the real one.
+        clip_tokens: length of the empty visual stream, floor(8 d); None: d is what the segments cover exactly.
+    """
+    batch, latent_length = latents_BTZ.shape[:2]
+    sync = torch.where(drop_video_B[:, None, None], generator.empty_sync(batch, sync_BND.shape[1]), sync_BND)
+    text = torch.where(drop_text_B[:, None, None], generator.empty_text(batch), text_BLD)
+    clip = generator.empty_clip(batch, clip_tokens or covered_clip_tokens(sync_BND.shape[1]))
+    conditions = generator.prepare(sync, clip, text, latent_length=latent_length)
+    point, velocity = path(noise, latents_BTZ, t_B)
+    return F.mse_loss(generator.flow(point, t_B, conditions), velocity)
+
+
+def covered_clip_tokens(sync_length: int) -> int:
+    """floor(8 d) for the d that S segments cover: 8 (S + 1) frames at 25 a second, 8 features a segment."""
+    return (sync_length + 8) * 8 // 25

@@ -1,0 +1,54 @@
+"""Two videos made one: the scene with two sources that no dataset has labels for.
+
+The target and its pair stand side by side, each squeezed to its share of the columns (arXiv 2512.02650, section on
+self-supervised video mixing). The side of the target is drawn at random: were it always the left one, a model could
+learn "look left" instead of "look for the text".
+Shapes: T frames, H, W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_TRIES = 32
+
+
+def draw_share(rng: np.random.Generator, alpha: float = 1.0, minimum: float = 0.05) -> float:
+    """The target's share of the columns: lambda ~ Beta(alpha, alpha), clipped to [minimum, 1 - minimum]."""
+    return float(np.clip(rng.beta(alpha, alpha), minimum, 1 - minimum))
+
+
+def side_by_side(target_T3HW: Tensor, pair_T3HW: Tensor, share: float, target_left: bool) -> Tensor:
+    """uint8 (T, 3, H, W): the target in int(share * W) columns, its pair in the rest.
+
+    Bicubic with antialiasing on uint8, as every frame of the model is resized.
+    """
+    height, width = target_T3HW.shape[-2:]
+    columns = int(share * width)
+    target, pair = _squeezed(target_T3HW, height, columns), _squeezed(pair_T3HW, height, width - columns)
+    return torch.cat((target, pair) if target_left else (pair, target), dim=-1)
+
+
+def _squeezed(frames_T3HW: Tensor, height: int, columns: int) -> Tensor:
+    return F.interpolate(frames_T3HW, size=(height, columns), mode="bicubic", antialias=True)
+
+
+def different_label(labels: Sequence[str], item: int, rng: np.random.Generator) -> int:
+    """Index of an item whose label is not that of `item`, each equally likely.
+
+    Raises:
+        ValueError: all labels are the same.
+    """
+    for _ in range(_TRIES):
+        other = int(rng.integers(len(labels)))
+        if labels[other] != labels[item]:
+            return other
+    others = [index for index, label in enumerate(labels) if label != labels[item]]  # where one label is most of them
+    if not others:
+        raise ValueError(f"every clip is labelled {labels[item]!r}: mixing needs at least two labels")
+    return others[int(rng.integers(len(others)))]

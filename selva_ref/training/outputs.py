@@ -1,0 +1,48 @@
+"""Trained checkpoints under the official names, in a folder that the export takes as it is."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from selva_ref.checkpoints import find_checkpoint, get_checkpoint, written_whole
+from selva_ref.presets import Preset
+
+UNTRAINED = ("vae", "vocoder", "text_t5", "text_clip")
+
+
+def write_checkpoint(out: Path, part: str, preset: Preset, network: nn.Module, trained: Mapping[str, Tensor]) -> Path:
+    """Writes the whole network, `trained` in the place of its own values, and returns the path."""
+    path = out / get_checkpoint(preset.name, part).file
+    own = {name: value.detach().cpu() for name, value in network.state_dict().items()}
+    tensors = {name: value.float().contiguous().clone() for name, value in (own | dict(trained)).items()}
+    with written_whole(path) as temporary:
+        save_file(tensors, temporary, metadata={"source": "selva-train"})
+    return path
+
+
+def complete(out: Path, checkpoints: Path, preset: Preset) -> None:
+    """Puts the parts that are not trained beside the trained ones, as hard links where the disk allows it."""
+    for part in UNTRAINED:
+        source = find_checkpoint(checkpoints, part, preset.name)
+        wanted = [source.relative_to(checkpoints)]
+        if source.parent != checkpoints:  # a text tower has its tokenizer with it
+            wanted = [found.relative_to(checkpoints) for found in source.parent.iterdir() if found.is_file()]
+        for name in wanted:
+            _link(checkpoints / name, out / name)
+
+
+def _link(source: Path, target: Path) -> None:
+    if target.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source.resolve(), target)
+    except OSError:  # another disk, or one without links
+        with written_whole(target) as temporary:
+            shutil.copyfile(source, temporary)

@@ -1,0 +1,42 @@
+"""Which parameters each stage trains, by official name. Everything else stays bit for bit what it was."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+STAGE1: tuple[str, ...] = (
+    "sup_text_feat",
+    "text_proj.*",
+    "synch_text_cross_blocks.*",
+    "vfeat_extractor.spatial_attn_agg.*",
+)
+"""Of the video encoder: [SUP] tokens, text projection, cross-attention, spatial pooling. 19.5 M at official widths."""
+
+STAGE2: tuple[str, ...] = (
+    "sync_input_proj.*",
+    "joint_blocks.*.latent_block.adaLN_modulation.*",
+    "fused_blocks.*.adaLN_modulation.*",
+    "final_layer.adaLN_modulation.*",
+)
+"""Of the generator: sync projection and the latent stream's adaLN. 22.5 M in small_16k."""
+
+
+def trainable(module: nn.Module, patterns: tuple[str, ...]) -> dict[str, nn.Parameter]:
+    """Freezes `module` but for the parameters that `patterns` (fnmatch) name, and returns those by name.
+
+    Raises:
+        ValueError: a pattern matches no parameter.
+    """
+    chosen: dict[str, nn.Parameter] = {}
+    unused = set(patterns)
+    for name, parameter in module.named_parameters():
+        hits = {pattern for pattern in patterns if fnmatchcase(name, pattern)}
+        parameter.requires_grad_(bool(hits))
+        unused -= hits
+        if hits:
+            chosen[name] = parameter
+    if unused:
+        raise ValueError(f"{type(module).__name__} has no parameter {', '.join(sorted(unused))}")
+    return chosen

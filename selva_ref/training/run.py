@@ -1,0 +1,137 @@
+"""`selva-train stage1` and `stage2` as functions: what a run needs, put together, and trained."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from selva_ref.checkpoints import CheckpointNotFoundError, file_sha256, find_checkpoint, get_checkpoint
+from selva_ref.loading import load_part
+from selva_ref.pipeline import sequence_rules
+from selva_ref.presets import Preset, get_preset
+from selva_ref.training.errors import TrainingError
+from selva_ref.training.examples import MixedClips, distillation_targets, flow_targets
+from selva_ref.training.initial import base_generator, find_base, fresh_encoder
+from selva_ref.training.loop import Run, train
+from selva_ref.training.outputs import complete
+from selva_ref.training.settings import RunPlace, RunSettings
+from selva_ref.training.stages import Distillation, FlowMatching
+from selva_ref.training.store import Features
+from selva_ref.training.validation import Listener
+from selva_ref.training.world import joined, pick_device
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What a run ended with."""
+
+    checkpoint: Path
+    losses: list[float]
+    """One a step of this call, from where it went on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What the user asks for, besides `RunPlace`."""
+
+    data: Path
+    """Folder that `extract` has filled."""
+    checkpoints: Path
+    """Folder of the official checkpoints."""
+    steps: int
+    batch: int
+    seed: int = 0
+    learning_rate: float = 1e-4
+    warmup: int = 1000
+    alpha: float = 1.0
+    holdout: int = 16
+    precision: str = "fp32"
+    device: str = "auto"
+    base: Path | None = None
+    """Stage 2: the generator to start from; None: MMAudio's among the checkpoints."""
+
+
+def stage1(order: Order, place: RunPlace) -> Trained:
+    """Trains the video encoder, from the teacher's weights.
+
+    Raises:
+        TrainingError: see `RunSettings`, `RunPlace`, `Features`, `train`.
+        CheckpointError: a checkpoint is missing or does not fit.
+    """
+    features = _features(order, place)
+    preset = get_preset(features.description.preset)
+    teacher = find_checkpoint(order.checkpoints, "teacher", preset.name)
+    settings = _settings("stage1", order, features, [teacher])
+    with joined(pick_device(order.device)) as world:
+        run = Run(
+            preset=preset,
+            settings=settings,
+            place=place,
+            stage=Distillation(fresh_encoder(preset, teacher, settings.seed)),
+            clips=MixedClips(features, sequence_rules(preset), settings, distillation_targets),
+            listener=None,
+        )
+        losses = train(run, world)
+    return Trained(checkpoint=place.out / get_checkpoint(preset.name, "video_encoder").file, losses=losses)
+
+
+def stage2(order: Order, place: RunPlace) -> Trained:
+    """Trains the generator, with the video encoder that stage 1 has left in `place.out`; then the folder is complete.
+
+    Raises as `stage1` does.
+    """
+    features = _features(order, place)
+    preset = get_preset(features.description.preset)
+    encoder = _trained_encoder(place.out, preset)
+    base = order.base or find_base(order.checkpoints, preset)
+    settings = _settings("stage2", order, features, [encoder, base])
+    rules = sequence_rules(preset)
+    with joined(pick_device(order.device)) as world:
+        run = Run(
+            preset=preset,
+            settings=settings,
+            place=place,
+            stage=FlowMatching(
+                base_generator(preset, base),
+                load_part("video_encoder", preset, place.out),
+                rules.lengths(features.description.duration_s).clip,
+            ),
+            clips=MixedClips(features, rules, settings, flow_targets),
+            listener=Listener(preset, order.checkpoints, world.device) if world.main else None,
+        )
+        losses = train(run, world)
+        if world.main:
+            complete(place.out, order.checkpoints, preset)
+    return Trained(checkpoint=place.out / get_checkpoint(preset.name, "generator").file, losses=losses)
+
+
+def _features(order: Order, place: RunPlace) -> Features:
+    if place.out.resolve() == order.checkpoints.resolve():
+        raise TrainingError(f"{place.out}: holds the checkpoints to start from; give another --out")
+    return Features(order.data)
+
+
+def _trained_encoder(out: Path, preset: Preset) -> Path:
+    try:
+        return find_checkpoint(out, "video_encoder", preset.name)
+    except CheckpointNotFoundError as error:
+        file = get_checkpoint(preset.name, "video_encoder").file
+        raise TrainingError(f"{out}: no {file}; run selva-train stage1 with the same --out first") from error
+
+
+def _settings(stage: str, order: Order, features: Features, starts: list[Path]) -> RunSettings:
+    return RunSettings(
+        stage=stage,
+        preset=features.description.preset,
+        data_sha256=features.sha256,
+        start_sha256=hashlib.sha256("".join(map(file_sha256, starts)).encode()).hexdigest(),
+        steps=order.steps,
+        batch=order.batch,
+        seed=order.seed,
+        learning_rate=order.learning_rate,
+        warmup=order.warmup,
+        alpha=order.alpha,
+        holdout=order.holdout,
+        precision=order.precision,
+    )

@@ -1,0 +1,72 @@
+"""What a run is: one part that its losses follow from, and one part that may change whenever it goes on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from selva_ref.training.errors import TrainingError
+from selva_ref.training.precision import PRECISIONS
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """The losses follow from this alone. A run that goes on must have the same."""
+
+    stage: str
+    """"stage1" or "stage2"."""
+    preset: str
+    data_sha256: str
+    """Of the usable clips, as `Features.sha256`."""
+    start_sha256: str
+    """Of the checkpoints that it starts from."""
+    steps: int
+    batch: int
+    """Clips a step, over all processes."""
+    seed: int = 0
+    learning_rate: float = 1e-4
+    warmup: int = 1000
+    """Steps until the learning rate is reached."""
+    alpha: float = 1.0
+    """The target's share of the picture is drawn from Beta(alpha, alpha)."""
+    holdout: int = 16
+    """Clips kept out of training, for validation."""
+    precision: str = "fp32"
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch"):
+            if getattr(self, name) < 1:
+                raise TrainingError(f"{name} {getattr(self, name)}: must be at least 1")
+        for name in ("seed", "warmup", "holdout"):
+            if getattr(self, name) < 0:
+                raise TrainingError(f"{name} {getattr(self, name)}: must not be negative")
+        for name in ("learning_rate", "alpha"):
+            if not getattr(self, name) > 0:
+                raise TrainingError(f"{name.replace('_', ' ')} {getattr(self, name)}: must be above 0")
+        if self.precision not in PRECISIONS:
+            raise TrainingError(f"precision {self.precision}: must be one of {', '.join(PRECISIONS)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPlace:
+    """Where and how a run is computed. None of it changes a loss by more than rounding."""
+
+    out: Path
+    """Folder of the trained checkpoints; the run's own files are in a folder in it, named after the stage."""
+    accumulate: int = 1
+    """Parts that a process computes its share of a batch in, one after the other."""
+    workers: int = 0
+    """Processes that decode videos, beside each training process."""
+    save_every: int = 1000
+    """Steps between two states to go on from."""
+    validate_every: int = 5000
+    """Steps between two validations."""
+    average_width: float = 0.05
+    """Relative width of the average that the checkpoint holds: standard deviation of its profile, in run lengths."""
+
+    def __post_init__(self) -> None:
+        for name in ("accumulate", "save_every", "validate_every"):
+            if getattr(self, name) < 1:
+                raise TrainingError(f"{name.replace('_', ' ')} {getattr(self, name)}: must be at least 1")
+        if not 0.01 <= self.average_width <= 0.25:
+            raise TrainingError(f"average width {self.average_width}: must be from 0.01 to 0.25")

@@ -1,0 +1,72 @@
+"""The two stages as modules whose forward pass is their loss, which is what PyTorch's DDP wraps.
+
+Shapes as in `examples`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from selva_ref.generator import Generator
+from selva_ref.pipeline import preprocess
+from selva_ref.training.examples import Batch
+from selva_ref.training.losses import distillation_loss, flow_matching_loss
+from selva_ref.training.parameters import STAGE1, STAGE2, trainable
+from selva_ref.video_encoder import VideoEncoder, segment
+
+
+class Distillation(nn.Module):
+    """Stage 1: the student on two mixed videos with the target's text, against the teacher on the target alone."""
+
+    part = "video_encoder"
+
+    def __init__(self, encoder: VideoEncoder) -> None:
+        super().__init__()
+        self.network = encoder
+        self.trained = trainable(encoder, STAGE1)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """frames uint8 (B, T, 3, H, W), t5, t5_mask, teacher → loss ()."""
+        return distillation_loss(selected(self.network, batch), batch["teacher"])
+
+
+class FlowMatching(nn.Module):
+    """Stage 2: the generator learns to listen to the encoder of stage 1, which no longer changes."""
+
+    part = "generator"
+
+    def __init__(self, generator: Generator, encoder: VideoEncoder, clip_tokens: int) -> None:
+        super().__init__()
+        self.network = generator
+        self.encoder = encoder.requires_grad_(False)
+        self.clip_tokens = clip_tokens
+        self.trained = trainable(generator, STAGE2)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """frames uint8 (B, T, 3, H, W) and all of `flow_targets` → loss ()."""
+        with torch.no_grad():
+            sync = selected(self.encoder, batch)
+        return flow_matching_loss(
+            self.network,
+            self.network.normalize(batch["latent"]),
+            sync,
+            batch["clip_text"],
+            noise=batch["noise"],
+            t_B=batch["t"],
+            drop_video_B=batch["drop_video"],
+            drop_text_B=batch["drop_text"],
+            clip_tokens=self.clip_tokens,
+        )
+
+
+Stage = Distillation | FlowMatching
+
+
+def selected(encoder: VideoEncoder, batch: Batch) -> Tensor:
+    """Sync features (B, N, D) of the mixed frames with the target's text; the backbone is never trained."""
+    frames, config = batch["frames"], encoder.config
+    with torch.no_grad():
+        video = preprocess(frames.flatten(0, 1), config.image_size).unflatten(0, frames.shape[:2])
+        tokens = encoder.backbone(segment(video, config))
+    return encoder.select(tokens, batch["t5"], batch["t5_mask"])

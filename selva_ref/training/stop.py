@@ -1,0 +1,49 @@
+"""Ctrl-C and SIGTERM while training: the step is finished and its state saved, then the signal has its effect."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopRequest:
+    """Whether a signal has come, and which."""
+
+    signal_number: int | None = None
+
+    def __bool__(self) -> bool:
+        return self.signal_number is not None
+
+    def obey(self) -> None:
+        """Lets the signal do what it does where nobody holds it back; SIGTERM when it came to another process."""
+        signal.raise_signal(self.signal_number or signal.SIGTERM)
+
+
+@contextmanager
+def held_back() -> Iterator[StopRequest]:
+    """Holds signals back; a second one is not held back any more. They reach the main thread alone."""
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        request.signal_number = number
+        restore()
+
+    for number in SIGNALS:
+        signal.signal(number, note)
+    try:
+        yield request
+    finally:
+        restore()

@@ -1,0 +1,104 @@
+"""Every stage of the demo's training runs, resumes exactly, and leaves checkpoints that load and export like any."""
+
+from contextlib import suppress
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from selva_ref.demo import fitting
+from selva_ref.demo.fitting import Fit, draws, fit
+from selva_ref.demo.kinds import KINDS
+from selva_ref.demo.plan import QUICK
+from selva_ref.demo.selection import make_mixes, pooled
+from selva_ref.demo.workshop import PRESET, Workshop
+
+RESULTS = ("text_t5", "text_clip", "vae", "vocoder", "listener", "teacher", "mmaudio", "video_encoder", "generator")
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    """A run of two steps a stage."""
+    shop = Workshop(folder=tmp_path_factory.mktemp("demo"), plan=QUICK, seed=0)
+    for stage in ("text", "vae", "vocoder", "listener", "teacher", "base", "stage1", "stage2"):
+        getattr(shop, stage)()
+    return shop
+
+
+def test_every_stage_leaves_its_checkpoint_and_no_state(shop):
+    assert all(shop.file(name).exists() for name in RESULTS)
+    assert not list(shop.folder.glob("*.state"))
+
+
+def test_stage_one_moves_the_selection_alone(shop):
+    before, after = shop.load("teacher").state_dict(), shop.load("video_encoder").state_dict()
+    moved = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert moved
+    assert all(name.startswith("vfeat_extractor.spatial_attn_agg.") for name in moved)
+
+
+def test_stage_two_moves_sync_projection_and_modulations_alone(shop):
+    before, after = shop.load("generator", "mmaudio").state_dict(), shop.load("generator").state_dict()
+    moved = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert any(name.startswith("sync_input_proj.") for name in moved)
+    assert all(name.startswith("sync_input_proj.") or ".adaLN_modulation." in name for name in moved)
+    assert not any("clip_block" in name or "text_block" in name for name in moved)
+
+
+def test_the_teacher_sees_a_mix_as_its_tokens_say(shop):
+    """Pooling kept tokens is what the whole teacher gives, up to half precision."""
+    teacher = shop.load("teacher")
+    mixes = make_mixes(teacher, shop.bank, 2, 1, shop.folder / "two.npy")
+    rows = np.arange(4)
+    assert set(mixes.sources[:, 0]) & set(range(len(shop.bank)))
+    assert (shop.bank.kinds[mixes.sources[:, 0]] != shop.bank.kinds[mixes.sources[:, 1]]).all()
+    np.testing.assert_array_equal(mixes.targets(rows), mixes.sources.ravel())
+    with torch.no_grad():
+        features = pooled(teacher, mixes.tokens_of(rows))
+    assert features.shape == (4, 96, PRESET.video.width)
+    torch.testing.assert_close(features[0], features[1])  # two targets, one picture
+
+
+def test_both_sides_are_drawn_as_targets(shop):
+    rows = draws(0, "stage1 video_encoder", 0).integers(len(shop.mixes), size=200)
+    assert 60 < (rows % 2).sum() < 140
+
+
+def test_prompts_name_their_kind(shop):
+    plain = shop.prompts.plain(np.arange(len(KINDS)))
+    assert [shop.prompts.kinds[row] for row in plain] == list(range(len(KINDS)))
+    drawn = shop.prompts.draw(np.random.default_rng(0), np.array([3, 3, 5]))
+    assert [shop.prompts.kinds[row] for row in drawn] == [3, 3, 5]
+
+
+def _trained(path, steps, stop_after=None):
+    torch.manual_seed(0)
+    network = nn.Linear(4, 1)
+    done = []
+
+    def loss(step):
+        if stop_after is not None and len(done) == stop_after:
+            raise KeyboardInterrupt
+        done.append(step)
+        x = torch.from_numpy(draws(3, "line", step).standard_normal((8, 4), dtype=np.float32))
+        return (network(x)[:, 0] - x.sum(1)).square().mean()
+
+    with suppress(KeyboardInterrupt):
+        fit("line", network, loss, Fit(steps=steps, rate=1e-2, warmup=2, save_s=0.0), path)
+    return network, done
+
+
+def test_a_cut_training_goes_on_as_if_it_had_not_been(tmp_path):
+    whole, _ = _trained(tmp_path / "whole", 20)
+    _, first = _trained(tmp_path / "cut", 20, stop_after=7)
+    resumed, rest = _trained(tmp_path / "cut", 20)
+    assert first == list(range(7))
+    assert rest == list(range(7, 20))
+    assert torch.equal(whole.weight, resumed.weight)
+    assert not (tmp_path / "cut").exists()
+
+
+def test_the_time_left_is_said(capsys):
+    fitting.Console("stage", 10, every_s=0.0).step(4, 1.0)
+    assert "step 5/10" in capsys.readouterr().err

@@ -1,0 +1,153 @@
+"""`selva-train` as a user runs it: real videos, real processes, Ctrl-C, and mistakes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from train_samples import CLIPS, DURATION_S, curve, write_checkpoints, write_features, write_videos
+
+from selva_ref.presets import get_preset
+from selva_ref.training import cli
+from selva_ref.training.cli import main
+
+MODULE = "selva_ref.training.cli"
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def command(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    """Exit code, output and errors of the command run in this process."""
+    with pytest.raises(SystemExit) as ended:
+        main.main([str(argument) for argument in arguments])
+    return int(ended.value.code), *capsys.readouterr()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With videos, list.tsv and checkpoints."""
+    folder = tmp_path_factory.mktemp("command")
+    write_videos(folder)
+    write_checkpoints(folder / "checkpoints", get_preset("demo"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(folder: Path) -> Path:
+    """The same after extraction and both stages, in one process."""
+    paths = ("--checkpoints", folder / "checkpoints", "--out")
+    listed = ("--videos", folder / "videos", "--list", folder / "list.tsv", "--duration", DURATION_S)
+    for arguments in (
+        ("extract", "--preset", "demo", *listed, "--workers", 0, *paths, folder / "data", "--json"),
+        ("stage1", *options(folder, folder / "out")),
+        ("stage2", *options(folder, folder / "out"), "--base", folder / "checkpoints" / "base.safetensors"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main.main([str(argument) for argument in arguments])
+        assert ended.value.code == 0
+    return folder
+
+
+def options(folder: Path, out: Path, steps: int = 4) -> list[object]:
+    paths = ["--data", folder / "data", "--checkpoints", folder / "checkpoints", "--out", out]
+    sizes = ["--steps", steps, "--batch", 4, "--holdout", 1, "--warmup", 1, "--learning-rate", 1e-3]
+    return [*paths, *sizes, "--workers", 0, "--device", "cpu", "--json"]
+
+
+def test_two_processes_give_the_losses_of_one(trained: Path, tmp_path: Path) -> None:
+    """Started by torchrun, each with two parts of its half of the batch, decoded by a worker process."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "video_encoder_demo.safetensors").hardlink_to(trained / "out" / "video_encoder_demo.safetensors")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "-m", MODULE]
+    base = ["--base", trained / "checkpoints" / "base.safetensors", "--accumulate", 2, "--workers", 1]
+    arguments = [*launcher, "stage2", *options(trained, out), *base]
+    done = subprocess.run(list(map(str, arguments)), env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    expected = curve(trained / "out" / "stage2")
+    assert json.loads(line)["losses"] == pytest.approx(expected, rel=1e-5)
+    assert curve(out / "stage2") == pytest.approx(expected, rel=1e-5)
+
+
+def test_ctrl_c_ends_with_130_and_a_state(trained: Path, tmp_path: Path) -> None:
+    arguments = [sys.executable, "-m", MODULE, "stage1", *options(trained, tmp_path / "out", steps=10_000)]
+    arguments += ["--workers", 1]
+    process = subprocess.Popen(
+        list(map(str, arguments)), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stderr is not None
+    first = process.stderr.readline()
+    assert first.startswith("stage1 1/10000  loss "), first
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: to the worker, too
+    rest = process.stderr.read().splitlines()
+    assert process.wait(60) == 130
+    assert len(rest) == 2, rest
+    assert rest[0] == "notice: the same command goes on from here"
+    assert rest[1].startswith("error: interrupted")
+    assert (tmp_path / "out" / "stage1" / "state.pt").exists()
+
+
+def test_extraction_reports_what_it_skipped(folder: Path, tmp_path: Path, capsys) -> None:
+    listed = ("--videos", folder / "videos", "--list", folder / "list.tsv", "--duration", DURATION_S, "--workers", 0)
+    arguments = ("extract", "--preset", "demo", *listed, "--checkpoints", folder / "checkpoints")
+    code, out, err = command(capsys, *arguments, "--out", tmp_path / "data")
+    assert (code, err) == (0, "")
+    kinds = "(1 broken, 1 missing, 1 short, 2 silent)"
+    assert out == f"{CLIPS} clips ready, 5 skipped {kinds}: {tmp_path / 'data' / 'skipped.tsv'}\n"
+    code, out, _ = command(capsys, *arguments, "--out", tmp_path / "data", "--json")
+    assert code == 0
+    assert json.loads(out)["skipped"] == {"silent": 2, "short": 1, "broken": 1, "missing": 1}
+
+
+def test_a_video_that_is_gone_is_one_line(folder: Path, tmp_path: Path, capsys) -> None:
+    write_features(tmp_path / "data")
+    arguments = options(folder, tmp_path / "out")
+    arguments[1] = tmp_path / "data"
+    code, _, err = command(capsys, "stage1", *arguments, "--workers", 1)
+    assert code == 2
+    (line,) = err.splitlines()
+    assert line.startswith("error: nowhere/c")
+    assert line.endswith("no such file; extract again, or bring the video back")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["stage1", "--data", "x", "--checkpoints", "y"], "Missing option '--out'. (--help lists the options)"),
+        (["stage1", "--data", "x", "--checkpoints", "y", "--out", "z"], "x: no data.json; make the folder with:"),
+        (["stage1", "--data", "x", "--checkpoints", "y", "--out", "z", "--average", "0.5"], "average width 0.5: must"),
+        (["stage3"], "No such command 'stage3'."),
+        (["extract", "--list", "l.tsv", "--videos", "v", "--checkpoints", "c", "--out", "o"], "l.tsv: no such list"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, arguments: list[str], message: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = command(capsys, *arguments)
+    assert (code, out) == (2, "")
+    (line,) = err.splitlines()
+    assert line.startswith(f"error: {message}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_demo_is_there_where_its_module_is(tmp_path: Path, monkeypatch, capsys) -> None:
+    code = "import click\n\n@click.command()\ndef demo():\n    click.echo('made')\n"
+    (tmp_path / "made_up_demo.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(cli, "_DEMO", "made_up_demo")
+    assert command(capsys, "demo") == (0, "made\n", "")
+    assert "\n  demo" in command(capsys, "--help")[1]
+    monkeypatch.setattr(cli, "_DEMO", "not_made_up_demo")
+    assert command(capsys, "demo")[0] == 2
+    assert "\n  demo" not in command(capsys, "--help")[1]
+
+
+def test_help_needs_no_torch() -> None:
+    blocked = f"import sys; sys.modules['torch'] = None; from {MODULE} import main; main.main(['stage2', '--help'])"
+    done = subprocess.run([sys.executable, "-c", blocked], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "--accumulate" in done.stdout

@@ -1,0 +1,268 @@
+"""Both stages on painted frames: golden losses, what moves, stopping and going on, and what is left behind."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from train_samples import LENGTHS, RULES, TINY, PaintedClips, curve, events, write_checkpoints, write_features
+
+from selva_ref.checkpoints import CheckpointNotFoundError
+from selva_ref.loading import load_part
+from selva_ref.pipeline import Pipeline, preprocess
+from selva_ref.presets import PRESETS
+from selva_ref.training import run
+from selva_ref.training.errors import TrainingError
+from selva_ref.training.initial import fresh_encoder
+from selva_ref.training.parameters import STAGE1, STAGE2, trainable
+from selva_ref.training.run import Order, stage1, stage2
+from selva_ref.training.settings import RunPlace
+from selva_ref.video_encoder import segment
+
+STAGES = {"stage1": stage1, "stage2": stage2}
+FILES = {"stage1": "video_encoder_demo.safetensors", "stage2": "generator_demo.safetensors"}
+PATTERNS = {"stage1": STAGE1, "stage2": STAGE2}
+GOLDEN = {
+    "stage1": [2.161320, 2.043271, 1.740274, 1.573098, 1.471067, 1.399936],
+    "stage2": [3.719247, 3.887128, 3.754931, 3.506279, 3.672195, 3.274316],
+}
+"""Losses of the six steps of `order`. A refactor keeps them; what changes them changes the training."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def tiny() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PRESETS, "demo", TINY)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def painted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "MixedClips", PaintedClips)
+
+
+@pytest.fixture(scope="module")
+def order(tmp_path_factory: pytest.TempPathFactory) -> Order:
+    folder = tmp_path_factory.mktemp("run")
+    checkpoints = write_checkpoints(folder / "checkpoints", TINY)
+    return Order(
+        data=write_features(folder / "data"),
+        checkpoints=checkpoints,
+        base=checkpoints / "base.safetensors",
+        steps=6,
+        batch=4,
+        holdout=2,
+        warmup=2,
+        learning_rate=1e-3,
+        device="cpu",
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(order: Order, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[float]]]:
+    """Both stages, from begin to end: their folder and their losses."""
+    place = RunPlace(out=tmp_path_factory.mktemp("trained") / "out")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "MixedClips", PaintedClips)
+        return place.out, {name: stage(order, place).losses for name, stage in STAGES.items()}
+
+
+def encoder_for(stage: str, trained: tuple[Path, object], out: Path) -> RunPlace:
+    """A new folder, with what the stage needs in it."""
+    out.mkdir()
+    if stage == "stage2":
+        (out / FILES["stage1"]).write_bytes((trained[0] / FILES["stage1"]).read_bytes())
+    return RunPlace(out=out)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_golden_losses(trained, stage: str) -> None:
+    assert trained[1][stage] == pytest.approx(GOLDEN[stage], rel=1e-4)
+    assert curve(trained[0] / stage) == pytest.approx(trained[1][stage], rel=1e-6)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_only_what_is_trained_has_moved(order: Order, trained, stage: str) -> None:
+    if stage == "stage1":
+        before = fresh_encoder(TINY, order.checkpoints / "teacher_demo.safetensors", seed=0)
+    else:
+        before = load_part("generator", TINY, None)
+    names = trainable(before, PATTERNS[stage]).keys()
+    after = load_file(trained[0] / FILES[stage])
+    moved = {name for name, value in before.state_dict().items() if not torch.equal(value, after[name])}
+    assert moved == set(names)
+    assert before.state_dict().keys() == after.keys()
+
+
+def test_the_network_itself_is_frozen_but_for_its_trained_part(order: Order, trained, tmp_path, monkeypatch) -> None:
+    """As above, but of the networks in memory, the encoder of stage 2 among them."""
+    kept: list[tuple[run.Run, dict[str, torch.Tensor]]] = []
+
+    def watched(what: run.Run, world):
+        kept.append((what, {name: value.clone() for name, value in what.stage.state_dict().items()}))
+        return train(what, world)
+
+    train = run.train
+    monkeypatch.setattr(run, "train", watched)
+    stage2(order, encoder_for("stage2", trained, tmp_path / "out"))
+    ((what, before),) = kept
+    moved = {name for name, value in what.stage.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved == {f"network.{name}" for name in what.stage.trained}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_ctrl_c_saves_and_the_same_call_goes_on(order, trained, tmp_path, monkeypatch, stage: str) -> None:
+    place = encoder_for(stage, trained, tmp_path / "out")
+    monkeypatch.setattr(PaintedClips, "_example", at_step(2, lambda: signal.raise_signal(signal.SIGINT)))
+    with pytest.raises(KeyboardInterrupt):
+        STAGES[stage](order, place)
+    monkeypatch.undo()
+    monkeypatch.setattr(run, "MixedClips", PaintedClips)
+    assert curve(place.out / stage) == pytest.approx(trained[1][stage][:3], rel=1e-6)
+    assert STAGES[stage](order, place).losses == trained[1][stage][3:]
+    assert (place.out / FILES[stage]).read_bytes() == (trained[0] / FILES[stage]).read_bytes()
+
+
+def test_a_killed_run_goes_on_from_its_last_state(order, trained, tmp_path, monkeypatch) -> None:
+    def die() -> None:
+        raise RuntimeError("killed")
+
+    place = RunPlace(out=tmp_path / "out", save_every=2)
+    monkeypatch.setattr(PaintedClips, "_example", at_step(5, die))
+    with pytest.raises(RuntimeError, match="killed"):
+        stage1(order, place)
+    monkeypatch.undo()
+    monkeypatch.setattr(run, "MixedClips", PaintedClips)
+    assert stage1(order, place).losses == trained[1]["stage1"][4:]
+    assert (place.out / FILES["stage1"]).read_bytes() == (trained[0] / FILES["stage1"]).read_bytes()
+    assert curve(place.out / "stage1") == pytest.approx(trained[1]["stage1"], rel=1e-6)  # step 5 is there once
+
+
+def at_step(wanted: int, act: Callable[[], None]):
+    original = PaintedClips._example
+
+    def example(self: PaintedClips, step: int, index: int):
+        if (step, index) == (wanted, 1):
+            act()
+        return original(self, step, index)
+
+    return example
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_accumulating_gives_the_same_losses(order, trained, tmp_path, stage: str) -> None:
+    place = replace(encoder_for(stage, trained, tmp_path / "out"), accumulate=4)
+    assert STAGES[stage](order, place).losses == pytest.approx(trained[1][stage], rel=1e-5)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_bf16_is_close(order, trained, tmp_path, stage: str) -> None:
+    place = encoder_for(stage, trained, tmp_path / "out")
+    losses = STAGES[stage](replace(order, precision="bf16"), place).losses
+    assert losses == pytest.approx(trained[1][stage], rel=0.03)
+    assert losses != trained[1][stage]
+    assert {value.dtype for value in load_file(place.out / FILES[stage]).values()} == {torch.float32}
+
+
+def test_stage1_learns(order: Order, tmp_path: Path) -> None:
+    losses = stage1(replace(order, steps=40, batch=2), RunPlace(out=tmp_path / "out")).losses
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+
+
+def test_the_folder_serves_the_pipeline(trained) -> None:
+    pipeline = Pipeline("demo", trained[0])
+    weights = load_file(trained[0] / FILES["stage2"])
+    assert all(torch.equal(value, weights[name]) for name, value in pipeline.generator.state_dict().items())
+    frames = torch.zeros(LENGTHS.frames, 3, 32, 32, dtype=torch.uint8).numpy()
+    assert pipeline(frames, "dog barking", duration_s=0.96, steps=1).shape == (LENGTHS.samples,)
+
+
+@pytest.mark.full_size
+def test_what_training_saved_is_exported(trained, tmp_path: Path) -> None:
+    from selva_export.bundle import ExportRequest, export_bundle
+
+    export_bundle(ExportRequest(preset=TINY, precision="fp32", checkpoints=trained[0], out=tmp_path / "bundle"))
+    assert (tmp_path / "bundle" / "manifest.json").exists()
+
+
+def test_tensorboard_shows_curves_pictures_and_sounds(trained) -> None:
+    shown = events(trained[0] / "stage2")
+    tags = shown.Tags()
+    assert set(tags["scalars"]) == {"loss/train", "loss/validation", "learning_rate", "gradient_norm"}
+    assert len(tags["images"]) == 4  # two held-out clips: mixed frames, mel
+    assert len(tags["audio"]) == 4  # made and true
+    (sound,) = shown.Audio(next(tag for tag in tags["audio"] if tag.startswith("made/")))
+    assert (sound.sample_rate, sound.length_frames) == (16000, 512 * LENGTHS.latent)
+    (strip,) = shown.Images(next(tag for tag in tags["images"] if tag.startswith("mixed/")))
+    assert (strip.width, strip.height) == (8 * 32, 32)
+    assert "loss/validation" in events(trained[0] / "stage1").Tags()["scalars"]
+
+
+def test_a_finished_run_can_be_averaged_again(order, trained, tmp_path) -> None:
+    place = encoder_for("stage2", trained, tmp_path / "out")
+    stage2(order, place)
+    narrow = load_file(place.out / FILES["stage2"])
+    assert stage2(order, replace(place, average_width=0.1)).losses == []
+    wide = load_file(place.out / FILES["stage2"])
+    base = load_part("generator", TINY, None).state_dict()
+    name = "final_layer.adaLN_modulation.1.weight"
+    assert (wide[name] - base[name]).norm() < (narrow[name] - base[name]).norm()  # nearer to where it began
+
+
+@torch.no_grad()
+def test_a_fresh_encoder_begins_near_its_teacher(order: Order) -> None:
+    path = order.checkpoints / "teacher_demo.safetensors"
+    encoder, again = (fresh_encoder(TINY, path, seed=3) for _ in range(2))
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in encoder.state_dict().items())
+    frames = torch.randint(0, 256, (LENGTHS.frames, 3, 32, 32), dtype=torch.uint8)
+    video = preprocess(frames, RULES.image_size)[None]
+    text, mask = torch.randn(1, 6, TINY.video.text_width), torch.ones(1, 6, dtype=torch.bool)
+    tokens = encoder.backbone(segment(video, TINY.video))
+    changed = encoder.synch_text_cross_blocks[0](tokens, *encoder.project_text(text, mask))
+    assert 0 < (changed - tokens).norm() / tokens.norm() < 0.2
+    teacher = load_part("teacher", TINY, order.checkpoints)(segment(video, TINY.video)).flatten(1, 2)
+    student = encoder(video, text, mask)
+    assert (student - teacher).norm() / teacher.norm() < 0.2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"learning_rate": 2e-3},
+            r"state.pt: begun with learning_rate 0.001, not 0.002; give the same again, or another",
+        ),
+        ({"seed": 1}, "begun with seed 0, not 1"),
+        ({"batch": 0}, "batch 0: must be at least 1"),
+        ({"learning_rate": 0.0}, "learning rate 0.0: must be above 0"),
+        ({"holdout": 8}, "8 clips, of which 8 are held out; hold fewer out with --holdout"),
+        ({"data": Path("nowhere")}, r"nowhere: no data.json; make the folder with: selva-train extract"),
+    ],
+)
+def test_mistakes_in_an_order(order, trained, changes: dict, message: str) -> None:
+    with pytest.raises(TrainingError, match=message):
+        stage1(replace(order, **changes), RunPlace(out=trained[0]))
+
+
+def test_mistakes_in_folders(order, trained, tmp_path) -> None:
+    with pytest.raises(TrainingError, match="holds the checkpoints to start from; give another --out"):
+        stage1(order, RunPlace(out=order.checkpoints))
+    with pytest.raises(TrainingError, match=r"no video_encoder_demo.safetensors; run selva-train stage1 with the same"):
+        stage2(order, RunPlace(out=tmp_path / "new"))
+    with pytest.raises(CheckpointNotFoundError, match=r"no mmaudio_demo.pth, .* or name another with --base"):
+        stage2(replace(order, base=None), RunPlace(out=trained[0]))
+    with pytest.raises(TrainingError, match="batch 4: must be a multiple of 3"):
+        stage1(order, RunPlace(out=tmp_path / "new", accumulate=3))
+
+
+def test_a_state_is_never_unpickled(order, tmp_path) -> None:
+    place = RunPlace(out=tmp_path / "out")
+    (place.out / "stage1").mkdir(parents=True)
+    torch.save({"step": Path("x")}, place.out / "stage1" / "state.pt")
+    with pytest.raises(TrainingError, match=r"state.pt: not the state of a run; move it away to start anew"):
+        stage1(order, place)
