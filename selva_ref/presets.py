@@ -181,8 +181,8 @@ _LARGE = replace(_MEDIUM, joint_blocks=7, fused_blocks=14)
 _DEMO = Preset(
     name="demo",
     generator=GeneratorConfig(
-        width=128,
-        heads=2,
+        width=96,
+        heads=3,
         joint_blocks=2,
         fused_blocks=2,
         latent_width=20,

@@ -179,3 +179,25 @@ def test_checkpoints_are_used_and_recorded_with_their_hashes(tmp_path: Path) -> 
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match="vae_demo"):
         load_part("vae", preset, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["text_clip", "conditions"])
+def test_half_weights_are_half_the_file_and_float32_in_use(name: str, demo_bundle: Path, tmp_path: Path) -> None:
+    preset = selva_ref.get_preset("demo")
+    path = tmp_path / f"{name}.onnx"
+    found = bundle_module.export_part(request(tmp_path, half_weights=True), signatures(preset)[name], path)
+    whole = (demo_bundle / "graphs" / f"{name}.onnx").stat().st_size
+    assert path.stat().st_size < 0.62 * whole
+    assert 1e-7 < max(parity.relative_error for parity in found) < 5e-3  # rounded weights, nothing worse
+    graph = onnx.load(path).graph
+    large = [t for t in graph.initializer if np.prod(t.dims) >= 1024 and t.data_type == onnx.TensorProto.FLOAT]
+    assert large == []
+    products = {"MatMul", "Gemm", "Conv"}
+    halves = {t.name for t in graph.initializer if t.data_type == onnx.TensorProto.FLOAT16}
+    assert halves
+    assert not any(halves & set(node.input) for node in graph.node if node.op_type in products)
+
+
+def test_half_weights_belong_to_float32_bundles(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="half weights"):
+        request(tmp_path, precision="fp16", half_weights=True)

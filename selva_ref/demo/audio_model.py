@@ -71,9 +71,9 @@ def vae_loss(vae: VAE, mels_BMT: Tensor, noise_seed: int) -> Tensor:
 
 
 def vocoder_loss(vocoder: Vocoder, mel: MelSpectrogram, mels_BMT: Tensor, waves_BN: Tensor) -> Tensor:
-    """L1 of log-mels and of spectra, linear and logarithmic, at three resolutions."""
+    """L1 of log-mels, and of waves and spectra at three resolutions the error relative to the true one."""
     made_BN = vocoder(mels_BMT)[:, 0]
-    loss = 2 * F.l1_loss(mel(made_BN), mel(waves_BN))
+    loss = 2 * F.l1_loss(mel(made_BN), mel(waves_BN)) + (made_BN - waves_BN).norm() / waves_BN.norm()
     for n_fft, hop in RESOLUTIONS:
         window = torch.hann_window(n_fft)
         made, true = (

@@ -22,7 +22,7 @@ class Plan:
     text: Fit = field(default_factory=lambda: Fit(steps=600, rate=1e-3))
     listener: Fit = field(default_factory=lambda: Fit(steps=400, rate=1e-3))
     vae: Fit = field(default_factory=lambda: Fit(steps=1500, rate=1e-2, bf16=True))
-    vocoder: Fit = field(default_factory=lambda: Fit(steps=3000, rate=1.5e-3, ema=0.99))
+    vocoder: Fit = field(default_factory=lambda: Fit(steps=2400, rate=2e-3, ema=0.99))
     teacher: Fit = field(default_factory=lambda: Fit(steps=1600, rate=1e-3, warmup=200, bf16=True))
     base: Fit = field(default_factory=lambda: Fit(steps=2500, rate=1e-3, warmup=200, bf16=True))
     stage1: Fit = field(default_factory=lambda: Fit(steps=2000, rate=1e-3, bf16=True))
