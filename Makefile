@@ -16,16 +16,11 @@ help:  ## list the targets
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-# A marker, not the folder: a bundle is exported again when what makes it has changed.
-out/.demo_bundle: .venv/installed $(wildcard selva_ref/*.py selva_ref/data/*/* export/selva_export/*.py)
-	@rm -rf out/demo_bundle
-	$(BIN)/selva-export --preset demo --random-weights --out out/demo_bundle
-	@touch $@
-
-demo: out/.demo_bundle  ## stems for the example video, from the demo model
+demo: .venv/installed  ## two stems of one scene from the demo model, and a picture of them
 	@rm -rf $(DEMO)
-	$(BIN)/selva-generate examples/street.mp4 -p "ball bouncing" -p "lamp beeping" \
-		--bundle out/demo_bundle --mux 1 --mux 2 -o $(DEMO)
+	$(BIN)/selva-generate examples/street.mp4 -p "ball bouncing" -p "lamp beeping" --mux 1 --mux 2 -o $(DEMO)
+	@$(BIN)/python examples/show_stems.py examples/street.mp4 $(DEMO)/stems.png \
+		ball=$(DEMO)/ball-bouncing.wav lamp=$(DEMO)/lamp-beeping.wav
 
 lint: .venv/installed  ## ruff, and mypy --strict on the runtime
 	$(BIN)/ruff check .

@@ -36,6 +36,8 @@ EXPORT = [
 
 TRAIN = [*EXPORT, "tensorboard>=2.20", "ema-pytorch>=0.8", "matplotlib"]
 
+CPU = "onnxruntime>=1.24"
+OPENVINO = "openvino>=2026.4"
 CUDA = "cuda-python>=13"
 RTX = "tensorrt-rtx-cu13>=1.7"
 
@@ -52,19 +54,20 @@ setup(
     package_dir=package_dir,
     package_data={
         "selva_ref": ["py.typed", "data/*", "data/*/*"],
-        "selva_runtime": ["py.typed"],
+        "selva_runtime": ["py.typed", "demo_bundle/*", "demo_bundle/*/*"],
         "selva_engines": ["py.typed"],
     },
     install_requires=["numpy>=1.26", "av>=17", "soundfile>=0.12", "tokenizers>=0.20", "click>=8.1"],
     extras_require={
-        "cpu": ["onnxruntime>=1.24"],
+        "cpu": [CPU],
+        "openvino": [OPENVINO, CPU],
         "gpu": ["onnxruntime-gpu>=1.27", CUDA],
         "tensorrt": ["tensorrt>=11", CUDA],
         "tensorrt-rtx": [RTX, CUDA],
         "export": EXPORT,
         "bench": [*EXPORT, "matplotlib"],
         "train": TRAIN,
-        "dev": [*TRAIN, RTX, CUDA, "ruff", "mypy", "pytest", "build"],
+        "dev": [*TRAIN, OPENVINO, RTX, CUDA, "ruff", "mypy", "pytest", "build"],
     },
     entry_points={
         "console_scripts": [

@@ -195,9 +195,9 @@ _DEMO = Preset(
     audio=replace(
         AUDIO_16K,
         vae_width=32,
-        vocoder_width=128,
-        vocoder_rates=(4, 4, 4, 4),
-        vocoder_kernels=(8, 8, 8, 8),
+        vocoder_width=32,
+        vocoder_rates=(256,),  # one level whose filters are whole frames of sound: learned in minutes
+        vocoder_kernels=(512,),
         mel_statistics=None,
     ),
     video=VideoConfig(image_size=64, width=96, depth=3, heads=3, text_width=64),

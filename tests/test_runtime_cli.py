@@ -109,7 +109,7 @@ def test_only_part_of_a_long_video_is_used_and_it_says_so(demo_bundle, tmp_path)
     video = write_video(tmp_path / "long.mp4", map(numbered, range(60)), rate=5)
     common = [str(video), "-p", "rain", "-o", str(tmp_path / "out"), "--bundle", str(demo_bundle), "--steps", "1"]
     result = CliRunner().invoke(main, common)
-    assert "notice: used 0.0-8.0 s of 12.0 s (choose with --start, --duration)\n" in result.stderr
+    assert "notice: used 0.0-4.2 s of 12.0 s (choose with --start, --duration)\n" in result.stderr
     result = CliRunner().invoke(main, [*common, "--start", "10", "--duration", "5", "--json"])
     assert "warning: the video ends at 12.00 s: the stems are 2.00 s long\n" in result.stderr
     report = json.loads(result.stdout)

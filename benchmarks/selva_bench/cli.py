@@ -36,7 +36,7 @@ def _list(_context: click.Context, _parameter: click.Parameter, text: str | None
     callback=_list,
     default="auto",
     show_default=True,
-    help="Backends, with commas between; all: each that can run here.",
+    help="Backends, with commas between, openvino-bf16 among them; all: each that can run here.",
 )
 @click.option(
     "--against",

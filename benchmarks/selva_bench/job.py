@@ -10,6 +10,9 @@ from typing import Self
 
 RUNTIME, TORCH = "runtime", "torch"
 CPU_BACKENDS = ("cpu", "openvino")
+BF16_SUFFIX = "-bf16"
+BF16_BACKENDS = (f"openvino{BF16_SUFFIX}",)
+"""Backends under the name that they have here when they compute in bfloat16."""
 
 _WHO = ("dog", "cat", "crow", "engine", "drum", "door", "river", "train", "bell", "horse", "saw", "crowd")
 _WHAT = ("near the camera", "in the distance", "on the left", "behind a wall", "on gravel", "at night", "in the rain")
@@ -24,6 +27,8 @@ class SideJob:
     """`RUNTIME` or `TORCH`."""
     backend: str
     """The runtime's; for PyTorch the device, "cpu" or "cuda"."""
+    precision: str
+    """What the runtime computes in, "exact" or "bf16"."""
     compiled: bool
     """Whether PyTorch's networks go through torch.compile."""
     bundle: str

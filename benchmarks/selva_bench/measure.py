@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from selva_runtime.executor import BF16, EXACT
+
 from .clip import clip_of
 from .errors import BenchError
-from .job import CPU_BACKENDS, RUNTIME, TORCH, SideJob
+from .job import BF16_SUFFIX, CPU_BACKENDS, RUNTIME, TORCH, SideJob
 from .machine import gpu_used_bytes
 from .process import WorkerError, WorkerProcess
 
@@ -68,8 +70,8 @@ def measure(plan: Plan, say: Callable[[str], None]) -> list[Side]:
             say(f"{job.label}: cold start")
             sides.append(_start(replace(job, audio=str(folder / f"{job.label}.npy")), folder, stack, optional))
 
-        for backend in plan.backends:
-            start(replace(pattern, label=backend, kind=RUNTIME, backend=backend), optional=plan.backends_optional)
+        for label in plan.backends:
+            start(_runtime_job(pattern, label), optional=plan.backends_optional)
         if all(side.unavailable for side, _ in sides):
             raise BenchError("; ".join(f"{side.job.label}: {side.unavailable}" for side, _ in sides))
         devices = dict.fromkeys(side.device for side, _ in sides if side.unavailable is None)
@@ -82,6 +84,12 @@ def measure(plan: Plan, say: Callable[[str], None]) -> list[Side]:
         for side, worker in running:
             side.host_bytes = worker.ask("memory")
         return [side for side, _ in sides]
+
+
+def _runtime_job(pattern: SideJob, label: str) -> SideJob:
+    """The job of a backend, or of one in bfloat16: "openvino-bf16"."""
+    backend = label.removesuffix(BF16_SUFFIX)
+    return replace(pattern, label=label, kind=RUNTIME, backend=backend, precision=EXACT if backend == label else BF16)
 
 
 def _start(job: SideJob, folder: Path, stack: ExitStack, optional: bool) -> tuple[Side, WorkerProcess | None]:
@@ -101,7 +109,7 @@ def _start(job: SideJob, folder: Path, stack: ExitStack, optional: bool) -> tupl
         return side, None
     side.facts, side.cold = cold["facts"], {**cold["seconds"], "total_s": until_first_stem_s}
     if job.backend == AUTO:
-        side.job = replace(job, label=side.facts["backend"])
+        side.job = replace(job, label=job.label.replace(AUTO, side.facts["backend"]))
     side.device = "cpu" if side.facts["backend"] in CPU_BACKENDS else "cuda"
     side.audio = np.load(job.audio)
     after_bytes = gpu_used_bytes()

@@ -9,12 +9,12 @@ from typing import Any
 
 from selva_runtime.bundle import Bundle
 from selva_runtime.cores import usable_cores
-from selva_runtime.executor import BACKENDS
+from selva_runtime.executor import BACKENDS, EXACT
 from selva_runtime.request import check_span
 
 from .bundles import random_bundle
 from .errors import BenchError
-from .job import RUNTIME, SideJob
+from .job import BF16_BACKENDS, RUNTIME, SideJob
 from .measure import AUTO, BASELINES, Plan, measure
 from .report import report
 from .results import save
@@ -94,6 +94,7 @@ def _plan(request: BenchRequest, folder: Path) -> Plan:
         label="",
         kind=RUNTIME,
         backend="",
+        precision=EXACT,
         compiled=False,
         bundle=str(folder),
         preset=manifest.preset,
@@ -108,7 +109,7 @@ def _plan(request: BenchRequest, folder: Path) -> Plan:
     )
     return Plan(
         pattern=pattern,
-        backends=tuple(BACKENDS) if every else request.backends,
+        backends=(*BACKENDS, *BF16_BACKENDS) if every else request.backends,
         backends_optional=every,
         baselines=request.baselines,
         rounds=request.rounds,

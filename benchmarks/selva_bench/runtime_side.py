@@ -23,14 +23,23 @@ class RuntimeSide:
         self._job = job
         self._prompts = endless_prompts()
         self._session = Session(
-            job.bundle, backend=job.backend, threads=job.threads, keep_text_towers=job.keep_text_towers
+            job.bundle,
+            backend=job.backend,
+            threads=job.threads,
+            keep_text_towers=job.keep_text_towers,
+            precision=job.precision,
         )
 
     @property
     def facts(self) -> dict[str, Any]:
         """What runs here."""
         info = self._session.info
-        return {"backend": info.backend, "precision": info.precision, "weights": info.weights}
+        return {
+            "backend": info.backend,
+            "precision": info.precision,
+            "compute_precision": info.compute_precision,
+            "weights": info.weights,
+        }
 
     def first_stem(self) -> np.ndarray:
         """The sound of the first prompt; in a fresh process, a cold start."""

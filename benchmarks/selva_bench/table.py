@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from selva_runtime.executor import BF16
+
 from .stages import STAGES
 
 _LABEL_WIDTH, _WIDTH = 26, 28
@@ -38,7 +40,7 @@ def _heading(document: dict[str, Any]) -> Iterator[str]:
 def _columns(document: dict[str, Any]) -> Iterator[str]:
     sides = {label: side for label, side in document["sides"].items() if "unavailable" not in side}
     yield _row("median [quartiles]", sides)
-    yield _row("", (f"{side['backend']} {side['precision']}" for side in sides.values()))
+    yield _row("", (_what(side) for side in sides.values()))
     yield _row("cold start to first stem", (seconds(side["cold"]["total_s"]) for side in sides.values()))
     for kind in ("stages", "totals"):
         names = dict.fromkeys(name for side in sides.values() for name in side[kind])
@@ -73,6 +75,11 @@ def _order(name: str) -> int:
 
 def _row(label: str, cells: Any) -> str:
     return f"{label:<{_LABEL_WIDTH}}" + "".join(f"{cell:>{_WIDTH}}" for cell in cells)
+
+
+def _what(side: dict[str, Any]) -> str:
+    in_bf16 = " in bf16" if side.get("compute_precision") == BF16 else ""
+    return f"{side['backend']} {side['precision']}{in_bf16}"
 
 
 def _spread(summary: dict[str, Any] | None) -> str:

@@ -97,7 +97,7 @@ def _parse(root: Path, manifest: dict[str, Any]) -> Source:
         path=root,
         preset=str(manifest["preset"]),
         precision=str(manifest["precision"]),
-        sequence={name: float(value) for name, value in manifest["sequence"].items()},
+        sequence={name: float(n) for name, n in manifest["sequence"].items() if not isinstance(n, str)},
         default_duration_s=float(manifest["defaults"]["duration_s"]),
         max_tokens=int(manifest["text"]["t5"]["max_tokens"]),
         graphs=graphs,

@@ -2,39 +2,77 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 
 from .bundle import Bundle
 from .cuda_device import CudaDevice
 from .device_array import Space
 from .errors import BackendError
-from .executor import Executor
+from .executor import BF16, CpuSettings, Executor
 
-_FASTEST_FIRST = ("tensorrt", "cuda")
+_ON_GPU = ("tensorrt", "cuda")
+"""Fastest first."""
+_WITH_BF16 = ("openvino",)
+_X86 = {"x86_64", "amd64"}
+_WORTH_COMPILING_BYTES = 200_000_000
+"""Below, as the toy demo is, OpenVINO takes longer to compile a bundle than it saves on a stem."""
 
 
-def best(bundle: Bundle, threads: int | None) -> Executor:
+def make(name: str, bundle: Bundle, settings: CpuSettings, reason: str) -> Executor:
+    """The backend of this name; raises `BackendError` where it cannot do what the settings ask for."""
+    if settings.precision == BF16 and name not in _WITH_BF16:
+        raise BackendError(
+            f"the {name} backend cannot compute in bf16 (ONNX Runtime has no bfloat16 on x86, engines have their own "
+            "precision); choose the backend openvino (pip install 'selva-deploy[openvino]'), or the precision exact"
+        )
+    return MAKERS[name](bundle, settings, reason)
+
+
+def best(bundle: Bundle, settings: CpuSettings) -> Executor:
     """The fastest backend that runs this bundle here. Its reason says what was passed over, and why."""
+    if settings.precision == BF16:
+        return make("openvino", bundle, settings, "the one that computes in bf16")
     try:
         CudaDevice()
     except BackendError as error:
-        return _cpu(bundle, threads, f"no GPU backend: {error}")
+        return _best_on_cpu(bundle, settings, f"no GPU backend: {error}")
     refused: list[str] = []
-    for name in _FASTEST_FIRST:
+    for name in _ON_GPU:
         try:
-            return MAKERS[name](bundle, threads, "; ".join(["the fastest that runs here", *refused]))
+            return make(name, bundle, settings, "; ".join(["the fastest that runs here", *refused]))
         except BackendError as error:
             refused.append(f"{name}: {error}")
-    return _cpu(bundle, threads, "; ".join(refused))
+    return _best_on_cpu(bundle, settings, "; ".join(refused))
 
 
-def _cpu(bundle: Bundle, threads: int | None, reason: str) -> Executor:
+def _best_on_cpu(bundle: Bundle, settings: CpuSettings, why: str) -> Executor:
+    """OpenVINO where it was measured to be the faster: a bundle of full size, on x86."""
+    if platform.machine().lower() not in _X86 or _bytes(bundle) < _WORTH_COMPILING_BYTES:
+        return make("cpu", bundle, settings, why)
+    try:
+        return make("openvino", bundle, settings, f"{why}; OpenVINO is faster than ONNX Runtime on x86")
+    except BackendError as error:
+        return make("cpu", bundle, settings, f"{why}; slower than openvino: {error}")
+
+
+def _bytes(bundle: Bundle) -> int:
+    return sum(file.bytes for file in bundle.manifest.files.values())
+
+
+def _cpu(bundle: Bundle, settings: CpuSettings, reason: str) -> Executor:
     from .onnx_cpu import OnnxCpuExecutor
 
-    return OnnxCpuExecutor(bundle, threads=threads, reason=reason)
+    return OnnxCpuExecutor(bundle, threads=settings.threads, reason=reason)
 
 
-def _cuda(bundle: Bundle, _threads: int | None, reason: str) -> Executor:
+def _openvino(bundle: Bundle, settings: CpuSettings, reason: str) -> Executor:
+    from .openvino_cpu import OpenVinoExecutor
+
+    return OpenVinoExecutor(bundle, threads=settings.threads, precision=settings.precision, reason=reason)
+
+
+def _cuda(bundle: Bundle, _settings: CpuSettings, reason: str) -> Executor:
     from .device_executor import DeviceExecutor
     from .onnx_device import OnnxGraphs
 
@@ -43,7 +81,7 @@ def _cuda(bundle: Bundle, _threads: int | None, reason: str) -> Executor:
     return DeviceExecutor(bundle, Space(device), graphs, backend="cuda", reason=f"{reason}; on {device.name}")
 
 
-def _tensorrt(bundle: Bundle, _threads: int | None, reason: str) -> Executor:
+def _tensorrt(bundle: Bundle, _settings: CpuSettings, reason: str) -> Executor:
     from .device_executor import DeviceExecutor
     from .tensorrt_graphs import open_graphs
 
@@ -54,9 +92,10 @@ def _tensorrt(bundle: Bundle, _threads: int | None, reason: str) -> Executor:
     return DeviceExecutor(bundle, space, graphs, backend="tensorrt", reason=what)
 
 
-MAKERS: dict[str, Callable[[Bundle, int | None, str], Executor]] = {
+MAKERS: dict[str, Callable[[Bundle, CpuSettings, str], Executor]] = {
     "cpu": _cpu,
+    "openvino": _openvino,
     "cuda": _cuda,
     "tensorrt": _tensorrt,
 }
-"""Each takes the bundle, the number of threads and the reason for the choice; raises `BackendError`."""
+"""Each takes the bundle, what the CPU is to be used for, and the reason for the choice; raises `BackendError`."""

@@ -35,8 +35,14 @@ from .command import OneLineCommand
     metavar="N",
     help="Also copy the video with prompt N's stem as its sound, the original sound as a second track. Repeatable.",
 )
-@click.option("--backend", default="auto", show_default=True, help="auto, cpu, cuda or tensorrt.")
+@click.option("--backend", default="auto", show_default=True, help="auto, cpu, openvino, cuda or tensorrt.")
 @click.option("--threads", type=int, help="CPU threads.  [default: the cores that may be used]")
+@click.option(
+    "--precision",
+    default="exact",
+    show_default=True,
+    help="exact, or bf16: two to four times as fast on a CPU that has bfloat16 (with OpenVINO), and less exact.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of file names.")
 @click.option("--quiet", is_flag=True, help="No notices and no progress bars; warnings stay.")
 def main(as_json: bool, quiet: bool, **options: Any) -> None:

@@ -61,7 +61,7 @@ class _Run:
         self.warnings: list[str] = []
         self._say = say
         self.bundle = default_bundle() if job.bundle is None else Path(job.bundle)
-        self.session = Session(self.bundle, backend=job.backend, threads=job.threads)
+        self.session = Session(self.bundle, backend=job.backend, threads=job.threads, precision=job.precision)
         self.info = self.session.info
         self.request = _request(job, self.info)
         self.duration_s = self.info.defaults.duration_s if job.duration_s is None else job.duration_s
@@ -191,6 +191,7 @@ class _Run:
             bundle=str(self.bundle),
             preset=self.info.preset,
             precision=self.info.precision,
+            compute_precision=self.info.compute_precision,
             weights=self.info.weights,
             backend=self.info.backend,
             backend_reason=self.info.backend_reason,

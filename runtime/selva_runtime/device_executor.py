@@ -74,6 +74,9 @@ class DeviceExecutor:
         """See `Executor.release`."""
         self._graphs.release(name)
 
+    def idle(self, name: str) -> None:
+        """See `Executor.idle`: engines that stay are what makes the next call fast."""
+
     def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Tensor:
         """See `Executor.empty`."""
         return self._with_room(lambda: self.space.empty(shape, dtype))

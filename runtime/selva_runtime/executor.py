@@ -7,6 +7,7 @@ and filled along their first axis in the same way, so that the session does not 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from threading import Event
 from typing import Any, Protocol
 
@@ -15,12 +16,29 @@ import numpy.typing as npt
 
 from .bundle import Bundle
 from .device_array import DeviceArray
-from .errors import BackendError, Cancelled
+from .errors import BackendError, Cancelled, RequestError
 from .manifest import Graph
 
 Array = npt.NDArray[Any]
 Tensor = Array | DeviceArray
-BACKENDS = ("cpu", "cuda", "tensorrt")
+BACKENDS = ("cpu", "openvino", "cuda", "tensorrt")
+EXACT, BF16 = PRECISIONS = ("exact", "bf16")
+"""What a backend computes in: the bundle's own precision, or bfloat16 for what takes the time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CpuSettings:
+    """How the CPU is to be used. Raises `RequestError`."""
+
+    threads: int | None = None
+    """None: as many as the process may use."""
+    precision: str = EXACT
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and not 1 <= self.threads <= 1024:
+            raise RequestError(f"threads is {self.threads}; give a number from 1 to 1024")
+        if self.precision not in PRECISIONS:
+            raise RequestError(f"no precision {self.precision!r}; choose one of {', '.join(PRECISIONS)}")
 
 
 class Loop(Protocol):
@@ -75,6 +93,9 @@ class Executor(Protocol):
     def release(self, name: str) -> None:
         """Free graph `name`; it loads again at its next use."""
 
+    def idle(self, name: str) -> None:
+        """This call has no more use of graph `name`: a backend that is short of memory releases it."""
+
     def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Tensor:
         """A tensor to fill."""
 
@@ -91,15 +112,16 @@ class Executor(Protocol):
         """A call has ended: keep what makes the next start faster."""
 
 
-def make_executor(bundle: Bundle, backend: str, threads: int | None) -> Executor:
+def make_executor(bundle: Bundle, backend: str, threads: int | None, precision: str = EXACT) -> Executor:
     """The executor called `backend` ("auto": the best there is); raises `BackendError` when there is none."""
     from . import backends
 
     if backend not in ("auto", *BACKENDS):
         raise BackendError(f"no backend {backend!r}; choose one of auto, {', '.join(BACKENDS)}")
+    settings = CpuSettings(threads=threads, precision=precision)
     if backend == "auto":
-        return backends.best(bundle, threads)
-    return backends.MAKERS[backend](bundle, threads, "asked for")
+        return backends.best(bundle, settings)
+    return backends.make(backend, bundle, settings, "asked for")
 
 
 def check_feeds(graph: Graph, feeds: Mapping[str, Tensor]) -> None:

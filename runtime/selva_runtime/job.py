@@ -29,6 +29,8 @@ class Job:
     backend: str = "auto"
     threads: int | None = None
     """None: as many as the process may use."""
+    precision: str = "exact"
+    """Or "bf16"."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +68,9 @@ class Report:
     bundle: str
     preset: str
     precision: str
+    """The bundle's: "fp32" or "fp16"."""
+    compute_precision: str
+    """"exact" or "bf16"."""
     weights: str
     """"official", "trained" or "random"."""
     backend: str

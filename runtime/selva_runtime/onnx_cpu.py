@@ -12,31 +12,24 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from threading import Event
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from .bundle import Bundle
 from .cores import usable_cores
-from .errors import BackendError, RequestError
-from .executor import Array, Tensor, check_cancel, check_feeds
+from .errors import BackendError
+from .executor import Array, check_cancel
+from .manifest import Graph
+from .numpy_executor import POLL_S, NumpyExecutor
 
-_POLL_S = 0.05
 _HOT = "guided_step"
 """The one graph that runs many times over with the same shapes, and so gains from keeping its memory."""
 
 
-class OnnxCpuExecutor:
+class OnnxCpuExecutor(NumpyExecutor):
     """Runs a bundle's graphs on `threads` CPU threads (None: as many as the process may use)."""
 
     backend = "cpu"
-    keeps_text_towers = False
-    loop = None
 
     def __init__(self, bundle: Bundle, *, threads: int | None = None, reason: str = "asked for") -> None:
-        self.reason = reason
-        self.segments_per_batch = self.stems_per_decode = 1
-        self.stems_per_batch = 4
-        self._bundle = bundle
+        super().__init__(bundle, reason)
         self._threads = threads or usable_cores()
         self._ort = import_onnxruntime(self.backend)
         self._sessions: dict[str, Any] = {}
@@ -57,54 +50,26 @@ class OnnxCpuExecutor:
         except Exception as error:
             raise BackendError(f"ONNX Runtime cannot load {path}: {first_line(error)}") from error
 
-    def run(self, name: str, feeds: Mapping[str, Tensor], cancel: Event | None = None) -> dict[str, Tensor]:
-        """See `Executor.run`."""
-        graph = self._bundle.manifest.graphs[name]
-        check_feeds(graph, feeds)
-        arrays = {port: np.asarray(values) for port, values in feeds.items()}
-        self.load(name)
-        outputs = [port.name for port in graph.outputs]
-        return dict(zip(outputs, self._run(name, outputs, arrays, cancel), strict=True))
-
     def release(self, name: str) -> None:
         """See `Executor.release`."""
         self._sessions.pop(name, None)
 
-    def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Tensor:
-        """See `Executor.empty`."""
-        return np.empty(shape, dtype)
-
-    def put(self, values: Tensor) -> Tensor:
-        """See `Executor.put`."""
-        return np.asarray(values)
-
-    def adopt(self, array: Any) -> Tensor:
-        """See `Executor.adopt`."""
-        raise RequestError("the cpu backend takes NumPy arrays, not arrays on a GPU; copy it to the host first")
-
-    def after(self, stream: int) -> None:
-        """See `Executor.after`."""
-        raise RequestError("the cpu backend has no streams; leave out stream, or choose the backend cuda or tensorrt")
-
-    def finish(self) -> None:
-        """See `Executor.finish`: nothing to keep."""
-
-    def _run(self, name: str, outputs: list[str], feeds: Mapping[str, Array], cancel: Event | None) -> list[Array]:
-        check_cancel(cancel)
+    def _run(self, graph: Graph, feeds: Mapping[str, Array], cancel: Event | None) -> dict[str, Array]:
+        self.load(graph.name)
+        names = [port.name for port in graph.outputs]
         options = self._ort.RunOptions()
-        future = self._pool.submit(self._sessions[name].run, outputs, dict(feeds), options)
+        future = self._pool.submit(self._sessions[graph.name].run, names, dict(feeds), options)
         try:
-            while not wait([future], timeout=_POLL_S).done:
+            while not wait([future], timeout=POLL_S).done:
                 check_cancel(cancel)
         except BaseException:
             options.terminate = True
             wait([future])
             raise
         try:
-            result: list[Array] = future.result()
+            return dict(zip(names, future.result(), strict=True))
         except Exception as error:
-            raise BackendError(f"ONNX Runtime failed in graph {name}: {first_line(error)}") from error
-        return result
+            raise BackendError(f"ONNX Runtime failed in graph {graph.name}: {first_line(error)}") from error
 
 
 def import_onnxruntime(backend: str) -> Any:

@@ -53,6 +53,9 @@ class SessionInfo:
 
     preset: str
     precision: str
+    """The bundle's: "fp32" or "fp16"."""
+    compute_precision: str
+    """"exact", or "bf16" where that was asked for."""
     weights: str
     """"official", "trained" or "random"."""
     notice: str

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from .batches import in_batches
 from .bundle import Bundle
 from .errors import RequestError
-from .executor import Tensor, make_executor, stacked
+from .executor import EXACT, Tensor, make_executor, stacked
 from .flow import finite
 from .foreign import is_foreign, stream_handle
 from .generation import Generation
@@ -38,8 +38,9 @@ class Session:
     """A bundle on a backend. Calls take turns: one thread at a time.
 
     `backend` "auto" takes the fastest that runs here (`info.backend_reason`); any other is met or refused. `threads`
-    bounds the CPU threads (None: the cores that the process may use). `keep_text_towers` leaves the text towers in
-    memory between new prompts (None: on a GPU). Raises `BundleError` and `BackendError`.
+    bounds the CPU threads (None: the cores that the process may use). `precision` "bf16" is faster and less exact, on
+    a CPU that has bfloat16. `keep_text_towers` leaves the text towers in memory between new prompts (None: on a GPU).
+    Raises `BundleError`, `RequestError` and `BackendError`.
     """
 
     def __init__(
@@ -49,13 +50,13 @@ class Session:
         backend: str = "auto",
         threads: int | None = None,
         keep_text_towers: bool | None = None,
+        precision: str = EXACT,
     ) -> None:
-        if threads is not None and not 1 <= threads <= 1024:
-            raise RequestError(f"threads is {threads}; give a number from 1 to 1024")
         self._bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         self._rules = self._bundle.manifest.sequence
         self._defaults = self._bundle.manifest.defaults
-        self._executor = make_executor(self._bundle, backend, threads)
+        self._precision = precision
+        self._executor = make_executor(self._bundle, backend, threads, precision)
         keep = self._executor.keeps_text_towers if keep_text_towers is None else keep_text_towers
         self._text = TextEncoder(self._bundle, self._executor, keep=keep)
         self._selections: WeakKeyDictionary[Clip, Recent[str, Tensor]] = WeakKeyDictionary()
@@ -67,6 +68,7 @@ class Session:
         return SessionInfo(
             preset=manifest.preset,
             precision=manifest.precision,
+            compute_precision=self._precision,
             weights=manifest.weights,
             notice=manifest.notice,
             backend=self._executor.backend,
@@ -242,6 +244,7 @@ class Session:
             warnings.append(f"the GPU's memory is short: the video is encoded {limit} segments at a time")
 
         in_batches(lengths.segments, executor.segments_per_batch, encode, fewer)
+        executor.idle("video_backbone")
         assert tokens is not None
         executor.finish()
         return tokens, tuple(warnings)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from selva_ref.demo.fitting import draws
 from selva_ref.demo.kinds import KINDS
@@ -22,8 +22,10 @@ from selva_ref.vocoder import Vocoder
 KL_WEIGHT = 0.001
 RESOLUTIONS = ((256, 64), (512, 128), (1024, 256))
 """FFT size and hop of the spectral losses, samples."""
-CROP_FRAMES = 32
-"""Mel frames that the vocoder sees at once while learning: 0.5 s."""
+CROP_FRAMES = 16
+"""Mel frames that the vocoder sees at once while learning: 0.26 s."""
+QUIET_RESIDUE = 0.2
+"""Share of their usual size that the residual branches start with: the linear path learns first."""
 
 
 class SoundBank:
@@ -45,7 +47,7 @@ class SoundBank:
         return self.mels_BMT[rng.integers(len(self.mels_BMT), size=batch)]
 
     def crops(self, mels_BMT: Tensor, rng: np.random.Generator, batch: int) -> tuple[Tensor, Tensor]:
-        """Around random events: crops of `mels_BMT`, (batch, bands, 32), and of the waves, (batch, 32 hops)."""
+        """Around random events: crops of `mels_BMT`, (batch, bands, 16), and of the waves, (batch, 16 hops)."""
         mels, waves = [], []
         for item in rng.integers(len(mels_BMT), size=batch):
             event = int(rng.choice(self.events_s[item]) * 16000 / self.hop)
@@ -70,18 +72,44 @@ def vae_loss(vae: VAE, mels_BMT: Tensor, noise_seed: int) -> Tensor:
     return error.abs().mean() + KL_WEIGHT * divergence.mean()
 
 
-def vocoder_loss(vocoder: Vocoder, mel: MelSpectrogram, mels_BMT: Tensor, waves_BN: Tensor) -> Tensor:
-    """L1 of log-mels, and of waves and spectra at three resolutions the error relative to the true one."""
+@torch.no_grad()
+def start_vocoder(vocoder: Vocoder) -> None:
+    """Residual branches that hardly speak yet."""
+    for block in vocoder.resblocks:
+        for convolution in block.convs2:
+            convolution.parametrizations.weight.original0.mul_(QUIET_RESIDUE)
+            nn.init.zeros_(convolution.bias)
+
+
+def quiet_level(progress: float) -> float:
+    """What counts as silence in `vocoder_loss`, of full scale: -40 dB at first, -100 dB from 80 % of the training on.
+
+    Were it low from the start, the logarithms' slope near silence would drown everything else: the vocoder would learn
+    to be quiet and never to sing.
+    """
+    return 10 ** (-2 - 3 * min(1.0, max(0.0, (progress - 0.3) / 0.5)))
+
+
+def vocoder_loss(vocoder: Vocoder, mel: MelSpectrogram, mels_BMT: Tensor, waves_BN: Tensor, quiet: float) -> Tensor:
+    """Relative error of the wave; of mels and spectra at three resolutions the L1 of logarithms above `quiet`."""
     made_BN = vocoder(mels_BMT)[:, 0]
-    loss = 2 * F.l1_loss(mel(made_BN), mel(waves_BN)) + (made_BN - waves_BN).norm() / waves_BN.norm()
+    loss = _log_error(10 ** mel(made_BN), 10 ** mel(waves_BN), quiet) + _relative(made_BN, waves_BN)
     for n_fft, hop in RESOLUTIONS:
         window = torch.hann_window(n_fft)
         made, true = (
             torch.stft(x, n_fft, hop, window=window, return_complex=True).abs().clamp(min=1e-7)
             for x in (made_BN, waves_BN)
         )
-        loss = loss + 0.5 * F.l1_loss((made + 1e-3).log(), (true + 1e-3).log()) + (made - true).norm() / true.norm()
+        loss = loss + 0.3 * _log_error(made, true, quiet * n_fft / 16) + _relative(made, true)
     return loss
+
+
+def _log_error(made: Tensor, true: Tensor, floor: float) -> Tensor:
+    return F.l1_loss((made + floor).log10(), (true + floor).log10())
+
+
+def _relative(made: Tensor, true: Tensor) -> Tensor:
+    return (made - true).norm() / true.norm()
 
 
 @torch.no_grad()

@@ -18,7 +18,15 @@ from torch import Tensor, nn
 
 import selva_ref
 from selva_ref.checkpoints import read_checkpoint, written_whole
-from selva_ref.demo.audio_model import SoundBank, set_mel_statistics, step_seed, vae_loss, vocoder_loss
+from selva_ref.demo.audio_model import (
+    SoundBank,
+    quiet_level,
+    set_mel_statistics,
+    start_vocoder,
+    step_seed,
+    vae_loss,
+    vocoder_loss,
+)
 from selva_ref.demo.clip_bank import ClipBank
 from selva_ref.demo.fitting import Fit, draws, fit
 from selva_ref.demo.generator_model import Examples, generator_loss, posteriors, start_generator
@@ -176,10 +184,12 @@ class Workshop:
         """The vocoder."""
         torch.manual_seed(self.seed + 2)
         vocoder = selva_ref.build("vocoder", PRESET)
+        start_vocoder(vocoder)
         make = self.fast(vocoder)
 
         def loss(rng: np.random.Generator, step: int) -> Tensor:
-            return vocoder_loss(make, self.mel, *self.sounds.crops(self.sounds.mels_BMT, rng, BATCH // 2))
+            mels, waves = self.sounds.crops(self.sounds.mels_BMT, rng, BATCH // 2)
+            return vocoder_loss(make, self.mel, mels, waves, quiet_level(step / self.plan.vocoder.steps))
 
         self.fit("vocoder", vocoder, loss, self.plan.vocoder)
         self.save(vocoder, "vocoder")
