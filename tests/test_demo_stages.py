@@ -1,5 +1,6 @@
 """Every stage of the demo's training runs, resumes exactly, and leaves checkpoints that load and export like any."""
 
+import json
 from contextlib import suppress
 
 import numpy as np
@@ -7,10 +8,13 @@ import pytest
 import torch
 from torch import nn
 
+from selva_ref.checkpoints import read_checkpoint
 from selva_ref.demo import fitting
+from selva_ref.demo.ablations import train_joint, train_no_encoder, train_no_sup
 from selva_ref.demo.fitting import Fit, draws, fit
 from selva_ref.demo.kinds import KINDS
 from selva_ref.demo.plan import QUICK
+from selva_ref.demo.report import evaluate
 from selva_ref.demo.selection import make_mixes, pooled
 from selva_ref.demo.workshop import PRESET, Workshop
 
@@ -21,7 +25,7 @@ RESULTS = ("text_t5", "text_clip", "vae", "vocoder", "listener", "teacher", "mma
 def shop(tmp_path_factory):
     """A run of two steps a stage."""
     shop = Workshop(folder=tmp_path_factory.mktemp("demo"), plan=QUICK, seed=0)
-    for stage in ("text", "vae", "vocoder", "listener", "teacher", "base", "stage1", "stage2"):
+    for stage in ("text", "vae", "vocoder", "voicing", "listener", "teacher", "base", "stage1", "stage2"):
         getattr(shop, stage)()
     return shop
 
@@ -102,3 +106,28 @@ def test_a_cut_training_goes_on_as_if_it_had_not_been(tmp_path):
 def test_the_time_left_is_said(capsys):
     fitting.Console("stage", 10, every_s=0.0).step(4, 1.0)
     assert "step 5/10" in capsys.readouterr().err
+
+
+def test_an_evaluation_scores_true_sounds_as_perfect_and_noise_as_nothing(shop):
+    text = evaluate(shop, ablations=False)
+    found = json.loads((shop.folder / "evaluation.json").read_text())
+    assert {"mixed", "composed"} == set(found["true_sounds"])
+    for truth in found["true_sounds"].values():
+        assert truth["f1"] >= 0.98
+        assert truth["leak"] <= 0.05
+    assert all(row["f1"] < 0.6 for row in found["rows"]["full"].values())  # two steps teach nothing
+    assert "| mixed | full |" in text
+    assert (shop.folder / "evaluation.png").stat().st_size > 5000
+    again = evaluate(shop, ablations=False)  # from the scores it kept
+    assert again == text
+
+
+def test_ablations_train_what_they_say(shop):
+    train_no_sup(shop)
+    assert read_checkpoint(shop.file("video_encoder_no_sup"))["sup_text_feat"].shape[0] == 0
+    train_no_encoder(shop)
+    train_joint(shop)
+    start, joint = shop.load("teacher").state_dict(), shop.load("video_encoder", "video_encoder_joint").state_dict()
+    backbone = [name for name in start if "spatial_attn_agg" not in name]
+    assert all(torch.equal(start[name], joint[name]) for name in backbone)
+    assert any(not torch.equal(start[name], joint[name]) for name in set(start) - set(backbone))

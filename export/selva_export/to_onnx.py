@@ -113,8 +113,11 @@ def _halve_weights(graph: onnx_ir.Graph) -> None:
         tensor = value.const_value
         if tensor.dtype != onnx_ir.DataType.FLOAT or tensor.size < HALVED_FROM:
             continue
+        numbers = tensor.numpy()
+        if np.abs(numbers).max() > np.finfo(np.float16).max:  # a mask, not a weight
+            continue
         name = f"{value.name}.half"
-        stored = onnx_ir.tensor(tensor.numpy().astype(np.float16), name=name)
+        stored = onnx_ir.tensor(numbers.astype(np.float16), name=name)
         half = onnx_ir.Value(name=name, const_value=stored, shape=value.shape, type=onnx_ir.TensorType(stored.dtype))
         attribute = onnx_ir.AttrInt64("to", onnx_ir.DataType.FLOAT.value)
         cast = onnx_ir.Node("", "Cast", [half], [attribute], name=f"{value.name}.whole")

@@ -24,6 +24,8 @@ RESOLUTIONS = ((256, 64), (512, 128), (1024, 256))
 """FFT size and hop of the spectral losses, samples."""
 CROP_FRAMES = 16
 """Mel frames that the vocoder sees at once while learning: 0.26 s."""
+LOUD = -3.5
+"""Log10-mel above which a sound is more than a trace."""
 QUIET_RESIDUE = 0.2
 """Share of their usual size that the residual branches start with: the linear path learns first."""
 
@@ -73,6 +75,17 @@ def vae_loss(vae: VAE, mels_BMT: Tensor, noise_seed: int) -> Tensor:
 
 
 @torch.no_grad()
+def reconstructed(vae: VAE, mels_BMT: Tensor, seed: int) -> Tensor:
+    """What the autoencoder makes of log-mels, by way of a random draw from its posterior."""
+    generator = torch.Generator().manual_seed(seed)
+    parts = []
+    for mels in mels_BMT.split(32):
+        mean, deviation = vae.encode(mels)
+        parts.append(vae.decode(mean + deviation * torch.randn(mean.shape, generator=generator)))
+    return torch.cat(parts)
+
+
+@torch.no_grad()
 def start_vocoder(vocoder: Vocoder) -> None:
     """Residual branches that hardly speak yet."""
     for block in vocoder.resblocks:
@@ -113,10 +126,14 @@ def _relative(made: Tensor, true: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def log_mel_error(vocoder: Vocoder, mel: MelSpectrogram, mels_BMT: Tensor) -> float:
-    """Mean absolute error of the log10-mel of what the vocoder makes of true mels, over whole clips."""
-    errors = [F.l1_loss(mel(vocoder(mels)[:, 0]), mels).item() for mels in mels_BMT.split(4)]
-    return float(np.mean(errors))
+def log_mel_errors(vocoder: Vocoder, mel: MelSpectrogram, mels_BMT: Tensor) -> tuple[float, float]:
+    """Mean absolute error of the log10-mel of what the vocoder makes of true mels: everywhere, and above -70 dB alone.
+
+    Most of a clip is silence, so the second is the harder one.
+    """
+    made_BMT = torch.cat([mel(vocoder(mels)[:, 0]) for mels in mels_BMT.split(4)])
+    errors = (made_BMT - mels_BMT).abs()
+    return float(errors.mean()), float(errors[mels_BMT > LOUD].mean())
 
 
 def step_seed(seed: int, stage: str, step: int) -> int:

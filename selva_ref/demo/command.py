@@ -11,7 +11,13 @@ import click
 
 from selva_runtime.command import SETTINGS, OneLineCommand
 
-_STEPS = ("all", "sound", "vision", "ablations", "evaluate", "export")
+_LANES = {
+    "sound": (("vae", "vae"), ("vocoder", "vocoder_true"), ("voicing", "vocoder"), ("listener", "listener")),
+    "vision": (("text", "text_t5"), ("teacher", "teacher")),
+    "stages": (("base", "mmaudio"), ("stage1", "video_encoder"), ("stage2", "generator")),
+}
+"""Parts of the run, each some stages and the network that a stage leaves behind; the third needs both others."""
+_PARTS = ("all", *_LANES, "ablations", "evaluate", "export")
 
 
 @click.command("demo", cls=OneLineCommand, context_settings=SETTINGS)
@@ -23,13 +29,13 @@ _STEPS = ("all", "sound", "vision", "ablations", "evaluate", "export")
 @click.option("--compile", "compiled", is_flag=True, help="torch.compile for the heaviest parts; needs a C++ compiler.")
 @click.option("--ablations/--no-ablations", default=True, help="Train and score the paper's ablations too.")
 @click.option(
-    "--only", type=click.Choice(_STEPS), default="all", help="One part of the run; what it needs must be there."
+    "--only", type=click.Choice(_PARTS), default="all", help="One part of the run; what it needs must be there."
 )
 def demo(out: Path, seed: int, quick: bool, compiled: bool, ablations: bool, only: str) -> None:
     """Train the demo model from nothing: clips, networks, both stages, scores, bundle.
 
-    Finished parts are not run again, and a part that was cut goes on where it was: give the command again. On two
-    cores the vocoder trains beside the rest.
+    Finished parts are not run again, and a part that was cut goes on from its last minute: give the command again.
+    Sound and vision train side by side, each on half of the cores. Needs 8 GB of disk for rendered clips.
     """
     from selva_ref.demo.plan import FULL, QUICK
     from selva_ref.demo.workshop import Workshop
@@ -37,8 +43,10 @@ def demo(out: Path, seed: int, quick: bool, compiled: bool, ablations: bool, onl
     out.mkdir(parents=True, exist_ok=True)
     shop = Workshop(folder=out, plan=QUICK if quick else FULL, seed=seed, compiled=compiled)
     if only == "all":
-        _side_by_side(["sound", "vision"])
-    elif only in ("sound", "vision"):
+        flags = [flag for flag, given in (("--quick", quick), ("--compile", compiled)) if given]
+        _side_by_side(("sound", "vision"), ["--out", str(out), "--seed", str(seed), *flags])
+        _lane(shop, "stages")
+    elif only in _LANES:
         _lane(shop, only)
     if only in ("all", "ablations") and ablations:
         _ablations(shop)
@@ -54,35 +62,25 @@ def _lane(shop: object, lane: str) -> None:
     """Stages one after the other, each once."""
     import torch
 
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
-    stages = {
-        "sound": (("vocoder", "vocoder"), ("listener", "listener")),
-        "vision": (
-            ("text", "text_t5"),
-            ("vae", "vae"),
-            ("teacher", "teacher"),
-            ("base", "mmaudio"),
-            ("stage1", "video_encoder"),
-            ("stage2", "generator"),
-        ),
-    }[lane]
-    for stage, result in stages:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(cores if lane == "stages" else max(1, cores // 2))
+    for stage, result in _LANES[lane]:
         if not shop.file(result).exists():
             getattr(shop, stage)()
 
 
-def _side_by_side(lanes: list[str]) -> None:
-    """Each lane in a process of its own; the first failure or an interrupt ends all."""
-    arguments = [argument for argument in sys.argv[1:] if argument != "--only"]
-    running = [subprocess.Popen([sys.executable, sys.argv[0], *arguments, "--only", lane]) for lane in lanes]
+def _side_by_side(lanes: tuple[str, ...], arguments: list[str]) -> None:
+    """Each lane in a process of its own; an interrupt reaches all of them, and each goes on later where it was."""
+    command = [sys.executable, "-m", "selva_ref.training.cli", "demo", *arguments, "--only"]
+    running = [subprocess.Popen([*command, lane]) for lane in lanes]
     try:
-        failed = [process.wait() for process in running]
+        failed = [lane for lane, process in zip(lanes, running, strict=True) if process.wait()]
     except BaseException:
         for process in running:
             process.terminate()
         raise
-    if any(failed):
-        raise click.ClickException("a part of the run failed; its own lines above say why")
+    if failed:
+        raise click.ClickException(f"the {' and the '.join(failed)} part failed; its own lines above say why")
 
 
 def _ablations(shop: object) -> None:
@@ -103,6 +101,8 @@ def _export(out: Path) -> None:
 
     bundle = out / "bundle"
     if not bundle.exists():
-        request = ExportRequest(preset=PRESETS["demo"], precision="fp32", checkpoints=out, out=bundle)
+        request = ExportRequest(
+            preset=PRESETS["demo"], precision="fp32", checkpoints=out, out=bundle, half_weights=True
+        )
         export_bundle(request, say=lambda line: click.echo(line, err=True))
     click.echo(f"sealed {bundle}")

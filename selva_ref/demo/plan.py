@@ -23,6 +23,7 @@ class Plan:
     listener: Fit = field(default_factory=lambda: Fit(steps=400, rate=1e-3))
     vae: Fit = field(default_factory=lambda: Fit(steps=1500, rate=1e-2, bf16=True))
     vocoder: Fit = field(default_factory=lambda: Fit(steps=3000, rate=3e-3, ema=0.99))
+    voicing: Fit = field(default_factory=lambda: Fit(steps=1000, rate=2e-3, ema=0.99))
     teacher: Fit = field(default_factory=lambda: Fit(steps=1600, rate=1e-3, warmup=200, bf16=True))
     base: Fit = field(default_factory=lambda: Fit(steps=1600, rate=1e-3, warmup=200, bf16=True))
     stage1: Fit = field(default_factory=lambda: Fit(steps=1200, rate=1e-3, bf16=True))
@@ -41,6 +42,7 @@ QUICK = Plan(
     listener=Fit(steps=2, rate=1e-3, **_FEW),
     vae=Fit(steps=2, rate=1e-3, **_FEW),
     vocoder=Fit(steps=2, rate=1e-3, **_FEW),
+    voicing=Fit(steps=2, rate=1e-3, **_FEW),
     teacher=Fit(steps=2, rate=1e-3, **_FEW),
     base=Fit(steps=2, rate=1e-3, **_FEW),
     stage1=Fit(steps=2, rate=1e-3, **_FEW),

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+import re
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+from torch import Tensor
+
 from selva_ref.checkpoints import read_checkpoint, written_whole
-from selva_ref.demo.ablations import VARIANTS, features_of, generator_of
-from selva_ref.demo.audio_model import SoundBank, log_mel_error
-from selva_ref.demo.evaluation import Judge, composed_tests, make_stems, mixed_tests, score_stems, table, test_tokens
+from selva_ref.demo.ablations import VARIANTS, Variant, features_of, generator_of
+from selva_ref.demo.audio_model import SoundBank, log_mel_errors
+from selva_ref.demo.evaluation import (
+    Judge,
+    TestScene,
+    composed_tests,
+    make_stems,
+    mixed_tests,
+    score_stems,
+    table,
+    test_tokens,
+)
 from selva_ref.demo.events import Score
 from selva_ref.demo.listener import Listener
 from selva_ref.demo.workshop import PRESET, Workshop
@@ -42,28 +55,19 @@ def judge_of(shop: Workshop) -> Judge:
 
 def evaluate(shop: Workshop, ablations: bool) -> str:
     """Scores every variant that was trained, writes `evaluation.{json,md,png}` and returns the table."""
-    judge, teacher = judge_of(shop), shop.load("teacher")
-    tests = {
-        "mixed": mixed_tests(shop.plan.tests, shop.seed + TEST_SEED),
-        "composed": composed_tests(shop.plan.tests, shop.seed + TEST_SEED),
-    }
-    tokens = {name: test_tokens(teacher, scenes) for name, scenes in tests.items()}
-    rows: dict[str, dict[str, Score]] = {}
-    for variant in VARIANTS if ablations else VARIANTS[:1]:
-        features, generator = features_of(shop, variant), generator_of(shop, variant)
-        rows[variant.name] = {
-            name: score_stems(judge, scenes, make_stems(judge, generator, features, scenes, tokens[name], shop.seed))
-            for name, scenes in tests.items()
-        }
-    truth = {name: _truth(judge, scenes) for name, scenes in tests.items()}
+    court = Court.of(shop)
+    variants = VARIANTS if ablations else VARIANTS[:1]
+    rows = {variant.name: court.scores(shop, variant) for variant in variants}
     sounds = SoundBank(shop.mel, 32, shop.seed + TEST_SEED)
+    errors = log_mel_errors(court.judge.vocoder, shop.mel, sounds.mels_BMT)
     numbers = {
         "command": "selva-train demo",
         "seed": shop.seed,
         "scenes": shop.plan.tests,
-        "vocoder_log_mel_l1": log_mel_error(judge.vocoder, shop.mel, sounds.mels_BMT),
+        "vocoder_log10_mel_l1": round(errors[0], 4),
+        "vocoder_log10_mel_l1_where_loud": round(errors[1], 4),
         "rows": {name: {test: _numbers(s) for test, s in scores.items()} for name, scores in rows.items()},
-        "true_sounds": {test: _numbers(s) for test, s in truth.items()},
+        "true_sounds": {test: _numbers(_truth(court.judge, scenes)) for test, scenes in court.tests.items()},
     }
     text = table(rows)
     _write(shop.folder / "evaluation.json", json.dumps(numbers, indent=1) + "\n")
@@ -72,10 +76,39 @@ def evaluate(shop: Workshop, ablations: bool) -> str:
     return text
 
 
-def _truth(judge: Judge, scenes: list) -> Score:
-    """The true stems under the same measure: what a perfect model would score."""
-    import numpy as np
+@dataclass(frozen=True, kw_only=True)
+class Court:
+    """The judge, the test sets and the backbone's tokens of them, the same for every variant."""
 
+    judge: Judge
+    tests: dict[str, list[TestScene]]
+    tokens: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, shop: Workshop) -> Court:
+        """Both test sets of a run."""
+        count, seed = shop.plan.tests, shop.seed + TEST_SEED
+        tests = {"mixed": mixed_tests(count, seed), "composed": composed_tests(count, seed)}
+        teacher = shop.load("teacher")
+        return cls(judge=judge_of(shop), tests=tests, tokens={n: test_tokens(teacher, s) for n, s in tests.items()})
+
+    def scores(self, shop: Workshop, variant: Variant) -> dict[str, Score]:
+        """A variant's score on each test set, kept in the run's folder once it is known."""
+        path = shop.folder / f"scores_{re.sub('[^a-z]+', '_', variant.name.lower())}.json"
+        if path.exists():
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            return {test: Score(**counts) for test, counts in kept.items()}
+        features, generator = features_of(shop, variant), generator_of(shop, variant)
+        found = {}
+        for test, scenes in self.tests.items():
+            stems = make_stems(self.judge, generator, features, scenes, self.tokens[test], shop.seed)
+            found[test] = score_stems(self.judge, scenes, stems)
+        _write(path, json.dumps({test: asdict(score) for test, score in found.items()}) + "\n")
+        return found
+
+
+def _truth(judge: Judge, scenes: list[TestScene]) -> Score:
+    """The true stems under the same measure: what a perfect model would score."""
     return score_stems(judge, scenes, np.stack([source.sound() for scene in scenes for source in scene.sources]))
 
 

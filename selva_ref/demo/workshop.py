@@ -21,6 +21,7 @@ from selva_ref.checkpoints import read_checkpoint, written_whole
 from selva_ref.demo.audio_model import (
     SoundBank,
     quiet_level,
+    reconstructed,
     set_mel_statistics,
     start_vocoder,
     step_seed,
@@ -192,6 +193,19 @@ class Workshop:
             return vocoder_loss(make, self.mel, mels, waves, quiet_level(step / self.plan.vocoder.steps))
 
         self.fit("vocoder", vocoder, loss, self.plan.vocoder)
+        self.save(vocoder, "vocoder_true")
+
+    def voicing(self) -> None:
+        """The vocoder again, on what the autoencoder makes of true mels: blurred, as a generated one is."""
+        vocoder, vae = self.load("vocoder", "vocoder_true"), self.load("vae")
+        make = self.fast(vocoder)
+        blurred = self._kept("blurred", lambda: reconstructed(vae, self.sounds.mels_BMT, self.seed))
+
+        def loss(rng: np.random.Generator, step: int) -> Tensor:
+            mels, waves = self.sounds.crops(self.sounds.mels_BMT if step % 4 == 0 else blurred, rng, BATCH // 2)
+            return vocoder_loss(make, self.mel, mels, waves, quiet_level(1.0))
+
+        self.fit("voicing", vocoder, loss, self.plan.voicing)
         self.save(vocoder, "vocoder")
 
     def teacher(self) -> None:
