@@ -1,7 +1,7 @@
 """Render `street.mp4`, the video that the documentation and the quick start use, and `street.json`, its true events.
 
-A composed scene of the demo's world, which no training clip resembles: a ball bounces and a lamp beeps in one frame,
-overlapping in time. The same seed gives the same file. Usage:
+A composed scene of the demo's world, of the kind that is only tested on: a ball bounces and a lamp beeps in one frame,
+their events interleaved. The same seed gives the same file. Usage:
 
     python examples/make_clip.py [OUT.mp4]
 """

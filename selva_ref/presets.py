@@ -59,7 +59,7 @@ class GeneratorConfig:
     text_tokens: int = 77
     frames_per_latent: float | None = None
     """None: sync features are spread evenly over the latent, as the official weights learned it. Video frames that a
-    latent vector spans: each takes the feature that shows its moment, which a small model cannot learn by itself."""
+    latent vector spans: each takes the feature of its moment, so that a small model need not learn the drift."""
     v2: bool = False
     """Second version: SiLU in the input projections, wide time embedding at ten thousand times the rate."""
 
@@ -196,7 +196,7 @@ _DEMO = Preset(
         AUDIO_16K,
         vae_width=32,
         vocoder_width=32,
-        vocoder_rates=(256,),  # one level whose filters are whole frames of sound: learned in minutes
+        vocoder_rates=(256,),  # one level whose filters are two frames of sound long: four levels learned no tone
         vocoder_kernels=(512,),
         mel_statistics=None,
     ),

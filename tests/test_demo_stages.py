@@ -11,12 +11,14 @@ from torch import nn
 from selva_ref.checkpoints import read_checkpoint
 from selva_ref.demo import fitting
 from selva_ref.demo.ablations import train_joint, train_no_encoder, train_no_sup
+from selva_ref.demo.clip_bank import segments_of
 from selva_ref.demo.fitting import Fit, draws, fit
 from selva_ref.demo.kinds import KINDS
 from selva_ref.demo.plan import QUICK
 from selva_ref.demo.report import evaluate
-from selva_ref.demo.selection import make_mixes, pooled
+from selva_ref.demo.selection import draw_pair, make_mixes, pooled
 from selva_ref.demo.workshop import PRESET, Workshop
+from selva_ref.training.errors import TrainingError
 
 RESULTS = ("text_t5", "text_clip", "vae", "vocoder", "listener", "teacher", "mmaudio", "video_encoder", "generator")
 
@@ -55,18 +57,21 @@ def test_the_teacher_sees_a_mix_as_its_tokens_say(shop):
     teacher = shop.load("teacher")
     mixes = make_mixes(teacher, shop.bank, 2, 1, shop.folder / "two.npy")
     rows = np.arange(4)
-    assert set(mixes.sources[:, 0]) & set(range(len(shop.bank)))
     assert (shop.bank.kinds[mixes.sources[:, 0]] != shop.bank.kinds[mixes.sources[:, 1]]).all()
     np.testing.assert_array_equal(mixes.targets(rows), mixes.sources.ravel())
+    pair = draw_pair(shop.bank, np.random.default_rng([1, 2, 0]))
+    assert [pair.left, pair.right] == mixes.sources[0].tolist()
     with torch.no_grad():
-        features = pooled(teacher, mixes.tokens_of(rows))
-    assert features.shape == (4, 96, PRESET.video.width)
-    torch.testing.assert_close(features[0], features[1])  # two targets, one picture
+        kept = pooled(teacher, mixes.tokens_of(rows))
+        whole = teacher(segments_of(pair.frames(shop.bank)[None])).flatten(1, 2)
+    assert kept.shape == (4, 96, PRESET.video.width)
+    torch.testing.assert_close(kept[:1], whole, rtol=5e-3, atol=5e-3)
+    torch.testing.assert_close(kept[0], kept[1])  # two targets, one picture
 
 
-def test_both_sides_are_drawn_as_targets(shop):
-    rows = draws(0, "stage1 video_encoder", 0).integers(len(shop.mixes), size=200)
-    assert 60 < (rows % 2).sum() < 140
+def test_a_folder_of_another_run_is_refused(shop):
+    with pytest.raises(TrainingError, match="another plan or seed"):
+        Workshop(folder=shop.folder, plan=QUICK, seed=1)
 
 
 def test_prompts_name_their_kind(shop):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from selva_ref.demo.fitting import draws
 from selva_ref.demo.kinds import KINDS
-from selva_ref.demo.sounds import draw_voice, soundtrack
+from selva_ref.demo.sounds import RATE_HZ, draw_voice, soundtrack
 from selva_ref.demo.world import SAMPLES, draw_events
 from selva_ref.mel import MelSpectrogram
 from selva_ref.vae import VAE
@@ -52,7 +52,7 @@ class SoundBank:
         """Around random events: crops of `mels_BMT`, (batch, bands, 16), and of the waves, (batch, 16 hops)."""
         mels, waves = [], []
         for item in rng.integers(len(mels_BMT), size=batch):
-            event = int(rng.choice(self.events_s[item]) * 16000 / self.hop)
+            event = int(rng.choice(self.events_s[item]) * RATE_HZ / self.hop)
             start = int(np.clip(event - rng.integers(0, CROP_FRAMES), 0, mels_BMT.shape[-1] - CROP_FRAMES))
             mels.append(mels_BMT[item, :, start : start + CROP_FRAMES])
             waves.append(self.waves_BN[item, start * self.hop : (start + CROP_FRAMES) * self.hop])

@@ -6,8 +6,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from selva_ref.demo.workshop import Workshop
 
 from selva_runtime.command import SETTINGS, OneLineCommand
 
@@ -58,7 +62,7 @@ def demo(out: Path, seed: int, quick: bool, compiled: bool, ablations: bool, onl
         _export(out)
 
 
-def _lane(shop: object, lane: str) -> None:
+def _lane(shop: Workshop, lane: str) -> None:
     """Stages one after the other, each once."""
     import torch
 
@@ -83,7 +87,7 @@ def _side_by_side(lanes: tuple[str, ...], arguments: list[str]) -> None:
         raise click.ClickException(f"the {' and the '.join(failed)} part failed; its own lines above say why")
 
 
-def _ablations(shop: object) -> None:
+def _ablations(shop: Workshop) -> None:
     from selva_ref.demo.ablations import train_joint, train_no_encoder, train_no_sup
 
     for train, result in (

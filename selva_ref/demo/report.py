@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from selva_ref.checkpoints import read_checkpoint, written_whole
+from selva_ref.checkpoints import file_sha256, read_checkpoint, written_whole
 from selva_ref.demo.ablations import VARIANTS, Variant, features_of, generator_of
 from selva_ref.demo.audio_model import SoundBank, log_mel_errors
 from selva_ref.demo.evaluation import (
@@ -93,17 +93,19 @@ class Court:
         return cls(judge=judge_of(shop), tests=tests, tokens={n: test_tokens(teacher, s) for n, s in tests.items()})
 
     def scores(self, shop: Workshop, variant: Variant) -> dict[str, Score]:
-        """A variant's score on each test set, kept in the run's folder once it is known."""
+        """A variant's score on each test set, kept in the run's folder for the very networks that were scored."""
         path = shop.folder / f"scores_{re.sub('[^a-z]+', '_', variant.name.lower())}.json"
-        if path.exists():
-            kept = json.loads(path.read_text(encoding="utf-8"))
-            return {test: Score(**counts) for test, counts in kept.items()}
+        names = ("teacher", variant.encoder or "teacher", variant.generator, "vae", "vocoder", "listener", "text_t5")
+        networks = {name: file_sha256(shop.file(name)) for name in (*names, "text_clip")}
+        if path.exists() and (kept := json.loads(path.read_text(encoding="utf-8"))).get("networks") == networks:
+            return {test: Score(**counts) for test, counts in kept["scores"].items()}
         features, generator = features_of(shop, variant), generator_of(shop, variant)
         found = {}
         for test, scenes in self.tests.items():
             stems = make_stems(self.judge, generator, features, scenes, self.tokens[test], shop.seed)
             found[test] = score_stems(self.judge, scenes, stems)
-        _write(path, json.dumps({test: asdict(score) for test, score in found.items()}) + "\n")
+        scores = {test: asdict(score) for test, score in found.items()}
+        _write(path, json.dumps({"networks": networks, "scores": scores}) + "\n")
         return found
 
 

@@ -1,8 +1,8 @@
 """What the things of the demo's world sound like: one short sound an event, its start sharp, its end within 0.45 s.
 
 Each source has its own pitch and loudness, so that no two clips sound alike. All tones are multiples of 62.5 Hz, the
-rate of mel frames, and their phase follows the clip's time: what a frame holds then says what its samples are, and a
-small vocoder learns in half an hour what takes days for real sounds. Shapes: n samples at 16 kHz.
+rate of mel frames, and their phase follows the clip's time: what a frame holds then says what its samples are, which a
+small vocoder can learn. Shapes: n samples at 16 kHz.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
 """Every stage of the demo, from nothing to a folder of checkpoints that exports like any other.
 
-A stage's result is one file; a stage whose file is there is not run again. Two lanes run side by side on two cores: the
-vocoder needs nothing from the rest.
+A stage's result is one file; a stage whose file is there is not run again. `run.json` says what plan and seed the
+folder belongs to: another one is refused, so that nothing is mixed from two runs.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -41,6 +42,7 @@ from selva_ref.loading import load_tokenizers
 from selva_ref.mel import MelSpectrogram
 from selva_ref.official import OfficialModule
 from selva_ref.presets import PRESETS, Preset
+from selva_ref.training.errors import TrainingError
 from selva_ref.training.initial import fresh_encoder
 from selva_ref.training.parameters import STAGE1, STAGE2, trainable
 
@@ -58,6 +60,15 @@ class Workshop:
     seed: int
     compiled: bool = False
     """torch.compile for the two heaviest losses: a third faster, needs a C++ compiler."""
+
+    def __post_init__(self) -> None:
+        """Raises `TrainingError` when the folder holds a run with another plan or seed."""
+        path = self.folder / "run.json"
+        told = json.dumps({"seed": self.seed, "plan": asdict(self.plan)}, indent=1) + "\n"
+        if path.exists() and path.read_text(encoding="utf-8") != told:
+            raise TrainingError(f"{path}: this folder holds a run with another plan or seed; choose another --out")
+        with written_whole(path) as temporary:
+            temporary.write_text(told, encoding="utf-8")
 
     def file(self, name: str) -> Path:
         """Where the network called `name` is kept."""
