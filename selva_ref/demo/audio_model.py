@@ -19,13 +19,15 @@ from selva_ref.mel import MelSpectrogram
 from selva_ref.vae import VAE
 from selva_ref.vocoder import Vocoder
 
-KL_WEIGHT = 0.001
+KL_WEIGHT = 5e-4
 RESOLUTIONS = ((256, 64), (512, 128), (1024, 256))
 """FFT size and hop of the spectral losses, samples."""
 CROP_FRAMES = 16
 """Mel frames that the vocoder sees at once while learning: 0.26 s."""
 LOUD = -3.5
 """Log10-mel above which a sound is more than a trace."""
+LOUD_WEIGHT = 6.0
+"""What an error counts there, against one in silence: most of a clip is silent, and its tones are a few bands wide."""
 QUIET_RESIDUE = 0.2
 """Share of their usual size that the residual branches start with: the linear path learns first."""
 
@@ -66,12 +68,13 @@ def set_mel_statistics(vae: VAE, mels_BMT: Tensor) -> None:
 
 
 def vae_loss(vae: VAE, mels_BMT: Tensor, noise_seed: int) -> Tensor:
-    """L1 of the normalised mel plus `KL_WEIGHT` times the divergence from the unit normal, per latent element."""
+    """L1 of the log-mel, loud places weighted, plus `KL_WEIGHT` times the divergence from the unit normal."""
     mean, std = vae.encode(mels_BMT)
     noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(noise_seed))
-    error = (vae.decode(mean + std * noise) - mels_BMT) / vae.data_std
+    error = (vae.decode(mean + std * noise) - mels_BMT).abs()
+    weight = torch.where(mels_BMT > LOUD, LOUD_WEIGHT, 1.0)
     divergence = 0.5 * (mean.square() + std.square() - 1) - std.log()
-    return error.abs().mean() + KL_WEIGHT * divergence.mean()
+    return (weight * error).mean() + KL_WEIGHT * divergence.mean()
 
 
 @torch.no_grad()

@@ -17,8 +17,8 @@ from selva_runtime.command import SETTINGS, OneLineCommand
 
 _LANES = {
     "sound": (("vae", "vae"), ("vocoder", "vocoder_true"), ("voicing", "vocoder"), ("listener", "listener")),
-    "vision": (("text", "text_t5"), ("teacher", "teacher")),
-    "stages": (("base", "mmaudio"), ("stage1", "video_encoder"), ("stage2", "generator")),
+    "vision": (("text", "text_t5"), ("teacher", "teacher"), ("stage1", "video_encoder")),
+    "stages": (("base", "mmaudio"), ("stage2", "generator")),
 }
 """Parts of the run, each some stages and the network that a stage leaves behind; the third needs both others."""
 _PARTS = ("all", *_LANES, "ablations", "evaluate", "export")

@@ -17,13 +17,13 @@ class Plan:
     """Rendered clips of one source: 1.3 MB of memory each."""
     mixes: int = 4000
     """Pairs of clips side by side: 0.3 MB of disk each."""
-    tests: int = 24
+    tests: int = 48
     """Scenes in each test set; every scene gives two stems."""
     text: Fit = field(default_factory=lambda: Fit(steps=600, rate=1e-3))
     listener: Fit = field(default_factory=lambda: Fit(steps=400, rate=1e-3))
-    vae: Fit = field(default_factory=lambda: Fit(steps=1500, rate=1e-2, bf16=True))
-    vocoder: Fit = field(default_factory=lambda: Fit(steps=3000, rate=3e-3, ema=0.99))
-    voicing: Fit = field(default_factory=lambda: Fit(steps=1000, rate=2e-3, ema=0.99))
+    vae: Fit = field(default_factory=lambda: Fit(steps=2500, rate=1e-2, bf16=True))
+    vocoder: Fit = field(default_factory=lambda: Fit(steps=4000, rate=3e-3, ema=0.99))
+    voicing: Fit = field(default_factory=lambda: Fit(steps=1500, rate=2e-3, ema=0.99))
     teacher: Fit = field(default_factory=lambda: Fit(steps=1600, rate=1e-3, warmup=200, bf16=True))
     base: Fit = field(default_factory=lambda: Fit(steps=1600, rate=1e-3, warmup=200, bf16=True))
     stage1: Fit = field(default_factory=lambda: Fit(steps=1200, rate=1e-3, bf16=True))
