@@ -107,7 +107,8 @@ class PatchEmbed(nn.Module):
 class SpatialPooling(nn.Module):
     """A learned CLS in front of the patches of one time step, one pre-norm encoder layer, its CLS row.
 
-    Only the CLS row is used, so only that row is computed: one query instead of 197.
+    Only the CLS row is used, so only that row is computed: one query instead of 197. It is the same for every picture,
+    which leaves `heads` products a patch instead of keys and values.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -124,13 +125,16 @@ class SpatialPooling(nn.Module):
     def forward(self, x_BPD: Tensor) -> Tensor:
         """Patches (B, P, D) of B time steps → one vector each, (B, D)."""
         cls = self.cls_token.expand(x_BPD.shape[0], -1, -1)
-        keys = self.norm1(torch.cat((cls, x_BPD), dim=1))
-        wq, wkv = self.self_attn.in_proj_weight.tensor_split((x_BPD.shape[-1],))
-        bq, bkv = self.self_attn.in_proj_bias.tensor_split((x_BPD.shape[-1],))
-        q = rearrange(F.linear(keys[:, :1], wq, bq), "b n (h d) -> b h n d", h=self.heads)
-        k, v = rearrange(F.linear(keys, wkv, bkv), "b n (two h d) -> two b h n d", two=2, h=self.heads)
-        out = rearrange(attend(q, k, v, scale=self.scale), "b h n d -> b n (h d)")
-        x = (cls + self.self_attn.out_proj(out)).squeeze(1)
+        seen = self.norm1(torch.cat((cls, x_BPD), dim=1))
+        wq, wk, wv = rearrange(self.self_attn.in_proj_weight, "(three h d) e -> three h d e", three=3, h=self.heads)
+        bq, _, bv = rearrange(self.self_attn.in_proj_bias, "(three h d) -> three h d", three=3, h=self.heads)
+        # q (Wk x + bk) is (q Wk) x plus what softmax drops; the weighted mean of Wv x + bv is Wv (mean of x) + bv
+        query = (wq @ self.norm1(self.cls_token)[0, 0]) + bq
+        asked = ((query * self.scale)[:, None] @ wk).flatten(0, 1)
+        weights = (seen @ asked.T).float().softmax(1).to(seen.dtype)
+        mixed = rearrange(weights.transpose(1, 2) @ seen, "b h e -> h b e")
+        out = rearrange(mixed @ wv.transpose(1, 2) + bv[:, None], "h b d -> b (h d)")
+        x = cls[:, 0] + self.self_attn.out_proj(out)
         return x + self.linear2(F.gelu(self.linear1(self.norm2(x))))
 
 

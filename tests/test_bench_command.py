@@ -63,6 +63,14 @@ def test_runtime_and_torch_side_by_side(demo_bundle: Path, tmp_path: Path) -> No
         assert side["peak_host_bytes"] > 50e6
     for side in document["sides"].values():
         assert side["stages"]["step"]["samples"] == 2 * 25  # the first stem's and the new prompt's
+    floor = document["sides"]["torch-cpu"]["floor"]
+    assert set(floor["stages"]) == STAGES - {"decode"}
+    assert floor["stages"]["encode"]["seconds"] == pytest.approx(
+        floor["stages"]["encode"]["flop"] / floor["flop_per_s"], rel=1e-4
+    )
+    width, depth, tokens, segments = 96, 3, 1 + 8 * 16, 2  # of a second of video, in the demo's backbone
+    linear_layers = 2 * 16 * width**2 * depth * tokens * segments
+    assert linear_layers < floor["stages"]["encode"]["flop"] < 1.4 * linear_layers  # attention and patches besides
     against = document["ratios"]["cpu"]["torch-cpu"]
     assert against["snr_db"] > 60
     ours, baseline = (document["sides"][name]["totals"] for name in ("cpu", "torch-cpu"))

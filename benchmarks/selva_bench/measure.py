@@ -38,6 +38,8 @@ class Side:
     facts: dict[str, Any] = field(default_factory=dict)
     cold: dict[str, float] = field(default_factory=dict)
     """Seconds of a fresh process: importing, opening, the first stem, and all of it with the interpreter's start."""
+    floor: dict[str, Any] | None = None
+    """Of PyTorch on a CPU: what its arithmetic alone would take."""
     rounds: list[dict[str, Any]] = field(default_factory=list)
     """What `round` of the sides gives."""
     audio: npt.NDArray[np.float32] | None = None
@@ -101,6 +103,7 @@ def _start(job: SideJob, folder: Path, stack: ExitStack, optional: bool) -> tupl
         cold = worker.ask("cold")
         until_first_stem_s = perf_counter() - worker.started_s
         worker.ask("warm_up")
+        side.floor = worker.ask("floor")
     except WorkerError as error:
         worker.close()
         if not optional:

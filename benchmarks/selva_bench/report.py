@@ -54,6 +54,7 @@ def _side(side: Side) -> dict[str, Any]:
         "device": side.device,
         **side.facts,
         "cold": side.cold,
+        **({"floor": side.floor} if side.floor else {}),
         "totals": {
             name: {**asdict(summary), "real_time_factor": real_time_factor(summary.median_s, sound_s * stems_in(name))}
             for name, summary in totals.items()

@@ -14,7 +14,7 @@ _LABEL_WIDTH, _WIDTH = 26, 28
 
 def table(document: dict[str, Any]) -> str:
     """What ran, one row a stage and total, one column a side, then the ratios."""
-    return "\n".join([*_heading(document), "", *_columns(document), "", *_ratios(document)]).rstrip()
+    return "\n".join([*_heading(document), "", *_columns(document), "", *_floors(document), *_ratios(document)]).rstrip()
 
 
 def seconds(value: float) -> str:
@@ -53,6 +53,15 @@ def _columns(document: dict[str, Any]) -> Iterator[str]:
     for label, side in document["sides"].items():
         if "unavailable" in side:
             yield f"{label} is not available here: {side['unavailable']}"
+
+
+def _floors(document: dict[str, Any]) -> Iterator[str]:
+    for label, side in document["sides"].items():
+        if floor := side.get("floor"):
+            rate = floor["flop_per_s"] / 1e9
+            yield f"{label}: its operations, and their time at {rate:.0f} GFLOP/s, this CPU's rate of matrix products:"
+            for name, stage in sorted(floor["stages"].items(), key=lambda item: _order(item[0])):
+                yield f"  {name:<{_LABEL_WIDTH}}{stage['flop'] / 1e9:>8.1f} GFLOP   {seconds(stage['seconds'])}"
 
 
 def _ratios(document: dict[str, Any]) -> Iterator[str]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from selva_ref.pipeline import Pipeline
 from selva_runtime.video import read_clip
@@ -19,6 +20,9 @@ from selva_runtime.video import read_clip
 from .errors import BenchError
 from .job import SideJob, endless_prompts
 from .totals import round_totals
+
+_PRODUCT = 2048
+"""Side of the square matrices whose product tells this CPU's rate."""
 
 
 class TorchSide:
@@ -32,9 +36,12 @@ class TorchSide:
         self._prompts = endless_prompts()
         self._dtype = torch.bfloat16 if job.backend == "cuda" else torch.float32
         self._pipeline = Pipeline(job.preset, None, device=job.backend, dtype=self._dtype)
+        for network in filter(lambda part: isinstance(part, torch.nn.Module), vars(self._pipeline).values()):
+            network.requires_grad_(False)
         self._pipeline.vae.bake()
         self._pipeline.vocoder.bake()
-        self._marks: list[tuple[str, Any, Any]] = []
+        self._marks: list[tuple[str, Any, Any, int]] = []
+        self._count: Callable[[], int] = lambda: 0
         backbone = self._pipeline.video_encoder.backbone
         self._pipeline.video_encoder.backbone = lambda segments: backbone(segments.to(self._dtype))  # type: ignore[method-assign]
         if job.compiled:
@@ -68,7 +75,25 @@ class TorchSide:
         by_stems = {n: (sum(runs_s[:n]), sum(decodes_s[:n])) for n in self._job.stems}
         return {"totals": round_totals(by_stems, runs_s[-1]), "stages": stages}
 
-    def _run(self) -> tuple[np.ndarray, float, float, dict[str, list[float]]]:
+    def floor(self) -> dict[str, Any] | None:
+        """What the arithmetic of each stage alone would take on this CPU: its operations over the rate that a large
+        matrix product reaches. None for what torch.compile made, and on a GPU."""
+        if self._job.compiled or self._job.backend == "cuda":
+            return None
+        with FlopCounterMode(display=False) as counter:
+            self._count = counter.get_total_flops
+            self._run(steps=2)
+            self._count = lambda: 0
+        operations: dict[str, int] = {}
+        for stage, _, _, count in self._marks:
+            operations[stage] = count if stage == "step" else operations.get(stage, 0) + count
+        rate = _product_rate()
+        return {
+            "flop_per_s": rate,
+            "stages": {name: {"flop": count, "seconds": count / rate} for name, count in operations.items()},
+        }
+
+    def _run(self, steps: int | None = None) -> tuple[np.ndarray, float, float, dict[str, list[float]]]:
         """Sound, seconds reading the video, seconds in all, and those of each stage."""
         job, rules = self._job, self._pipeline.rules
         self._marks.clear()
@@ -83,14 +108,14 @@ class TorchSide:
         )
         decode_s = perf_counter() - start_s
         audio = self._pipeline(
-            clip.frames, next(self._prompts), duration_s=job.duration_s, steps=job.steps, guidance=job.guidance
+            clip.frames, next(self._prompts), duration_s=job.duration_s, steps=steps or job.steps, guidance=job.guidance
         )
         return audio, decode_s, perf_counter() - start_s, self._spent()
 
     def _spent(self) -> dict[str, list[float]]:
         """Seconds by stage: every step by itself, the calls of other stages added up."""
         found: dict[str, list[float]] = {}
-        for stage, start, end in self._marks:
+        for stage, start, end, _ in self._marks:
             seconds = end - start if isinstance(start, float) else start.elapsed_time(end) / 1000
             found.setdefault(stage, []).append(seconds)
         return {stage: samples if stage == "step" else [sum(samples)] for stage, samples in found.items()}
@@ -112,9 +137,9 @@ class TorchSide:
 
     def _timed(self, stage: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any, **kwargs: Any) -> Any:
-            start = self._now()
+            start, count = self._now(), self._count()
             result = call(*args, **kwargs)
-            self._marks.append((stage, start, self._now()))
+            self._marks.append((stage, start, self._now(), self._count() - count))
             return result
 
         return timed
@@ -126,6 +151,17 @@ class TorchSide:
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return event
+
+
+def _product_rate() -> float:
+    """Operations a second of a float32 matrix product, the best of several."""
+    a = torch.ones(_PRODUCT, _PRODUCT)
+    times_s = []
+    for _ in range(8):
+        start_s = perf_counter()
+        a @ a
+        times_s.append(perf_counter() - start_s)
+    return float(2 * _PRODUCT**3 / min(times_s))
 
 
 def _compile(pipeline: Pipeline) -> None:

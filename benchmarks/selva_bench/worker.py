@@ -2,7 +2,7 @@
 
     python -m selva_bench.worker JOB
 
-reads one command a line from stdin, "cold", "warm_up", "round" or "memory", and answers each with one line of JSON:
+reads one command a line from stdin, "cold", "warm_up", "floor", "round" or "memory", and answers each with one line of JSON:
 {"ok": ...} or {"error": "..."}. What libraries print goes to stderr.
 """
 
@@ -22,7 +22,7 @@ import numpy as np
 
 from selva_runtime import SelvaError
 
-from .job import RUNTIME, SideJob
+from .job import RUNTIME, TORCH, SideJob
 
 
 class Worker:
@@ -52,6 +52,11 @@ class Worker:
     def warm_up(self) -> None:
         """See the sides."""
         self._side.warm_up()
+
+    def floor(self) -> dict[str, Any] | None:
+        """See `TorchSide.floor`."""
+        found: dict[str, Any] | None = self._side.floor() if self._job.kind == TORCH else None
+        return found
 
     def round(self) -> dict[str, Any]:
         """See the sides."""
@@ -94,6 +99,7 @@ def main() -> None:
     commands: dict[str, Callable[[], Any]] = {
         "cold": worker.cold,
         "warm_up": worker.warm_up,
+        "floor": worker.floor,
         "round": worker.round,
         "memory": worker.memory,
     }

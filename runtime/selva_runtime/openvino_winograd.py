@@ -1,0 +1,203 @@
+"""Convolutions over time with fewer multiplications: minimal filtering after Toom and Cook, known from Winograd.
+
+Of a filter with r taps, m outputs at a time need m + r - 1 multiplications instead of m r, the same in exact
+arithmetic: y = A^T [(G g) * (B^T d)] (Lavin & Gray, arXiv 1509.09308, equation 8). Over channels each of those
+multiplications is one large matrix product, which a CPU does at its full rate. Longer filters are cut into pieces.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Matrix = npt.NDArray[np.float64]
+OUTPUTS = 4
+"""m: outputs of a tile. More would multiply less, and lose digits."""
+POINTS = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5)
+"""Where the polynomials are evaluated, besides infinity. Small ones keep float32's digits."""
+WORTH_FROM = 1300
+"""Taps times channels; with fewer the additions and copies cost what the multiplications save."""
+
+
+@dataclass(frozen=True)
+class Filtering:
+    """The three matrices for m = 4 outputs and r taps."""
+
+    inputs: Matrix
+    """B^T, (m + r - 1, m + r - 1)."""
+    taps: Matrix
+    """G, (m + r - 1, r)."""
+    outputs: Matrix
+    """A^T, (m, m + r - 1)."""
+
+
+@cache
+def filtering(taps: int) -> Filtering:
+    """Toom-Cook's multiplication of polynomials, transposed. `taps` is 3 or 4."""
+    count = OUTPUTS + taps - 1
+    points = POINTS[: count - 1]
+
+    def evaluated(coefficients: int) -> Matrix:
+        """Powers of every point; at infinity only the highest counts."""
+        rows = [[point**power for power in range(coefficients)] for point in points]
+        return np.array([*rows, [0.0] * (coefficients - 1) + [1.0]])
+
+    interpolated = np.linalg.inv(evaluated(count)).T
+    scale = np.array([*(math.prod(p - q for q in points if q != p) for p in points), 1.0])  # makes B^T whole numbers
+    return Filtering(
+        inputs=np.round(interpolated * scale[:, None], 9),
+        taps=evaluated(taps) / scale[:, None],
+        outputs=evaluated(OUTPUTS).T,
+    )
+
+
+def multiply_less(openvino: Any, model: Any) -> int:
+    """Rewrite the wide convolutions over time of an OpenVINO model whose sizes are all known; returns how many."""
+    writer = _Writer(openvino.opset13)
+    for node in model.get_ordered_ops():
+        if node.get_type_name() == "Convolution":
+            writer.convolution(node)
+        elif node.get_type_name() in _ELEMENTWISE:
+            writer.elementwise(node)
+    return writer.rewritten
+
+
+_ELEMENTWISE = ("Add", "Multiply", "Sigmoid", "Swish")
+_TURNED = (0, 2, 1)
+
+
+class _Writer:
+    """Writes nodes with channels last, so that a tile's rows are rows of a matrix product.
+
+    Shapes: B batch, T time, C channels, n tiles, d the filter's dilation.
+    """
+
+    def __init__(self, ops: Any) -> None:
+        self._ops = ops
+        self._last: dict[Any, Any] = {}  # value (B, C, T) → the same, (B, T, C)
+        self._tiles: dict[Any, list[Any]] = {}
+        self.rewritten = 0
+
+    def convolution(self, node: Any) -> None:
+        """Replaces a convolution that is worth it."""
+        weight = _constant(node.input_value(1))
+        shape = list(node.get_output_shape(0))
+        attributes = node.get_attributes()
+        if weight is None or weight.ndim != 3 or attributes["strides"] != [1] or attributes["auto_pad"] != "explicit":
+            return
+        width_out, width_in, taps = weight.shape
+        if taps == 1 or taps * min(width_out, width_in) < WORTH_FROM:
+            return
+        (dilation,), (before,) = attributes["dilations"], attributes["pads_begin"]
+        length = shape[-1]
+        by_taps = filtering(3 if taps == 3 else 4)
+        count = by_taps.taps.shape[1]
+        pieces = -(-taps // count)
+        tiles = self._inputs(node.input_value(0), by_taps, pieces, length, dilation, before)
+        padded = np.zeros((width_out, width_in, pieces * count), np.float32)
+        padded[..., :taps] = weight
+        by_piece = np.ascontiguousarray(padded.reshape(width_out, width_in, pieces, count).swapaxes(1, 2))
+        products = []
+        for rows, factors in zip(tiles, by_taps.taps.astype(np.float32), strict=True):
+            matrix = self._ops.constant((by_piece @ factors).reshape(width_out, pieces * width_in))
+            products.append(self._ops.matmul(rows, matrix, False, True))
+        stacked = self._ops.concat([self._ops.unsqueeze(product, _ints(2)) for product in products], 2)
+        mixed = self._mixed(by_taps.outputs, stacked)
+        whole = self._ops.reshape(mixed, _ints(shape[0], -1, width_out), False)
+        self._replace(node, self._ops.slice(whole, _ints(0), _ints(length), _ints(1), _ints(1)))
+        self.rewritten += 1
+
+    def elementwise(self, node: Any) -> None:
+        """Between two rewritten convolutions stays channels last what was."""
+        values = node.input_values()
+        turned = [self._last[_key(v)] if _key(v) in self._last else _turned_bias(self._ops, v) for v in values]
+        if any(v is None for v in turned) or not any(_key(v) in self._last for v in values):
+            return
+        kind = node.get_type_name()
+        self._replace(node, getattr(self._ops, kind.lower())(*turned))
+
+    def _replace(self, node: Any, last: Any) -> None:
+        value = node.output(0)
+        turned = self._ops.transpose(last, _ints(*_TURNED))
+        value.replace(turned.output(0))
+        self._last[_key(turned.output(0))] = last.output(0)
+
+    def _inputs(
+        self, value: Any, by_taps: Filtering, pieces: int, length: int, dilation: int, before: int
+    ) -> list[Any]:
+        """B^T d of every tile, (B, n, d, pieces * C) each: piece p of the filter sees the tile p places on."""
+        key = (_key(value), len(by_taps.inputs), pieces, dilation, before)
+        if key not in self._tiles:
+            step = OUTPUTS * dilation
+            n = -(-length // step)
+            rows = self._rows(value)
+            batch, _, width = rows.get_shape()
+            after = (n + pieces) * step - length - before
+            rows = self._ops.pad(rows, _ints(0, before, 0), _ints(0, after, 0), "constant", np.float32(0))
+            rows = self._ops.reshape(rows, _ints(batch, n + pieces, OUTPUTS, dilation, width), False)
+            here, ahead = (
+                self._ops.slice(rows, _ints(i), _ints(i + n + pieces - 1), _ints(1), _ints(1)) for i in (0, 1)
+            )
+            ahead = self._ops.slice(ahead, _ints(0), _ints(len(by_taps.inputs) - OUTPUTS), _ints(1), _ints(2))
+            seen = self._mixed(by_taps.inputs, self._ops.concat([here, ahead], 2))
+            mixed = [
+                self._ops.squeeze(part, _ints(2))
+                for part in self._ops.split(seen, _ints(2)[0], len(by_taps.inputs)).outputs()
+            ]
+            if pieces > 1:
+                mixed = [
+                    self._ops.concat(
+                        [self._ops.slice(m, _ints(p), _ints(p + n), _ints(1), _ints(1)) for p in range(pieces)], 3
+                    )
+                    for m in mixed
+                ]
+            self._tiles[key] = mixed
+        return self._tiles[key]
+
+    def _rows(self, value: Any) -> Any:
+        """(B, C, T) → (B, T, C)."""
+        if _key(value) in self._last:
+            return self._last[_key(value)]
+        node = value.get_node()
+        if node.get_type_name() == "Transpose" and tuple(_constant(node.input_value(1))) == _TURNED:
+            return node.input_value(0)
+        return self._ops.transpose(value, _ints(*_TURNED)).output(0)
+
+    def _mixed(self, matrix: Matrix, parts: Any) -> Any:
+        """The matrix times parts (B, n, parts, d, C): mixes over the third axis."""
+        batch, tiles, count, dilation, width = parts.get_output_shape(0)
+        flat = self._ops.reshape(parts, _ints(batch, tiles, count, dilation * width), False)
+        mixed = self._ops.matmul(self._ops.constant(matrix.astype(np.float32)), flat, False, False)
+        return self._ops.reshape(mixed, _ints(batch, tiles, len(matrix), dilation, width), False)
+
+
+def _ints(*values: int) -> npt.NDArray[np.int64]:
+    return np.array(values, np.int64)
+
+
+def _key(value: Any) -> tuple[str, int]:
+    return value.get_node().get_name(), value.get_index()
+
+
+def _constant(value: Any) -> np.ndarray | None:
+    """The numbers of a constant, kept as they are or in float16; None where `value` is something else."""
+    node = value.get_node()
+    if node.get_type_name() == "Convert":
+        kept = _constant(node.input_value(0))
+        return None if kept is None else kept.astype(np.float32)
+    return node.data if node.get_type_name() == "Constant" else None
+
+
+def _turned_bias(ops: Any, value: Any) -> Any:
+    """A number per channel beside (B, C, T) as one beside (B, T, C); None where `value` is something else."""
+    shape = list(value.get_shape())
+    if math.prod(shape) == 1:
+        return value
+    bias = len(shape) == 3 and shape[0] == shape[2] == 1
+    return ops.reshape(value, _ints(1, 1, shape[1]), False).output(0) if bias else None
