@@ -22,22 +22,16 @@ from selva_ref.presets import AudioConfig
 
 DATA = Path(__file__).parent / "data"
 CLAMP = 256.0
+SILU_SCALE = 1 / 0.596
+"""What gives SiLU unit variance."""
+KEPT, ADDED = 0.7 / math.sqrt(0.7**2 + 0.3**2), 0.3 / math.sqrt(0.7**2 + 0.3**2)
+"""Weights of a shortcut and of what is added to it: their sum keeps unit variance."""
 
 
 def unit(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:
     """x / (1e-4 + rms(x)) over `dim`, in float32  (EDM2, appendix B)."""
     y = x.float()
     return (y / (1e-4 + y.square().mean(dim, keepdim=True).sqrt())).to(x.dtype)
-
-
-def mp_silu(x: Tensor) -> Tensor:
-    """SiLU that keeps unit variance."""
-    return F.silu(x) / 0.596
-
-
-def mp_add(a: Tensor, b: Tensor) -> Tensor:
-    """0.7 a + 0.3 b, scaled to keep unit variance."""
-    return (0.7 * a + 0.3 * b) / math.sqrt(0.7**2 + 0.3**2)
 
 
 class MPConv1d(nn.Module):
@@ -48,20 +42,20 @@ class MPConv1d(nn.Module):
         self.weight = nn.Parameter(torch.randn(n_out, n_in, kernel))
         self.baked = False
 
-    def effective_weight(self, gain: Tensor | None = None) -> Tensor:
+    def effective_weight(self, gain: Tensor | float = 1.0) -> Tensor:
         """unit(w) per output channel / sqrt(fan in), times `gain`."""
         if self.baked:
             return self.weight
-        weight = unit(self.weight, (1, 2)) / math.sqrt(self.weight[0].numel())
-        return weight if gain is None else weight * gain
+        return unit(self.weight, (1, 2)) / math.sqrt(self.weight[0].numel()) * gain
 
     @torch.no_grad()
-    def bake(self, gain: Tensor | None = None) -> None:
+    def bake(self, gain: Tensor | float = 1.0) -> None:
         """Keeps the effective weight instead of the raw one."""
         self.weight.copy_(self.effective_weight(gain))
         self.baked = True
 
-    def forward(self, x: Tensor, gain: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, gain: Tensor | float = 1.0) -> Tensor:
+        """Once baked, the gain is in the weight and the one given here has no part in it."""
         return F.conv1d(x, self.effective_weight(gain), padding=self.weight.shape[-1] // 2)
 
 
@@ -75,10 +69,17 @@ class ResidualBlock(nn.Module):
         if n_in != n_out:
             self.nin_shortcut = MPConv1d(n_in, n_out, 1)
 
+    def bake(self) -> None:
+        """Folds the scales into the convolutions: a runtime that folds them itself may keep both weights in memory."""
+        self.conv1.bake(SILU_SCALE)
+        self.conv2.bake(SILU_SCALE * ADDED)
+        if hasattr(self, "nin_shortcut"):
+            self.nin_shortcut.bake(KEPT)
+
     def forward(self, x: Tensor) -> Tensor:
         x = unit(x, 1)
-        h = self.conv2(mp_silu(self.conv1(mp_silu(x))))
-        return mp_add(self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x, h)
+        h = self.conv2(F.silu(self.conv1(F.silu(x), SILU_SCALE)), SILU_SCALE * ADDED)
+        return (self.nin_shortcut(x, KEPT) if hasattr(self, "nin_shortcut") else KEPT * x) + h
 
 
 class Attention(nn.Module):
@@ -89,10 +90,14 @@ class Attention(nn.Module):
         self.qkv = MPConv1d(width, 3 * width, 1)
         self.proj_out = MPConv1d(width, width, 1)
 
+    def bake(self) -> None:
+        """Folds the weight of the sum into the projection."""
+        self.proj_out.bake(ADDED)
+
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = rearrange(self.qkv(x), "b (c three) t -> three b 1 t c", three=3)
         out = attend(unit(q, -1), unit(k, -1), unit(v, -1), scale=q.shape[-1] ** -0.5)
-        return mp_add(x, self.proj_out(rearrange(out, "b 1 t c -> b c t")))
+        return KEPT * x + self.proj_out(rearrange(out, "b 1 t c -> b c t"), ADDED)
 
 
 class Downsample(nn.Module):
@@ -170,7 +175,7 @@ class Encoder(nn.Module):
         x = self.conv_in(x)
         for level in self.down:
             x = level(x)
-        return self.conv_out(mp_silu(self.mid(x)), self.learnable_gain + 1)
+        return self.conv_out(F.silu(self.mid(x)), (self.learnable_gain + 1) * SILU_SCALE)
 
 
 class Decoder(nn.Module):
@@ -189,7 +194,7 @@ class Decoder(nn.Module):
         x = self.mid(self.conv_in(z))
         for level in reversed(self.up):
             x = level(x)
-        return self.conv_out(mp_silu(x), self.learnable_gain + 1)
+        return self.conv_out(F.silu(x), (self.learnable_gain + 1) * SILU_SCALE)
 
 
 class VAE(OfficialModule):
@@ -221,5 +226,5 @@ class VAE(OfficialModule):
     def bake(self) -> Self:
         """Replaces raw weights by effective ones, so that nothing is normalised at each use."""
         for half in (self.encoder, self.decoder):
-            half.conv_out.bake(half.learnable_gain + 1)
+            half.conv_out.bake((half.learnable_gain + 1) * SILU_SCALE)
         return super().bake()

@@ -28,7 +28,7 @@ from selva_runtime.bundle import Bundle
 from selva_runtime.cli import main
 from selva_runtime.cores import usable_cores
 from selva_runtime.executor import CpuSettings, make_executor
-from selva_runtime.mapped import give_back, read_only_mappings
+from selva_runtime.mapped import give_back, giving_back, unaltered_mappings
 from selva_runtime.openvino_cosine import replace_cosines
 from selva_runtime.openvino_cpu import OpenVinoExecutor, import_openvino
 
@@ -146,19 +146,42 @@ def test_the_backbone_is_let_go_after_the_video(demo_bundle, backend):
     assert set(loaded) == {"video_select", "conditions", "guided_step", "decoder"}
 
 
-MAPS = """\
+SMAPS = """\
 7f0000000000-7f0000003000 r--p 00000000 fe:00 11 /bundle/graphs/decoder.onnx.data
+Size:                 12 kB
+Anonymous:             0 kB
+VmFlags: rd mr mw me
 7f0000003000-7f0000004000 rw-p 00003000 fe:00 11 /bundle/graphs/decoder.onnx.data
+Anonymous:             4 kB
 7f0000005000-7f0000007000 r--s 00000000 fe:00 12 /bundle/my graphs/step.onnx.data
-7f0000008000-7f0000009000 r--p 00000000 fe:00 13 /usr/lib/libc.so.6
-7f000000a000-7f000000b000 rw-p 00000000 00:00 0
+Anonymous:             0 kB
+7f0000008000-7f0000009000 rw-p 00000000 fe:00 12 /bundle/my graphs/step.onnx.data
+Anonymous:             0 kB
+7f000000a000-7f000000b000 rw-s 00000000 fe:00 12 /bundle/my graphs/step.onnx.data
+Anonymous:             0 kB
+7f000000c000-7f000000d000 r--p 00000000 fe:00 13 /usr/lib/libc.so.6
+Anonymous:             0 kB
+7f000000e000-7f000000f000 rw-p 00000000 00:00 0
+Anonymous:             0 kB
 """
 
 
 def test_only_what_nobody_wrote_to_is_given_back():
     files = {"/bundle/graphs/decoder.onnx.data", "/bundle/my graphs/step.onnx.data"}
-    found = [(start & 0xFFFF, end & 0xFFFF) for start, end in read_only_mappings(MAPS, files)]
-    assert found == [(0, 0x3000), (0x5000, 0x7000)]
+    found = [(start & 0xFFFF, end & 0xFFFF) for start, end in unaltered_mappings(SMAPS, files)]
+    assert found == [(0, 0x3000), (0x5000, 0x7000), (0x8000, 0x9000)]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is Linux's")
+def test_a_mapping_that_was_written_to_stays(tmp_path):
+    file = tmp_path / "weights.data"
+    np.zeros(1 << 20, np.uint8).tofile(file)
+    mapped = np.memmap(file, np.uint8, mode="c")
+    assert give_back([file]) == mapped.nbytes
+    mapped[5] = 1
+    with giving_back([file]):
+        time.sleep(0.3)
+    assert (give_back([file]), mapped[5]) == (0, 1)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is Linux's")

@@ -1,7 +1,8 @@
-"""Mapped weights, given back to the system once a library has its own copy of them in the layout that it computes with.
+"""Mapped weights, given back to the system as soon as they were read.
 
 OpenVINO maps the files of a graph and keeps them mapped as long as the graph is loaded, so that every weight counts
-twice in the memory of the process. It reads them again only to compile the graph anew, and then from the file.
+twice in the memory of the process. It reads them again only to compile the graph anew, and then from the file. ONNX
+Runtime, told not to pack weights, computes with the mapped ones, each read once a run.
 """
 
 from __future__ import annotations
@@ -9,14 +10,17 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Event, Thread
 
-_MAPS = Path("/proc/self/maps")
+_SMAPS = Path("/proc/self/smaps")
 _MADV_DONTNEED = 4
+_EVERY_S = 0.1
 
 
 def give_back(files: Collection[Path]) -> int:
-    """Bytes of read-only mappings of these files whose pages left the process; they return when they are read.
+    """Bytes of unaltered mappings of these files whose pages left the process; they return when they are read.
 
     On Linux; elsewhere nothing is done, and 0 returned.
     """
@@ -25,16 +29,47 @@ def give_back(files: Collection[Path]) -> int:
     libc = ctypes.CDLL(None, use_errno=True)
     libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     given_bytes = 0
-    for start, end in read_only_mappings(_MAPS.read_text(errors="surrogateescape"), {str(file) for file in files}):
+    for start, end in unaltered_mappings(_SMAPS.read_text(errors="surrogateescape"), {str(file) for file in files}):
         if libc.madvise(start, end - start, _MADV_DONTNEED) == 0:
             given_bytes += end - start
     return given_bytes
 
 
-def read_only_mappings(maps: str, files: Collection[str]) -> Iterator[tuple[int, int]]:
-    """First address and end of what `/proc/PID/maps` lists of `files` and nobody can have written to."""
-    for line in maps.splitlines():
+@contextmanager
+def giving_back(files: Collection[Path]) -> Iterator[None]:
+    """`give_back`, again and again while the body runs, and once more after it."""
+    if not files or not sys.platform.startswith("linux"):
+        yield
+        return
+    done = Event()
+
+    def work() -> None:
+        while not done.wait(_EVERY_S):
+            give_back(files)
+
+    thread = Thread(target=work, name="selva-give-back", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        give_back(files)
+
+
+def unaltered_mappings(smaps: str, files: Collection[str]) -> Iterator[tuple[int, int]]:
+    """First address and end of what `/proc/PID/smaps` lists of `files`, where it holds what the file holds.
+
+    That is read-only, or private (ONNX Runtime maps so) with no page of its own: a page that was written to is one.
+    """
+    candidate = None
+    for line in smaps.splitlines():
         fields = line.split(maxsplit=5)
-        if len(fields) == 6 and fields[5] in files and fields[1].startswith("r--"):
+        if not fields[0].endswith(":"):
             start, end = (int(address, 16) for address in fields[0].split("-"))
-            yield start, end
+            mine = len(fields) == 6 and fields[5] in files
+            if mine and fields[1].startswith("r--"):
+                yield start, end
+            candidate = (start, end) if mine and fields[1] == "rw-p" else None
+        elif candidate and fields[:2] == ["Anonymous:", "0"]:
+            yield candidate

@@ -5,8 +5,8 @@ It reads the bundle's own ONNX files. Each graph is compiled for the very sizes 
 session seldom changes a clip's length. Only the number of a prompt's tokens stays open, for every prompt has another.
 Exact means float32: left to itself OpenVINO would take bfloat16 wherever the hardware has it.
 
-The text towers run on ONNX Runtime. They are loaded for one short run per prompt, where loading is most of the time,
-and OpenVINO's second copy of their weights, a gigabyte, would be the peak of the session.
+The text towers run on ONNX Runtime, which computes with their mapped files: they are loaded for one short run per
+prompt, and OpenVINO's own copy of their weights would take longer to make than to use.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .cores import usable_cores
 from .errors import BackendError
 from .executor import BF16, EXACT, Array, Tensor, check_cancel
 from .manifest import Graph, Port
-from .mapped import give_back
+from .mapped import giving_back
 from .numpy_executor import POLL_S, NumpyExecutor
 from .onnx_cpu import OnnxCpuExecutor
 from .openvino_cosine import replace_cosines
@@ -130,11 +130,11 @@ class OpenVinoExecutor(NumpyExecutor):
             if graph.name == _WITH_WIDE_FILTERS and self._precision != BF16:
                 model = model.clone()  # what is rewritten fits these sizes alone
                 multiply_less(self._ov, model)
-            compiled = self._core.compile_model(model, "CPU", self._settings(graph.name))
-            request = compiled.create_infer_request()
+            with giving_back([self._bundle.path / file for file in graph.data]):
+                compiled = self._core.compile_model(model, "CPU", self._settings(graph.name))
+                request = compiled.create_infer_request()
         except Exception as error:
             raise BackendError(f"OpenVINO cannot compile graph {graph.name}: {last_line(error)}") from error
-        give_back([self._bundle.path / file for file in graph.data])
         self._compiled[graph.name] = sizes, request
         return request
 
