@@ -14,7 +14,9 @@ _LABEL_WIDTH, _WIDTH = 26, 28
 
 def table(document: dict[str, Any]) -> str:
     """What ran, one row a stage and total, one column a side, then the ratios."""
-    return "\n".join([*_heading(document), "", *_columns(document), "", *_floors(document), *_ratios(document)]).rstrip()
+    return "\n".join(
+        [*_heading(document), "", *_columns(document), "", *_floors(document), *_ratios(document)]
+    ).rstrip()
 
 
 def seconds(value: float) -> str:

@@ -2,8 +2,8 @@
 
     python -m selva_bench.worker JOB
 
-reads one command a line from stdin, "cold", "warm_up", "floor", "round" or "memory", and answers each with one line of JSON:
-{"ok": ...} or {"error": "..."}. What libraries print goes to stderr.
+reads one command a line from stdin ("cold", "warm_up", "floor", "round" or "memory") and answers each with one line of
+JSON, {"ok": ...} or {"error": "..."}. What libraries print goes to stderr.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ multiplications is one large matrix product, which a CPU does at its full rate. 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -165,7 +164,7 @@ class _Writer:
         if _key(value) in self._last:
             return self._last[_key(value)]
         node = value.get_node()
-        if node.get_type_name() == "Transpose" and tuple(_constant(node.input_value(1))) == _TURNED:
+        if node.get_type_name() == "Transpose" and np.array_equal(_constant(node.input_value(1)), _TURNED):
             return node.input_value(0)
         return self._ops.transpose(value, _ints(*_TURNED)).output(0)
 
@@ -185,7 +184,7 @@ def _key(value: Any) -> tuple[str, int]:
     return value.get_node().get_name(), value.get_index()
 
 
-def _constant(value: Any) -> np.ndarray | None:
+def _constant(value: Any) -> Any:
     """The numbers of a constant, kept as they are or in float16; None where `value` is something else."""
     node = value.get_node()
     if node.get_type_name() == "Convert":
