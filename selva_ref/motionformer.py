@@ -129,7 +129,7 @@ class SpatialPooling(nn.Module):
         wq, wk, wv = rearrange(self.self_attn.in_proj_weight, "(three h d) e -> three h d e", three=3, h=self.heads)
         bq, _, bv = rearrange(self.self_attn.in_proj_bias, "(three h d) -> three h d", three=3, h=self.heads)
         # q (Wk x + bk) is (q Wk) x plus what softmax drops; the weighted mean of Wv x + bv is Wv (mean of x) + bv
-        query = (wq @ self.norm1(self.cls_token)[0, 0]) + bq
+        query = wq @ seen[0, 0] + bq
         asked = ((query * self.scale)[:, None] @ wk).flatten(0, 1)
         weights = (seen @ asked.T).float().softmax(1).to(seen.dtype)
         mixed = rearrange(weights.transpose(1, 2) @ seen, "b h e -> h b e")

@@ -1,8 +1,9 @@
 """What the things of the demo's world sound like: one short sound an event, its start sharp, its end within 0.45 s.
 
-Each source has its own pitch and loudness, so that no two clips sound alike. All tones are multiples of 62.5 Hz, the
-rate of mel frames, and their phase follows the clip's time: what a frame holds then says what its samples are, which a
-small vocoder can learn. Shapes: n samples at 16 kHz.
+Each source has its own pitch and loudness, so that clips differ. All tones are multiples of 62.5 Hz, the rate of mel
+frames, and their phase follows the clip's time: what a frame holds then says what its samples are. Higher tones are
+further apart, as mel bands are, so that each has its own. Both is for the sake of a small vocoder. Shapes: n samples at
+16 kHz.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ Sound = npt.NDArray[np.float32]
 
 RATE_HZ = 16_000
 GRID_HZ = 62.5
+COARSER_FROM_HZ = (1200.0, 3000.0)
+"""Where the distance of neighbouring tones doubles."""
 ATTACK_S = 0.002
 RELEASE_S = 0.01
 
@@ -39,6 +42,12 @@ def draw_voice(rng: np.random.Generator) -> Voice:
     return Voice(pitch=float(pitch), level=float(level), grain=int(rng.integers(2**31)))
 
 
+def on_grid(hz: float) -> float:
+    """The nearest tone of this world."""
+    step_hz = GRID_HZ * 2 ** sum(hz >= limit for limit in COARSER_FROM_HZ)
+    return step_hz * max(1, round(hz / step_hz))
+
+
 @dataclass(frozen=True)
 class Moment:
     """The samples of one event: time since it began, and time in the clip."""
@@ -49,7 +58,7 @@ class Moment:
 
     def tone(self, hz: float) -> npt.NDArray[np.float64]:
         """A sine at the voice's pitch, on the grid, its phase zero whenever a mel frame begins."""
-        return np.sin(2 * np.pi * GRID_HZ * max(1, round(hz * self.voice.pitch / GRID_HZ)) * self.clip_s)
+        return np.sin(2 * np.pi * on_grid(hz * self.voice.pitch) * self.clip_s)
 
     def struck(self, *partials: tuple[float, float, float]) -> npt.NDArray[np.float64]:
         """Damped tones, each (Hz, level, decay per second)."""
@@ -74,13 +83,13 @@ def _ball(m: Moment) -> npt.NDArray[np.float64]:
 
 
 def _hammer(m: Moment) -> npt.NDArray[np.float64]:
-    ring = m.struck((1875, 0.6, 14), (2937, 0.5, 17), (4312, 0.4, 22), (5625, 0.3, 30))
+    ring = m.struck((1250, 0.6, 14), (1875, 0.5, 17), (2437, 0.4, 22), (2937, 0.3, 30))
     return ring + 0.5 * m.noise() * np.exp(-300 * m.since_s)
 
 
 def _dog(m: Moment) -> npt.NDArray[np.float64]:
     def growl(hz: float) -> npt.NDArray[np.float64]:
-        base = max(1, round(hz * m.voice.pitch / GRID_HZ)) * GRID_HZ / m.voice.pitch
+        base = on_grid(hz * m.voice.pitch) / m.voice.pitch
         return sum(m.tone(k * base) / k**0.7 for k in range(1, 8))
 
     falling = np.clip(m.since_s / 0.08, 0, 1)
@@ -106,7 +115,7 @@ def _drum(m: Moment) -> npt.NDArray[np.float64]:
 
 
 def _bird(m: Moment) -> npt.NDArray[np.float64]:
-    return m.sung((5000, 3750, 5000, 3750), 0.04) * np.exp(-10 * m.since_s)
+    return m.sung((2250, 1750, 2250, 1750), 0.04) * np.exp(-10 * m.since_s)
 
 
 SOUNDS: dict[str, tuple[float, Callable[[Moment], npt.NDArray[np.float64]]]] = {
