@@ -92,3 +92,9 @@ def test_leaves_alone_what_would_not_gain(shape, stride):
     model = model_of((1, shape[1], 32), lambda value: convolution(value, weight, stride=stride))
     assert multiply_less(openvino, model) == 0
     assert "Convolution" in types(model)
+
+
+def test_leaves_a_float16_graph_alone():
+    x = ops.parameter([1, WIDTH, 32], np.float16, name="x")
+    model = openvino.Model([ops.result(convolution(x, np.ones((WIDTH, WIDTH, 3), np.float16)))], [x])
+    assert multiply_less(openvino, model) == 0
