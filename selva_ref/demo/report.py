@@ -145,7 +145,8 @@ def draw(rows: dict[str, dict[str, Score]], path: Path) -> None:
         panel.spines[["top", "right"]].set_visible(False)
         panel.margins(x=0.15)
     panels[0].invert_yaxis()
-    panels[-1].legend(title="test set", frameon=False, fontsize=8)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, title="test set", loc="outside right center", frameon=False)
     with written_whole(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png")
     plt.close(figure)
