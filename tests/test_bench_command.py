@@ -12,6 +12,7 @@ from pathlib import Path
 
 import av
 import pytest
+from click.testing import CliRunner
 from clips import numbered, write_video
 
 from selva_bench.clip import clip_of
@@ -188,3 +189,15 @@ def test_peak_memory(tmp_path: Path) -> None:
     status.write_text("Name:\tpython\nVmHWM:\t    2048 kB\n")
     assert peak_memory_bytes(status) == 2 << 20
     assert (peak_memory_bytes(tmp_path / "none") or 0) > 1 << 20
+
+
+def test_quality_compares_every_way_with_the_first(tmp_path: Path) -> None:
+    from selva_bench.quality import main as quality
+
+    done = CliRunner().invoke(quality, ["--scenes", "1", "--out", str(tmp_path / "quality.json")])
+    assert done.exit_code == 0, done.output
+    ways = json.loads((tmp_path / "quality.json").read_text())["ways"]
+    assert "snr_db" not in ways["cpu exact"]["mixed"]
+    exact = ways["openvino exact"]
+    if "unavailable" not in exact:
+        assert all(exact[name]["snr_db"] > 60 and exact[name]["log10_mel_l1"] < 0.01 for name in ("mixed", "composed"))

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
-import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import threading
@@ -19,7 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from test_runtime_session import encode
+from test_runtime_session import encode, with_broken_graph
 
 from selva_bench.job import SideJob
 from selva_bench.measure import _runtime_job
@@ -242,12 +239,7 @@ def test_only_the_decoder_loses_its_cosines(opened):
 
 
 def test_a_graph_that_cannot_be_loaded_is_one_line(demo_bundle, tmp_path):
-    bundle = shutil.copytree(demo_bundle, tmp_path / "bundle")
-    manifest = json.loads((bundle / "manifest.json").read_text())
-    name = manifest["graphs"]["video_backbone"]["file"]
-    (bundle / name).write_bytes(b"no graph")
-    manifest["files"][name] = {"sha256": hashlib.sha256(b"no graph").hexdigest(), "bytes": 8}
-    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    bundle = with_broken_graph(demo_bundle, tmp_path)
     with pytest.raises(BackendError, match=r"OpenVINO cannot load .*video_backbone\.onnx: \S") as caught:
         encode(Session(bundle, backend="openvino"))
     assert "\n" not in str(caught.value)

@@ -362,15 +362,21 @@ def test_feeds_are_checked_against_the_manifest(session):
         session._executor.run("text_clip", {"ids": ids})
 
 
-def test_a_graph_that_cannot_be_loaded_is_one_line(demo_bundle, tmp_path):
+def with_broken_graph(demo_bundle, folder):
+    """A copy whose backbone is no graph, though its hash is right."""
     import hashlib
 
-    bundle = shutil.copytree(demo_bundle, tmp_path / "bundle")
+    bundle = shutil.copytree(demo_bundle, folder / "bundle")
     manifest = json.loads((bundle / "manifest.json").read_text())
     name = manifest["graphs"]["video_backbone"]["file"]
     (bundle / name).write_bytes(b"no graph")
     manifest["files"][name] = {"sha256": hashlib.sha256(b"no graph").hexdigest(), "bytes": 8}
     (bundle / "manifest.json").write_text(json.dumps(manifest))
+    return bundle
+
+
+def test_a_graph_that_cannot_be_loaded_is_one_line(demo_bundle, tmp_path):
+    bundle = with_broken_graph(demo_bundle, tmp_path)
     with pytest.raises(BackendError, match="ONNX Runtime cannot load") as caught:
         encode(Session(bundle))
     assert "\n" not in str(caught.value)

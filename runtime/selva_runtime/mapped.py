@@ -22,14 +22,16 @@ _EVERY_S = 0.1
 def give_back(files: Collection[Path]) -> int:
     """Bytes of unaltered mappings of these files whose pages left the process; they return when they are read.
 
-    On Linux; elsewhere nothing is done, and 0 returned.
+    On Linux, where /proc can be read; elsewhere nothing is done, and 0 returned.
     """
-    if not sys.platform.startswith("linux"):
+    try:
+        smaps = _SMAPS.read_text(errors="surrogateescape")
+    except OSError:
         return 0
     libc = ctypes.CDLL(None, use_errno=True)
     libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     given_bytes = 0
-    for start, end in unaltered_mappings(_SMAPS.read_text(errors="surrogateescape"), {str(file) for file in files}):
+    for start, end in unaltered_mappings(smaps, {str(file) for file in files}):
         if libc.madvise(start, end - start, _MADV_DONTNEED) == 0:
             given_bytes += end - start
     return given_bytes
