@@ -2,8 +2,9 @@
 
 An activation runs at twice the rate: up by 2, snake, down by 2, each with a 12-tap Kaiser-windowed sinc. The textbook
 form is a depthwise transposed convolution; here the even and odd phases of the doubled signal are kept apart, two
-6-tap convolutions up and two down, never interleaved. That is exact and what every runtime executes fast.
-Shapes: B batch, C channels, T samples at the level's rate.
+short convolutions up and two down, never interleaved. That is exact and what every runtime executes fast.
+Shapes: B batch, C channels, T samples at the level's rate; once baked (B, C, 1, T), for which runtimes have more and
+faster kernels.
 """
 
 from __future__ import annotations
@@ -42,11 +43,12 @@ class SnakeBeta(nn.Module):
         self.alpha = nn.Parameter(torch.zeros(channels))
         self.beta = nn.Parameter(torch.zeros(channels))
 
-    def forward(self, x_BCT: Tensor) -> Tensor:
-        rate = 2 * self.alpha.float().exp()[:, None]
-        half = 0.5 / (self.beta.float().exp() + 1e-9)[:, None]
-        x = x_BCT.float()
-        return (x + half - half * (rate * x).cos()).to(x_BCT.dtype)
+    def forward(self, x: Tensor) -> Tensor:
+        beside = (-1, *[1] * (x.ndim - 2))
+        rate = (2 * self.alpha.float().exp()).view(beside)
+        half = (0.5 / (self.beta.float().exp() + 1e-9)).view(beside)
+        y = x.float()
+        return (y + half - half * (rate * y).cos()).to(x.dtype)
 
 
 class Activation(nn.Module):
@@ -58,17 +60,26 @@ class Activation(nn.Module):
         self.act = SnakeBeta(channels)
         taps = lowpass_filter().flip(0).expand(channels, 1, -1)
         # Flipped taps 0, 2, ... are taps 11, 9, ...: upwards those meet the even phase, downwards (the filter is
-        # symmetric) the odd one.
-        for name, phase, gain in (("up_even", 0, 2), ("up_odd", 1, 2), ("down_even", 1, 1), ("down_odd", 0, 1)):
-            self.register_buffer(name, (gain * taps[..., phase::2]).contiguous(), persistent=False)
+        # symmetric) the odd one. With a seventh tap of zero both phases are made from the same padded signal.
+        even, odd = taps[..., 0::2], taps[..., 1::2]
+        self.register_buffer("up_even", F.pad(2 * even, (0, 1)), persistent=False)
+        self.register_buffer("up_odd", F.pad(2 * odd, (1, 0)), persistent=False)
+        self.register_buffer("down_even", odd.contiguous(), persistent=False)
+        self.register_buffer("down_odd", even.contiguous(), persistent=False)
+
+    def bake(self) -> None:
+        """Takes (B, C, 1, T) from now on."""
+        for name in ("up_even", "up_odd", "down_even", "down_odd"):
+            setattr(self, name, getattr(self, name)[:, :, None].clone())
 
     def _depthwise(self, x: Tensor, taps: Tensor) -> Tensor:
-        return F.conv1d(x, taps, groups=self.channels)
+        convolve = F.conv1d if taps.ndim == 3 else F.conv2d
+        return convolve(x, taps, groups=self.channels)
 
-    def forward(self, x_BCT: Tensor) -> Tensor:
-        x = F.pad(x_BCT, (3, 3), mode="replicate")
-        even = self.act(self._depthwise(x[..., :-1], self.up_even))
-        odd = self.act(self._depthwise(x[..., 1:], self.up_odd))
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pad(x, (3, 3) if x.ndim == 3 else (3, 3, 0, 0), mode="replicate")
+        even = self.act(self._depthwise(x, self.up_even))
+        odd = self.act(self._depthwise(x, self.up_odd))
         first, last = even[..., :1], odd[..., -1:]
         even = torch.cat((first, first, even, last, last, last), dim=-1)
         odd = torch.cat((first, first, first, odd, last, last), dim=-1)
@@ -128,18 +139,47 @@ class Vocoder(OfficialModule):
         return super().load_official(modern)
 
     def forward(self, mel: Tensor) -> Tensor:
-        x = self.conv_pre(mel.to(self.dtype))
+        x = mel.to(self.dtype)
+        flat = self.conv_pre.weight.ndim == 4
+        x = self.conv_pre(x[:, :, None] if flat else x)
         per_level = len(RESIDUAL_KERNELS)
         for level, (up,) in enumerate(self.ups):
             x = up(x)
             blocks = self.resblocks[level * per_level : (level + 1) * per_level]
             x = sum(block(x) for block in blocks) / per_level
         x = self.conv_post(self.activation_post(x)).float()
-        return x.tanh() if self.config.vocoder_tanh else x.clamp(-1.0, 1.0)
+        x = x.tanh() if self.config.vocoder_tanh else x.clamp(-1.0, 1.0)
+        return x.squeeze(2) if flat else x
 
-    def bake(self) -> Self:
+    def remove_weight_norm(self) -> Self:
         """Folds the weight norms into plain weights."""
         for module in self.modules():
             if is_parametrized(module, "weight"):
                 remove_parametrizations(module, "weight")
+        return self
+
+    def bake(self) -> Self:
+        """Folds the weight norms, and gives every convolution a second axis of one."""
+        self.remove_weight_norm()
+        for name, module in list(self.named_modules()):
+            if isinstance(module, nn.Conv1d | nn.ConvTranspose1d):
+                self.set_submodule(name, _two_dimensional(module))
         return super().bake()
+
+
+def _two_dimensional(conv: nn.Conv1d | nn.ConvTranspose1d) -> nn.Module:
+    """The same convolution of (B, C, 1, T)."""
+    kind = nn.ConvTranspose2d if isinstance(conv, nn.ConvTranspose1d) else nn.Conv2d
+    (kernel,), (stride,), (padding,), (dilation,) = conv.kernel_size, conv.stride, conv.padding, conv.dilation
+    with torch.device("meta"):
+        flat = kind(
+            conv.in_channels,
+            conv.out_channels,
+            (1, kernel),
+            stride=(1, stride),
+            padding=(0, int(padding)),
+            dilation=(1, dilation),
+            bias=conv.bias is not None,
+        )
+    flat.weight, flat.bias = nn.Parameter(conv.weight.detach()[:, :, None].clone()), conv.bias
+    return flat

@@ -39,7 +39,7 @@ class TorchSide:
         for network in filter(lambda part: isinstance(part, torch.nn.Module), vars(self._pipeline).values()):
             network.requires_grad_(False)
         self._pipeline.vae.bake()
-        self._pipeline.vocoder.bake()
+        self._pipeline.vocoder.remove_weight_norm()
         self._marks: list[tuple[str, Any, Any, int]] = []
         self._count: Callable[[], int] = lambda: 0
         backbone = self._pipeline.video_encoder.backbone
