@@ -24,8 +24,9 @@ def run(model, x):
 
 
 def convolution(x, weight, dilation=1, stride=1):
-    pad = dilation * (weight.shape[2] - 1) // 2
-    return ops.convolution(x, ops.constant(weight), [stride], [pad], [pad], [dilation])
+    pads = [0] * (weight.ndim - 3) + [dilation * (weight.shape[-1] - 1) // 2]
+    axes = [1] * (weight.ndim - 3)
+    return ops.convolution(x, ops.constant(weight), [*axes, stride], pads, pads, [*axes, dilation])
 
 
 def expected(x, weight, dilation=1):
@@ -48,18 +49,21 @@ def test_tiles_give_what_sliding_gives(taps):
     assert tile == pytest.approx([filter_ @ samples[i : i + taps] for i in range(OUTPUTS)], rel=1e-12)
 
 
+@pytest.mark.parametrize("flat", [False, True])
 @pytest.mark.parametrize(
     ("taps", "dilation", "length", "batch"),
     [(3, 1, 64, 2), (3, 1, 61, 1), (3, 5, 47, 2), (5, 1, 30, 1), (7, 1, 61, 2), (7, 3, 50, 1), (11, 1, 18, 1)],
 )
-def test_replaces_a_convolution(taps, dilation, length, batch):
+def test_replaces_a_convolution(taps, dilation, length, batch, flat):
     rng = np.random.default_rng(taps)
     weight = rng.standard_normal((WIDTH + 3, WIDTH, taps), np.float32)
     x = rng.standard_normal((batch, WIDTH, length), np.float32)
+    true = expected(x, weight, dilation)
+    if flat:  # as the vocoder has them: (B, C, 1, T)
+        x, weight, true = x[:, :, None], weight[:, :, None], true[:, :, None]
     model = model_of(x.shape, lambda value: convolution(value, weight, dilation))
     assert multiply_less(openvino, model) == 1
     assert "Convolution" not in types(model)
-    true = expected(x, weight, dilation)
     assert np.abs(run(model, x) - true).max() < 1e-5 * np.abs(true).max()
 
 

@@ -25,7 +25,7 @@ from .cores import usable_cores
 from .errors import BackendError
 from .executor import BF16, EXACT, Array, Tensor, check_cancel
 from .manifest import Graph, Port
-from .mapped import giving_back
+from .mapped import KeptArrays, giving_back
 from .numpy_executor import POLL_S, NumpyExecutor
 from .onnx_cpu import OnnxCpuExecutor
 from .openvino_cosine import replace_cosines
@@ -36,7 +36,7 @@ _ON_ONNX_RUNTIME = ("text_t5", "text_clip")
 _IN_FLOAT32 = ("conditions",)
 """30 ms a prompt, and every step depends on it; OpenVINO 2026.4 crashes when it compiles this one for bfloat16."""
 _WITH_COSINES = _WITH_MUCH_SCRATCH = "decoder"
-_WITH_WIDE_FILTERS = "guided_step"
+_WITH_WIDE_FILTERS = ("guided_step", "decoder")
 """Only in float32: bfloat16 has no digits to spare, and its products are cheaper than the additions."""
 _TELEMETRY = "openvino_telemetry"
 Sizes = tuple[tuple[int, ...], ...]
@@ -124,13 +124,13 @@ class OpenVinoExecutor(NumpyExecutor):
             return request
         self.load(graph.name)
         self._compiled.pop(graph.name, None)
-        model = self._models[graph.name]
+        model, kept = self._models[graph.name], KeptArrays()
         try:
             model.reshape({port.name: list(shape) for port, shape in zip(graph.inputs, sizes, strict=True)})
-            if graph.name == _WITH_WIDE_FILTERS and self._precision != BF16:
+            if graph.name in _WITH_WIDE_FILTERS and self._precision != BF16:
                 model = model.clone()  # what is rewritten fits these sizes alone
-                multiply_less(self._ov, model)
-            with giving_back([self._bundle.path / file for file in graph.data]):
+                multiply_less(self._ov, model, kept.keep)
+            with giving_back([*(self._bundle.path / file for file in graph.data), *kept.files]):
                 compiled = self._core.compile_model(model, "CPU", self._settings(graph.name))
                 request = compiled.create_infer_request()
         except Exception as error:

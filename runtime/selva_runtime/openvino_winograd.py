@@ -8,6 +8,7 @@ multiplications is one large matrix product, which a CPU does at its full rate. 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -22,6 +23,9 @@ POINTS = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5)
 """Where the polynomials are evaluated, besides infinity. Small ones keep float32's digits."""
 WORTH_FROM = 1300
 """Taps times channels; with fewer the additions and copies cost what the multiplications save."""
+WORTH_ROWS = 96
+"""Tiles of all the batch; with fewer the weights, twice as many as before, are not read often enough to pay."""
+Keep = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -56,9 +60,12 @@ def filtering(taps: int) -> Filtering:
     )
 
 
-def multiply_less(openvino: Any, model: Any) -> int:
-    """Rewrite the wide convolutions over time of an OpenVINO model whose sizes are all known; returns how many."""
-    writer = _Writer(openvino.opset13)
+def multiply_less(openvino: Any, model: Any, keep: Keep = lambda weights: weights) -> int:
+    """Rewrite the wide convolutions over time of an OpenVINO model whose sizes are all known; returns how many.
+
+    `keep` puts the new weights where they are to be: the model refers to what it returns.
+    """
+    writer = _Writer(openvino.opset13, keep)
     for node in model.get_ordered_ops():
         if node.get_type_name() == "Convolution":
             writer.convolution(node)
@@ -77,26 +84,26 @@ class _Writer:
     Shapes: B batch, T time, C channels, n tiles, d the filter's dilation.
     """
 
-    def __init__(self, ops: Any) -> None:
+    def __init__(self, ops: Any, keep: Keep) -> None:
         self._ops = ops
+        self._keep = keep
         self._last: dict[Any, Any] = {}  # value (B, C, T) → the same, (B, T, C)
         self._tiles: dict[Any, list[Any]] = {}
         self.rewritten = 0
 
     def convolution(self, node: Any) -> None:
         """Replaces a convolution that is worth it."""
-        weight = _constant(node.input_value(1))
-        shape = list(node.get_output_shape(0))
-        attributes = node.get_attributes()
-        if node.get_output_element_type(0).to_string() != "f32":  # a float16 bundle's: a tile's sums need the digits
-            return
-        if weight is None or weight.ndim != 3 or attributes["strides"] != [1] or attributes["auto_pad"] != "explicit":
+        weight = _filter(node)
+        if weight is None:
             return
         width_out, width_in, taps = weight.shape
         if taps == 1 or taps * min(width_out, width_in) < WORTH_FROM:
             return
-        (dilation,), (before,) = attributes["dilations"], attributes["pads_begin"]
-        length = shape[-1]
+        attributes = node.get_attributes()
+        dilation, before = attributes["dilations"][-1], attributes["pads_begin"][-1]
+        batch, *_, length = node.get_output_shape(0)
+        if batch * length < WORTH_ROWS * OUTPUTS:
+            return
         by_taps = filtering(3 if taps == 3 else 4)
         count = by_taps.taps.shape[1]
         pieces = -(-taps // count)
@@ -106,11 +113,12 @@ class _Writer:
         by_piece = np.ascontiguousarray(padded.reshape(width_out, width_in, pieces, count).swapaxes(1, 2))
         products = []
         for rows, factors in zip(tiles, by_taps.taps.astype(np.float32), strict=True):
-            matrix = self._ops.constant((by_piece @ factors).reshape(width_out, pieces * width_in))
+            matrix = self._keep((by_piece @ factors).reshape(width_out, pieces * width_in))
+            matrix = self._ops.constant(matrix, shared_memory=True)
             products.append(self._ops.matmul(rows, matrix, False, True))
         stacked = self._ops.concat([self._ops.unsqueeze(product, _ints(2)) for product in products], 2)
         mixed = self._mixed(by_taps.outputs, stacked)
-        whole = self._ops.reshape(mixed, _ints(shape[0], -1, width_out), False)
+        whole = self._ops.reshape(mixed, _ints(batch, -1, width_out), False)
         self._replace(node, self._ops.slice(whole, _ints(0), _ints(length), _ints(1), _ints(1)))
         self.rewritten += 1
 
@@ -125,7 +133,12 @@ class _Writer:
 
     def _replace(self, node: Any, last: Any) -> None:
         value = node.output(0)
-        turned = self._ops.transpose(last, _ints(*_TURNED))
+        shape = list(value.get_shape())
+        if len(shape) == 4:
+            flat = self._ops.reshape(last, _ints(shape[0], 1, shape[3], shape[1]), False)
+            turned = self._ops.transpose(flat, _ints(0, 3, 1, 2))
+        else:
+            turned = self._ops.transpose(last, _ints(*_TURNED))
         value.replace(turned.output(0))
         self._last[_key(turned.output(0))] = last.output(0)
 
@@ -162,10 +175,13 @@ class _Writer:
         return self._tiles[key]
 
     def _rows(self, value: Any) -> Any:
-        """(B, C, T) → (B, T, C)."""
+        """(B, C, T) or (B, C, 1, T) → (B, T, C)."""
         if _key(value) in self._last:
             return self._last[_key(value)]
-        node = value.get_node()
+        node, shape = value.get_node(), list(value.get_shape())
+        if len(shape) == 4:
+            turned = self._ops.transpose(value, _ints(0, 2, 3, 1))
+            return self._ops.reshape(turned, _ints(shape[0], shape[3], shape[1]), False).output(0)
         if node.get_type_name() == "Transpose" and np.array_equal(_constant(node.input_value(1)), _TURNED):
             return node.input_value(0)
         return self._ops.transpose(value, _ints(*_TURNED)).output(0)
@@ -195,10 +211,25 @@ def _constant(value: Any) -> Any:
     return node.data if node.get_type_name() == "Constant" else None
 
 
+def _filter(node: Any) -> Any:
+    """Weights (outputs, inputs, taps) of a convolution over time alone, (B, C, T) or (B, C, 1, T), one by one in time.
+
+    None for others, and in a float16 graph, where a tile's sums would lack digits.
+    """
+    weight, attributes = _constant(node.input_value(1)), node.get_attributes()
+    if weight is None or node.get_output_element_type(0).to_string() != "f32":
+        return None
+    if {*attributes["strides"]} != {1} or attributes["auto_pad"] != "explicit":
+        return None
+    if weight.ndim == 4 and weight.shape[2] == node.get_output_shape(0)[2] == 1:
+        weight = weight[:, :, 0]
+    return weight if weight.ndim == 3 else None
+
+
 def _turned_bias(ops: Any, value: Any) -> Any:
-    """A number per channel beside (B, C, T) as one beside (B, T, C); None where `value` is something else."""
+    """A number per channel beside (B, C, T) or (B, C, 1, T) as one beside (B, T, C); None if `value` is another."""
     shape = list(value.get_shape())
     if math.prod(shape) == 1:
         return value
-    bias = len(shape) == 3 and shape[0] == shape[2] == 1
+    bias = len(shape) in (3, 4) and math.prod(shape) == shape[1]
     return ops.reshape(value, _ints(1, 1, shape[1]), False).output(0) if bias else None
