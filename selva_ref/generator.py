@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, repeat
+from einops import rearrange
 from torch import Tensor, nn
 
 from selva_ref.generator_blocks import FinalLayer, FusedBlock, JointBlock, TimeEmbedding, rotation_table
@@ -25,7 +25,7 @@ class Conditions:
     """All that the flow needs besides the latent and the time."""
 
     sync_f: Tensor
-    """(B, T, D) projected sync features at the latent's rate."""
+    """(B, T, D) projected sync features at the latent's rate. `flow` alone reads them, `velocity` does not."""
     clip_f: Tensor
     """(B, C, D) projected visual tokens."""
     text_f: Tensor
@@ -112,7 +112,15 @@ class Generator(OfficialModule):
         index = self._sync_index(sync.shape[1], latent_length).to(device)
         latent_positions = torch.arange(latent_length, dtype=torch.float32, device=device)
         clip_positions = torch.arange(clip_length, dtype=torch.float32, device=device) * (latent_length / clip_length)
-        return self.prepare_at(sync, clip, text, index, latent_positions, clip_positions)
+        clip_f, text_f, global_f = self.project_tokens(clip, text)
+        return Conditions(
+            sync_f=self.project_sync(sync)[:, index],
+            clip_f=clip_f,
+            text_f=text_f,
+            global_f=global_f,
+            latent_rope=self.rope(latent_positions),
+            clip_rope=self.rope(clip_positions),
+        )
 
     def _sync_index(self, sync_length: int, latent_length: int) -> Tensor:
         """The sync feature that each latent vector is given, (latent_length,) int64."""
@@ -120,31 +128,33 @@ class Generator(OfficialModule):
             return nearest_exact_index(sync_length, latent_length)
         return torch.from_numpy(shown_indices(sync_length, latent_length, self.config.frames_per_latent))
 
-    def prepare_at(
-        self,
-        sync: Tensor,
-        clip: Tensor,
-        text: Tensor,
-        index_T: Tensor,
-        latent_positions: Tensor,
-        clip_positions: Tensor,
-    ) -> Conditions:
-        """`prepare` with the lengths given by index and position vectors, as the exported graph needs it."""
-        dtype, head_width = self.dtype, self.config.width // self.config.heads
+    def project_sync(self, sync: Tensor) -> Tensor:
+        """Sync features (B, 8S, sync width) → (B, 8S, D), still at their own rate."""
         # one extra axis of 8 positions per segment
-        sync = rearrange(sync.to(dtype), "b (s j) d -> b s j d", j=8) + self.sync_pos_emb
-        sync_f = self.sync_input_proj(rearrange(sync, "b s j d -> b (s j) d"))[:, index_T]
-        clip_f = self.clip_input_proj(clip.to(dtype))
-        text_f = self.text_input_proj(text.to(dtype))
+        sync = rearrange(sync.to(self.dtype), "b (s j) d -> b s j d", j=8) + self.sync_pos_emb
+        return self.sync_input_proj(rearrange(sync, "b s j d -> b (s j) d"))
+
+    def project_tokens(self, clip: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Visual and text tokens → `clip_f`, `text_f` and `global_f` of `Conditions`."""
+        clip_f = self.clip_input_proj(clip.to(self.dtype))
+        text_f = self.text_input_proj(text.to(self.dtype))
         pooled = self.clip_cond_proj(mean_token(clip_f)) + self.text_cond_proj(mean_token(text_f))
-        return Conditions(
-            sync_f=sync_f,
-            clip_f=clip_f,
-            text_f=text_f,
-            global_f=self.global_cond_mlp(pooled),
-            latent_rope=rotation_table(latent_positions, head_width),
-            clip_rope=rotation_table(clip_positions, head_width),
-        )
+        return clip_f, text_f, self.global_cond_mlp(pooled)
+
+    def rope(self, positions: Tensor) -> Tensor:
+        """Rotary table of a stream's positions."""
+        return rotation_table(positions, self.config.width // self.config.heads)
+
+    def empty_sync_rows(self) -> Tensor:
+        """(32, D): every row that the projection of empty sync features has, whatever the clip's length.
+
+        Its input repeats from segment to segment. A row sees at most 5 rows to either side (3 through the first
+        convolution, 1 through each of the MLP's two in a row), so nothing beyond the neighbouring segments: all that
+        counts is which of the two there are. In order: 8 rows of a first, a middle, a last and an only segment.
+        """
+        conv, _, mlp = self.sync_input_proj
+        assert conv.kernel_size[0] // 2 + 2 * (mlp.kernel // 2) <= 8
+        return torch.cat([self.project_sync(self.empty_sync(1, 8 * segments))[0] for segments in (3, 1)])
 
     def prepare_empty(self, like: Conditions, *, sync_length: int, negative_text: Tensor | None = None) -> Conditions:
         """The unconditional side of guidance; `negative_text` (B, L, text width) replaces the empty text."""
@@ -160,14 +170,27 @@ class Generator(OfficialModule):
 
     def flow(self, latent_BTZ: Tensor, t: Tensor, c: Conditions) -> Tensor:
         """Velocity (B, T, Z), float32, of the normalised latent at time `t`, (1,) or (B,), in [0, 1]."""
-        latent = self.audio_input_proj(latent_BTZ.to(self.dtype))
-        g = (c.global_f + self.t_embed(t)).unsqueeze(1)
-        latent_mod, g_mod = F.silu(g + c.sync_f), F.silu(g)
+        g, latent = self.global_at(t, c), self.audio_input_proj(latent_BTZ.to(self.dtype))
+        return self.velocity(latent, F.silu(g + c.sync_f), F.silu(g), c)
+
+    def global_at(self, t: Tensor, c: Conditions) -> Tensor:
+        """Global condition and time, (B, 1, D)."""
+        return (c.global_f + self.t_embed(t)).unsqueeze(1)
+
+    def velocity(
+        self, latent: Tensor, latent_mod: Tensor, g_mod: Tensor, c: Conditions, rows_BT: Tensor | None = None
+    ) -> Tensor:
+        """`flow` from the projected latent (B, T, D) and activated modulation vectors: `latent_mod` of the latent
+        stream, `g_mod` of all else.
+
+        `latent_mod` is (B, T, D); or (R, D) with `rows_BT`, int64, the row that each latent vector takes: then what
+        vectors share is computed once.
+        """
         clip, text = c.clip_f, c.text_f
         for block in self.joint_blocks:
-            latent, clip, text = block(latent, clip, text, latent_mod, g_mod, c.latent_rope, c.clip_rope)
+            latent, clip, text = block(latent, clip, text, latent_mod, g_mod, c.latent_rope, c.clip_rope, rows_BT)
         for block in self.fused_blocks:
-            latent = block(latent, latent_mod, c.latent_rope)
+            latent = block(latent, latent_mod, c.latent_rope, rows_BT)
         return self.final_layer(latent, g_mod).float()
 
     def guided_flow(self, latent: Tensor, t: Tensor, c: Conditions, empty: Conditions, guidance: float) -> Tensor:
@@ -193,18 +216,3 @@ def nearest_exact_index(n_in: int, n_out: int) -> Tensor:
     """Source index of every output of `interpolate(mode="nearest-exact")`, (n_out,) int64."""
     source = torch.arange(n_in, dtype=torch.float32)[None, None]
     return F.interpolate(source, size=n_out, mode="nearest-exact")[0, 0].long()
-
-
-def join(c: Conditions, empty: Conditions) -> Conditions:
-    """Conditional and empty rows as one batch of 2B."""
-    batch = c.sync_f.shape[0]
-
-    def rows(name: str) -> Tensor:
-        low = getattr(empty, name)
-        return torch.cat((getattr(c, name), low if low.shape[0] == batch else repeat(low, "1 ... -> b ...", b=batch)))
-
-    return Conditions(
-        **{name: rows(name) for name in ("sync_f", "clip_f", "text_f", "global_f")},
-        latent_rope=c.latent_rope,
-        clip_rope=c.clip_rope,
-    )

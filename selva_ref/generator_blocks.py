@@ -114,9 +114,17 @@ class StreamBlock(nn.Module):
             self.linear1 = Conv1d(width, width, kernel) if kernel else nn.Linear(width, width)
             self.ffn = GatedMLP(width, 4 * width, kernel=kernel)
 
-    def before(self, x: Tensor, mod: Tensor, rope: Tensor | None) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """(q, k, v) and the four modulations that `after` needs."""
-        shift, scale, *rest = self.adaLN_modulation(mod).chunk(2 if self.only_qkv else 6, dim=-1)
+    def before(
+        self, x: Tensor, mod: Tensor, rope: Tensor | None, rows_BN: Tensor | None = None
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """(q, k, v) and the four modulations that `after` needs.
+
+        `rows_BN` says which row of `mod`, then (R, D), each token takes; None: `mod` is (B, N or 1, D).
+        """
+        modulations = self.adaLN_modulation(mod)
+        if rows_BN is not None:
+            modulations = F.embedding(rows_BN, modulations)
+        shift, scale, *rest = modulations.chunk(2 if self.only_qkv else 6, dim=-1)
         return self.attn(modulate(x, shift, scale), rope), tuple(rest)
 
     def after(self, x: Tensor, attended: Tensor, rest: tuple[Tensor, ...]) -> Tensor:
@@ -132,8 +140,8 @@ class FusedBlock(StreamBlock):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__(width, heads, kernel=3)
 
-    def forward(self, x: Tensor, mod: Tensor, rope: Tensor) -> Tensor:
-        (q, k, v), rest = self.before(x, mod, rope)
+    def forward(self, x: Tensor, mod: Tensor, rope: Tensor, rows_BN: Tensor | None = None) -> Tensor:
+        (q, k, v), rest = self.before(x, mod, rope, rows_BN)
         out = attend(q, k, v, scale=self.attn.scale)
         return self.after(x, rearrange(out, "b h n d -> b n (h d)"), rest)
 
@@ -157,8 +165,9 @@ class JointBlock(nn.Module):
         g_mod: Tensor,
         rope: Tensor,
         clip_rope: Tensor,
+        rows_BN: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        (q_x, k_x, v_x), rest_x = self.latent_block.before(latent, latent_mod, rope)
+        (q_x, k_x, v_x), rest_x = self.latent_block.before(latent, latent_mod, rope, rows_BN)
         (q_c, k_c, v_c), rest_c = self.clip_block.before(clip, g_mod, clip_rope)
         (q_t, k_t, v_t), rest_t = self.text_block.before(text, g_mod, None)
         k, v = torch.cat((k_x, k_c, k_t), dim=2), torch.cat((v_x, v_c, v_t), dim=2)

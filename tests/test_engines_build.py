@@ -31,7 +31,7 @@ EXPECTED = {
     "text_clip": (12, 4, 2),
     "video_backbone": (19, 24, 6),  # the CLS row's attention is written out: one query is no matrix
     "video_select": (15, 4, 1),
-    "conditions": (34, 0, 0),
+    "conditions": (30, 0, 0),
     "guided_step": (45, 8, 4),
     "decoder": (122, 2, 0),
 }

@@ -186,7 +186,11 @@ class FakeContext:
 class FakeEngine:
     def __init__(self, bundle, name, made):
         self.graph, self.made, self.fails = bundle.manifest.graphs[name], made, False
-        self.session = onnxruntime.InferenceSession(bundle.graph_path(name), providers=["CPUExecutionProvider"])
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1  # unasked, ONNX Runtime pins threads, which another test would then find
+        self.session = onnxruntime.InferenceSession(
+            bundle.graph_path(name), options, providers=["CPUExecutionProvider"]
+        )
 
     def takes(self, name, shape):
         return len(shape) == len(next(port for port in self.graph.inputs if port.name == name).shape)

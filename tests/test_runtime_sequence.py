@@ -14,6 +14,7 @@ from selva_runtime.sequence import (
     nearest_exact_indices,
     shown_indices,
     sync_indices,
+    sync_rows,
 )
 
 TABLE = Path(__file__).parent / "data" / "expected" / "sequence_lengths.tsv"
@@ -140,3 +141,24 @@ def test_rules_say_how_features_meet_latents():
     np.testing.assert_array_equal(sync_indices(shown, lengths), shown_indices(lengths.sync, lengths.latent, 0.8))
     with pytest.raises(ValueError, match="sync_timing"):
         rules(sync_timing="late")
+
+
+@pytest.mark.parametrize("timing", ["even", "shown"])
+@pytest.mark.parametrize("duration_s", [0.64, 0.96, 1.28, 8.0])
+@pytest.mark.parametrize("stems", [1, 3])
+def test_each_latent_vector_has_its_row(timing, duration_s, stems):
+    """Of a table whose rows say (stem, feature) for the stems and (kind of segment, place) for the empty half."""
+    made = rules(sync_timing=timing)
+    lengths = made.lengths(duration_s)
+    own = [(stem, feature) for stem in range(stems) for feature in range(lengths.sync)]
+    kinds = [(kind, place) for kind in ("first", "middle", "last", "only") for place in range(8)]
+    table = [*own, *kinds]
+    rows = sync_rows(made, lengths, stems)
+    assert (rows.shape, rows.dtype) == ((2 * stems, lengths.latent), np.int64)
+    by_segment = {1: ["only"], 2: ["first", "last"], 3: ["first", "middle", "last"]}.get(
+        lengths.segments, ["first", *["middle"] * (lengths.segments - 2), "last"]
+    )
+    for at, feature in enumerate(sync_indices(made, lengths)):
+        for stem in range(stems):
+            assert table[rows[stem, at]] == (stem, feature)
+            assert table[rows[stems + stem, at]] == (by_segment[feature // 8], feature % 8)

@@ -16,6 +16,8 @@ from typing import Any
 
 from .errors import EngineSourceError
 
+FORMAT_VERSION = 2
+"""Of a bundle's manifest."""
 Dimension = int | str
 """A fixed size or the name of an axis; "2*stems" is a multiple of one."""
 
@@ -90,8 +92,9 @@ def file_sha256(path: Path) -> str:
 
 
 def _parse(root: Path, manifest: dict[str, Any]) -> Source:
-    if manifest["format"] != "selva-bundle" or manifest["format_version"] != 1:
-        raise ValueError("unknown format or format_version")
+    found = manifest["format"], manifest["format_version"]
+    if found != ("selva-bundle", FORMAT_VERSION):
+        raise ValueError(f"{found[0]} {found[1]}, not selva-bundle {FORMAT_VERSION}")
     graphs = {name: _graph(root, name, entry, manifest["files"]) for name, entry in manifest["graphs"].items()}
     return Source(
         path=root,

@@ -28,7 +28,7 @@ from selva_ref.pipeline import sequence_rules
 from selva_ref.presets import Preset
 from selva_ref.text_tokenizers import CLIP_PAD_ID, save
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 RANDOM_NOTICE = "Random weights: for latency work and tests; the sounds mean nothing."
 DEMO_NOTICE = "Toy model of the selva-deploy project, MIT licence."
 

@@ -8,16 +8,15 @@ runs once a step, does nothing twice.
 from __future__ import annotations
 
 import torch
-from einops import rearrange
+import torch.nn.functional as F
+from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from selva_ref.generator import Conditions, Generator, join
+from selva_ref.generator import Conditions, Generator
 from selva_ref.text import ClipTower, T5Tower
 from selva_ref.vae import VAE
 from selva_ref.video_encoder import VideoEncoder
 from selva_ref.vocoder import Vocoder
-
-CONDITION_NAMES = ("sync_f", "clip_f", "text_f", "global_f", "latent_rope", "clip_rope")
 
 
 class TextT5(nn.Module):
@@ -68,7 +67,10 @@ class VideoSelect(nn.Module):
 
 
 class PrepareConditions(nn.Module):
-    """Features → everything the flow needs besides latent and time: B conditional rows, then B empty ones."""
+    """Features → everything the flow needs besides latent and time: B conditional rows, then B empty ones.
+
+    Only the sync features have no empty rows: those are the same for every clip, and so part of `GuidedStep`.
+    """
 
     def __init__(self, generator: Generator) -> None:
         super().__init__()
@@ -80,26 +82,32 @@ class PrepareConditions(nn.Module):
         text: Tensor,
         negative_text: Tensor,
         use_negative: Tensor,
-        sync_index: Tensor,
         latent_positions: Tensor,
         clip_positions: Tensor,
     ) -> tuple[Tensor, ...]:
         g = self.generator
-        batch, sync_length, clip_length = sync.shape[0], sync.shape[1], clip_positions.shape[0]
-        places = (sync_index, latent_positions, clip_positions)
+        batch, clip_length = sync.shape[0], clip_positions.shape[0]
         against = torch.where(use_negative, negative_text, g.empty_text(1).float())
-        c = g.prepare_at(sync, g.empty_clip(batch, clip_length), text, *places)
-        empty = g.prepare_at(g.empty_sync(1, sync_length), g.empty_clip(1, clip_length), against, *places)
-        both = join(c, empty)
-        return tuple(getattr(both, name).float() for name in CONDITION_NAMES)
+        asked = g.project_tokens(g.empty_clip(batch, clip_length), text)
+        empty = g.project_tokens(g.empty_clip(1, clip_length), against)
+        both = (
+            torch.cat((rows, repeat(row, "1 ... -> b ...", b=batch))) for rows, row in zip(asked, empty, strict=True)
+        )
+        values = (g.project_sync(sync), *both, g.rope(latent_positions), g.rope(clip_positions))
+        return tuple(value.float() for value in values)
 
 
 class GuidedStep(nn.Module):
-    """One Euler step of all stems: x + dt * (s v(cond) + (1 - s) v(empty)), both as one batch."""
+    """One Euler step of all stems: x + dt * (s v(cond) + (1 - s) v(empty)), both as one batch.
+
+    Latent vectors with the same row of sync features have the same modulations, so those are computed once a row: the
+    rows of every stem, then the 32 that empty features can have. `sync_row` is the row of each latent vector.
+    """
 
     def __init__(self, generator: Generator) -> None:
         super().__init__()
         self.generator = generator
+        self.empty_rows = nn.Buffer(generator.empty_sync_rows().detach())
 
     def forward(
         self,
@@ -107,6 +115,7 @@ class GuidedStep(nn.Module):
         t: Tensor,
         dt: Tensor,
         guidance: Tensor,
+        sync_row: Tensor,
         sync_f: Tensor,
         clip_f: Tensor,
         text_f: Tensor,
@@ -114,7 +123,8 @@ class GuidedStep(nn.Module):
         latent_rope: Tensor,
         clip_rope: Tensor,
     ) -> Tensor:
-        dtype = self.generator.dtype
+        generator, stems = self.generator, latents.shape[0]
+        dtype = generator.dtype
         c = Conditions(
             sync_f=sync_f.to(dtype),
             clip_f=clip_f.to(dtype),
@@ -123,8 +133,11 @@ class GuidedStep(nn.Module):
             latent_rope=latent_rope,
             clip_rope=clip_rope,
         )
-        both = self.generator.flow(torch.cat((latents, latents)), t, c)
-        v, v_empty = both[: latents.shape[0]], both[latents.shape[0] :]
+        g = generator.global_at(t, c)
+        rows = torch.cat(((c.sync_f + g[:stems]).flatten(0, 1), self.empty_rows + g[-1]))  # one text is against all
+        latent = generator.audio_input_proj(latents.to(dtype))  # once: both halves have the same
+        both = generator.velocity(torch.cat((latent, latent)), F.silu(rows), F.silu(g), c, sync_row)
+        v, v_empty = both[:stems], both[stems:]
         return latents + dt * (guidance * v + (1 - guidance) * v_empty)
 
 

@@ -93,7 +93,7 @@ def _generation(preset: Preset) -> tuple[Signature, ...]:
     g, video = preset.generator, preset.video
     half_head = g.width // g.heads // 2
     conditions = (
-        _float("sync_f", "2*stems", "latent", g.width),
+        _float("sync_f", "stems", f"{video.time_tokens}*segments", g.width),
         _float("clip_f", "2*stems", "clip", g.width),
         _float("text_f", "2*stems", g.text_tokens, g.width),
         _float("global_f", "2*stems", g.width),
@@ -109,7 +109,6 @@ def _generation(preset: Preset) -> tuple[Signature, ...]:
                 _float("text", "stems", g.text_tokens, g.text_width),
                 _float("negative_text", 1, g.text_tokens, g.text_width),
                 Port(name="use_negative", dtype="bool", shape=(1,)),
-                Port(name="sync_index", dtype="int64", shape=("latent",)),
                 _float("latent_positions", "latent"),
                 _float("clip_positions", "clip"),
             ),
@@ -117,7 +116,12 @@ def _generation(preset: Preset) -> tuple[Signature, ...]:
         ),
         Signature(
             name="guided_step",
-            inputs=(latents, *(_float(scalar, 1) for scalar in ("t", "dt", "guidance")), *conditions),
+            inputs=(
+                latents,
+                *(_float(scalar, 1) for scalar in ("t", "dt", "guidance")),
+                Port(name="sync_row", dtype="int64", shape=("2*stems", "latent")),
+                *conditions,
+            ),
             outputs=(_float("next_latents", "stems", "latent", g.latent_width),),
         ),
         Signature(
@@ -142,9 +146,8 @@ def _example(
 ) -> np.ndarray:
     if port.name.endswith("_positions"):
         return np.arange(shape[0], dtype=np.float32)
-    if port.name == "sync_index":
-        sync = preset.video.time_tokens * axes["segments"]
-        return np.arange(shape[0], dtype=np.int64) * sync // shape[0]
+    if port.name == "sync_row":  # any row of any stem, or one of the four kinds of empty segments
+        return rng.integers(0, (axes["stems"] * axes["segments"] + 4) * preset.video.time_tokens, shape)
     if port.name.endswith("_rope"):
         angles = np.arange(shape[0])[:, None] * np.geomspace(1.0, 1e-4, shape[2])
         return np.stack((np.cos(angles), np.sin(angles)), axis=1).astype(np.float32)

@@ -21,7 +21,7 @@ from .flow import draw_noise, finite, integrate
 from .recent import Recent
 from .request import StemRequest
 from .results import Clip, Stem
-from .sequence import SequenceRules, clip_positions, latent_positions, sync_indices
+from .sequence import SequenceRules, clip_positions, latent_positions, sync_rows
 from .text import TextEncoder
 
 Float32 = npt.NDArray[np.float32]
@@ -151,11 +151,11 @@ class Generation:
             "text": text,
             "negative_text": np.zeros((1, *text.shape[1:]), np.float32) if negative is None else negative[None],
             "use_negative": np.array([negative is not None]),
-            "sync_index": sync_indices(self.rules, lengths),
             "latent_positions": latent_positions(lengths),
             "clip_positions": clip_positions(lengths),
         }
-        return self.executor.run("conditions", feeds, self.cancel)
+        conditions = self.executor.run("conditions", feeds, self.cancel)
+        return {**conditions, "sync_row": sync_rows(self.rules, lengths, len(features))}
 
     def _decode(self, latents: Tensor) -> list[tuple[Float32, DeviceArray | None]]:
         """Each stem's samples, and where asked for those on the device."""

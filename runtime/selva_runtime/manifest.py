@@ -18,7 +18,8 @@ from .errors import BundleError
 from .sequence import SequenceRules
 
 FORMAT = "selva-bundle"
-FORMAT_VERSIONS = (1,)
+FORMAT_VERSIONS = (2,)
+"""1 had the sync features at the latent's rate."""
 MAX_MANIFEST_BYTES = 4_000_000
 GRAPHS = ("text_t5", "text_clip", "video_backbone", "video_select", "conditions", "guided_step", "decoder")
 
@@ -132,7 +133,8 @@ def _manifest(top: dict[str, Any]) -> Manifest:
     version = top.get("format_version")
     if version not in FORMAT_VERSIONS or isinstance(version, bool):
         readable = ", ".join(map(str, FORMAT_VERSIONS))
-        raise BundleError(f"format version {version!r} is unknown: this runtime reads {readable}; update selva-deploy")
+        what, mend = ("out of date", "export the bundle again") if version == 1 else ("unknown", "update selva-deploy")
+        raise BundleError(f"format version {version!r} is {what}: this runtime reads {readable}; {mend}")
     files = {_file_name(name): _file_entry(name, entry) for name, entry in _section(top["files"], "files").items()}
     listed = _section(top["graphs"], "graphs")
     if missing := [name for name in GRAPHS if name not in listed]:

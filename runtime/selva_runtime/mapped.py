@@ -80,7 +80,7 @@ class KeptArrays:
         if _LINUX:
             folder = _FOR_LARGE_FILES if os.access(_FOR_LARGE_FILES, os.W_OK) else None
             with suppress(OSError):
-                self._file = tempfile.TemporaryFile(prefix="selva-", dir=folder)
+                self._file = tempfile.TemporaryFile(prefix="selva-", dir=folder)  # noqa: SIM115 -- the arrays outlive this
 
     def keep(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """The same values, mapped; written to they are a copy."""

@@ -36,8 +36,9 @@ _ON_ONNX_RUNTIME = ("text_t5", "text_clip")
 _IN_FLOAT32 = ("conditions",)
 """30 ms a prompt, and every step depends on it; OpenVINO 2026.4 crashes when it compiles this one for bfloat16."""
 _WITH_COSINES = _WITH_MUCH_SCRATCH = "decoder"
-_WITH_WIDE_FILTERS = ("guided_step", "decoder")
-"""Only in float32: bfloat16 has no digits to spare, and its products are cheaper than the additions."""
+_WITH_WIDE_FILTERS = {"guided_step": 60, "decoder": 96}
+"""Fewest tiles for which the convolutions are rewritten: the step's weights are read 25 times a stem, the decoder's
+once. Only in float32: bfloat16 has no digits to spare, and its products are cheaper than the additions."""
 _TELEMETRY = "openvino_telemetry"
 Sizes = tuple[tuple[int, ...], ...]
 """Of a graph's inputs in the manifest's order; -1 is open."""
@@ -129,7 +130,7 @@ class OpenVinoExecutor(NumpyExecutor):
             model.reshape({port.name: list(shape) for port, shape in zip(graph.inputs, sizes, strict=True)})
             if graph.name in _WITH_WIDE_FILTERS and self._precision != BF16:
                 model = model.clone()  # what is rewritten fits these sizes alone
-                multiply_less(self._ov, model, kept.keep)
+                multiply_less(self._ov, model, tiles=_WITH_WIDE_FILTERS[graph.name], keep=kept.keep)
             with giving_back([*(self._bundle.path / file for file in graph.data), *kept.files]):
                 compiled = self._core.compile_model(model, "CPU", self._settings(graph.name))
                 request = compiled.create_infer_request()

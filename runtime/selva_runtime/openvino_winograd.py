@@ -23,8 +23,6 @@ POINTS = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5)
 """Where the polynomials are evaluated, besides infinity. Small ones keep float32's digits."""
 WORTH_FROM = 1300
 """Taps times channels; with fewer the additions and copies cost what the multiplications save."""
-WORTH_ROWS = 96
-"""Tiles of all the batch; with fewer the weights, twice as many as before, are not read often enough to pay."""
 Keep = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
 
 
@@ -60,12 +58,13 @@ def filtering(taps: int) -> Filtering:
     )
 
 
-def multiply_less(openvino: Any, model: Any, keep: Keep = lambda weights: weights) -> int:
+def multiply_less(openvino: Any, model: Any, *, tiles: int = 1, keep: Keep = lambda weights: weights) -> int:
     """Rewrite the wide convolutions over time of an OpenVINO model whose sizes are all known; returns how many.
 
-    `keep` puts the new weights where they are to be: the model refers to what it returns.
+    Of fewer than `tiles` tiles in a batch none is: there are twice as many weights as before, to be read and kept.
+    `keep` puts them where they are to be: the model refers to what it returns.
     """
-    writer = _Writer(openvino.opset13, keep)
+    writer = _Writer(openvino.opset13, tiles, keep)
     for node in model.get_ordered_ops():
         if node.get_type_name() == "Convolution":
             writer.convolution(node)
@@ -84,8 +83,9 @@ class _Writer:
     Shapes: B batch, T time, C channels, n tiles, d the filter's dilation.
     """
 
-    def __init__(self, ops: Any, keep: Keep) -> None:
+    def __init__(self, ops: Any, fewest_tiles: int, keep: Keep) -> None:
         self._ops = ops
+        self._fewest_tiles = fewest_tiles
         self._keep = keep
         self._last: dict[Any, Any] = {}  # value (B, C, T) → the same, (B, T, C)
         self._tiles: dict[Any, list[Any]] = {}
@@ -102,7 +102,7 @@ class _Writer:
         attributes = node.get_attributes()
         dilation, before = attributes["dilations"][-1], attributes["pads_begin"][-1]
         batch, *_, length = node.get_output_shape(0)
-        if batch * length < WORTH_ROWS * OUTPUTS:
+        if batch * length < OUTPUTS * self._fewest_tiles:
             return
         by_taps = filtering(3 if taps == 3 else 4)
         count = by_taps.taps.shape[1]

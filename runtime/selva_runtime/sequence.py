@@ -120,6 +120,20 @@ def sync_indices(rules: SequenceRules, lengths: Lengths) -> npt.NDArray[np.int64
     return shown_indices(lengths.sync, lengths.latent, rules.fps * 2 * rules.hop / rules.sample_rate_hz)
 
 
+def sync_rows(rules: SequenceRules, lengths: Lengths, stems: int) -> npt.NDArray[np.int64]:
+    """(2 stems, latent): the row of sync features that each latent vector is given, conditional half, then empty half.
+
+    Rows are numbered through the stems' own features, then through those that empty features can have: the rows of a
+    first segment, of a middle, of a last and of an only one.
+    """
+    indices, each = sync_indices(rules, lengths), rules.sync_per_segment
+    segment, place = np.divmod(indices, each)
+    last = lengths.segments - 1
+    kind = np.where(segment == 0, 0, np.where(segment == last, 2, 1)) if last else 3
+    empty = stems * lengths.sync + kind * each + place
+    return np.stack([*(stem * lengths.sync + indices for stem in range(stems)), *[empty] * stems])
+
+
 def latent_positions(lengths: Lengths) -> npt.NDArray[np.float32]:
     """(latent,) rotary positions of the latent stream: 0, 1, 2, …"""
     return np.arange(lengths.latent, dtype=np.float32)
