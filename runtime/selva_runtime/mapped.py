@@ -9,6 +9,7 @@ with the mapped ones, each read once a run.
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import sys
 import tempfile
@@ -21,7 +22,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-_SMAPS = Path("/proc/self/smaps")
+_MAPS, _PAGES = Path("/proc/self/maps"), Path("/proc/self/pagemap")
+_FILE_PAGE, _HELD = np.uint64(61), np.uint64(62)
+"""Bits of a page's entry there (Linux, admin-guide/mm/pagemap): of a file; and from here on, swapped or present."""
 _MADV_DONTNEED = 4
 _EVERY_S = 0.1
 _LINUX = sys.platform.startswith("linux")
@@ -35,13 +38,15 @@ def give_back(files: Collection[Path]) -> int:
     On Linux, where /proc can be read; elsewhere nothing is done, and 0 returned.
     """
     try:
-        smaps = _SMAPS.read_text(errors="surrogateescape")
+        maps = _MAPS.read_text(errors="surrogateescape")
     except OSError:
         return 0
     libc = ctypes.CDLL(None, use_errno=True)
     libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     given_bytes = 0
-    for start, end in unaltered_mappings(smaps, {str(file) for file in files}):
+    for start, end, private in mappings(maps, {str(file) for file in files}):
+        if private and _was_written_to(start, end):
+            continue
         if libc.madvise(start, end - start, _MADV_DONTNEED) == 0:
             given_bytes += end - start
     return given_bytes
@@ -102,19 +107,26 @@ class KeptArrays:
         return [] if self._file is None else [Path(os.readlink(f"/proc/self/fd/{self._file.fileno()}"))]
 
 
-def unaltered_mappings(smaps: str, files: Collection[str]) -> Iterator[tuple[int, int]]:
-    """First address and end of what `/proc/PID/smaps` lists of `files`, where it holds what the file holds.
+def mappings(maps: str, files: Collection[str]) -> Iterator[tuple[int, int, bool]]:
+    """First address, end, and whether the process may have pages of its own, of what `/proc/PID/maps` lists of `files`.
 
-    That is read-only, or private (ONNX Runtime maps so) with no page of its own: a page that was written to is one.
+    Read-only mappings and private ones (ONNX Runtime maps so); others share what is written with the file.
     """
-    candidate = None
-    for line in smaps.splitlines():
+    for line in maps.splitlines():
         fields = line.split(maxsplit=5)
-        if not fields[0].endswith(":"):
+        if len(fields) == 6 and fields[5] in files and (fields[1].startswith("r--") or fields[1] == "rw-p"):
             start, end = (int(address, 16) for address in fields[0].split("-"))
-            mine = len(fields) == 6 and fields[5] in files
-            if mine and fields[1].startswith("r--"):
-                yield start, end
-            candidate = (start, end) if mine and fields[1] == "rw-p" else None
-        elif candidate and fields[:2] == ["Anonymous:", "0"]:
-            yield candidate
+            yield start, end, fields[1] == "rw-p"
+
+
+def _was_written_to(start: int, end: int) -> bool:
+    """Whether a private mapping holds a page that is not the file's; true where that cannot be known."""
+    page = mmap.PAGESIZE
+    try:
+        with _PAGES.open("rb", buffering=0) as file:
+            file.seek(start // page * 8)
+            entries = np.frombuffer(file.read((end - start) // page * 8), np.uint64)
+    except OSError:
+        return True
+    own = (entries >> _HELD != 0) & (entries >> _FILE_PAGE & np.uint64(1) == 0)
+    return len(entries) * page < end - start or bool(own.any())
