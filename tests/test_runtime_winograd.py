@@ -41,6 +41,11 @@ def types(model):
     return [node.get_type_name() for node in model.get_ops()]
 
 
+def kernels(model):
+    """Sizes in time of the convolutions that are left."""
+    return [n.get_input_shape(1)[-1] for n in model.get_ops() if n.get_type_name() == "Convolution"]
+
+
 @pytest.mark.parametrize("taps", [3, 4])
 def test_tiles_give_what_sliding_gives(taps):
     f, rng = filtering(taps), np.random.default_rng(0)
@@ -63,7 +68,7 @@ def test_replaces_a_convolution(taps, dilation, length, batch, flat):
         x, weight, true = x[:, :, None], weight[:, :, None], true[:, :, None]
     model = model_of(x.shape, lambda value: convolution(value, weight, dilation))
     assert multiply_less(openvino, model) == 1
-    assert "Convolution" not in types(model)
+    assert taps not in kernels(model)
     assert np.abs(run(model, x) - true).max() < 1e-5 * np.abs(true).max()
 
 

@@ -35,7 +35,7 @@ _OPEN_AXIS = "tokens"
 _ON_ONNX_RUNTIME = ("text_t5", "text_clip")
 _IN_FLOAT32 = ("conditions",)
 """30 ms a prompt, and every step depends on it; OpenVINO 2026.4 crashes when it compiles this one for bfloat16."""
-_WITH_COSINES = _WITH_MUCH_SCRATCH = "decoder"
+_WITH_COSINES = "decoder"
 _WITH_WIDE_FILTERS = {"guided_step": 60, "decoder": 96}
 """Fewest tiles for which the convolutions are rewritten: the step's weights are read 25 times a stem, the decoder's
 once. Only in float32: bfloat16 has no digits to spare, and its products are cheaper than the additions."""
@@ -100,8 +100,6 @@ class OpenVinoExecutor(NumpyExecutor):
                 request.set_tensor(name, self._ov.Tensor(values, shared_memory=True))
             self._finish(request, cancel)
             outputs = {port.name: np.array(request.get_tensor(port.name).data) for port in graph.outputs}
-            if graph.name == _WITH_MUCH_SCRATCH:
-                request.get_compiled_model().release_memory()
         except RuntimeError as error:  # what OpenVINO raises
             raise BackendError(f"OpenVINO failed in graph {graph.name}: {last_line(error)}") from error
         return outputs

@@ -113,14 +113,28 @@ class _Writer:
         by_piece = np.ascontiguousarray(padded.reshape(width_out, width_in, pieces, count).swapaxes(1, 2))
         products = []
         for rows, factors in zip(tiles, by_taps.taps.astype(np.float32), strict=True):
-            matrix = self._keep((by_piece @ factors).reshape(width_out, pieces * width_in))
-            matrix = self._ops.constant(matrix, shared_memory=True)
-            products.append(self._ops.matmul(rows, matrix, False, True))
+            matrices = by_piece @ factors
+            if pieces == 1:
+                matrix = self._ops.constant(self._keep(matrices[:, 0]), shared_memory=True)
+                products.append(self._ops.matmul(rows, matrix, False, True))
+            else:
+                products.append(self._sum_of_pieces(rows, matrices.swapaxes(1, 2)[:, :, None], dilation))
         stacked = self._ops.concat([self._ops.unsqueeze(product, _ints(2)) for product in products], 2)
         mixed = self._mixed(by_taps.outputs, stacked)
         whole = self._ops.reshape(mixed, _ints(batch, -1, width_out), False)
         self._replace(node, self._ops.slice(whole, _ints(0), _ints(length), _ints(1), _ints(1)))
         self.rewritten += 1
+
+    def _sum_of_pieces(self, rows: Any, weight: Any, dilation: int) -> Any:
+        """rows (B, n + pieces - 1, d, C) → (B, n, d, C'): a convolution over the tiles."""
+        batch, tiles, _, width = rows.get_output_shape(0)
+        flat = self._ops.reshape(rows, _ints(batch, 1, tiles * dilation, width), False)
+        weight = self._ops.constant(self._keep(np.ascontiguousarray(weight)), shared_memory=True)
+        summed = self._ops.convolution(
+            self._ops.transpose(flat, _ints(0, 3, 1, 2)), weight, [1, 1], [0, 0], [0, 0], [1, dilation]
+        )
+        last = self._ops.transpose(summed, _ints(0, 2, 3, 1))
+        return self._ops.reshape(last, _ints(batch, -1, dilation, weight.get_output_shape(0)[0]), False)
 
     def elementwise(self, node: Any) -> None:
         """Between two rewritten convolutions stays channels last what was."""
@@ -145,7 +159,7 @@ class _Writer:
     def _inputs(
         self, value: Any, by_taps: Filtering, pieces: int, length: int, dilation: int, before: int
     ) -> list[Any]:
-        """B^T d of every tile, (B, n, d, pieces * C) each: piece p of the filter sees the tile p places on."""
+        """B^T d of every tile, (B, n + pieces - 1, d, C) each: piece p of the filter sees the tile p places on."""
         key = (_key(value), len(by_taps.inputs), pieces, dilation, before)
         if key not in self._tiles:
             step = OUTPUTS * dilation
@@ -164,13 +178,6 @@ class _Writer:
                 self._ops.squeeze(part, _ints(2))
                 for part in self._ops.split(seen, _ints(2)[0], len(by_taps.inputs)).outputs()
             ]
-            if pieces > 1:
-                mixed = [
-                    self._ops.concat(
-                        [self._ops.slice(m, _ints(p), _ints(p + n), _ints(1), _ints(1)) for p in range(pieces)], 3
-                    )
-                    for m in mixed
-                ]
             self._tiles[key] = mixed
         return self._tiles[key]
 
