@@ -24,6 +24,8 @@ from selva_ref.presets import AudioConfig
 RESIDUAL_KERNELS = (3, 7, 11)
 DILATIONS = (1, 3, 5)
 TAPS = 12
+LARGEST_FLAT_STRIDE = 16
+"""Of transposed convolutions with larger ones the two-dimensional form can take a CPU library a minute to prepare."""
 
 
 def lowpass_filter() -> Tensor:
@@ -144,7 +146,7 @@ class Vocoder(OfficialModule):
         x = self.conv_pre(x[:, :, None] if flat else x)
         per_level = len(RESIDUAL_KERNELS)
         for level, (up,) in enumerate(self.ups):
-            x = up(x)
+            x = up(x) if x.ndim == up.weight.ndim else up(x.squeeze(2))[:, :, None]
             blocks = self.resblocks[level * per_level : (level + 1) * per_level]
             x = sum(block(x) for block in blocks) / per_level
         x = self.conv_post(self.activation_post(x)).float()
@@ -159,10 +161,10 @@ class Vocoder(OfficialModule):
         return self
 
     def bake(self) -> Self:
-        """Folds the weight norms, and gives every convolution a second axis of one."""
+        """Folds the weight norms, and gives convolutions a second axis of one."""
         self.remove_weight_norm()
         for name, module in list(self.named_modules()):
-            if isinstance(module, nn.Conv1d | nn.ConvTranspose1d):
+            if isinstance(module, nn.Conv1d | nn.ConvTranspose1d) and module.stride[0] <= LARGEST_FLAT_STRIDE:
                 self.set_submodule(name, _two_dimensional(module))
         return super().bake()
 
