@@ -123,6 +123,8 @@ class OpenVinoExecutor(NumpyExecutor):
             return request
         self.load(graph.name)
         self._compiled.pop(graph.name, None)
+        for _, other in self._compiled.values():  # compiling takes the most memory: scratch comes back at the next run
+            other.get_compiled_model().release_memory()
         model, kept = self._models[graph.name], KeptArrays()
         try:
             model.reshape({port.name: list(shape) for port, shape in zip(graph.inputs, sizes, strict=True)})
