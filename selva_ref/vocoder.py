@@ -3,8 +3,8 @@
 An activation runs at twice the rate: up by 2, snake, down by 2, each with a 12-tap Kaiser-windowed sinc. The textbook
 form is a depthwise transposed convolution; here the even and odd phases of the doubled signal are kept apart, two
 short convolutions up and two down, never interleaved. That is exact and what every runtime executes fast.
-Shapes: B batch, C channels, T samples at the level's rate; once baked (B, C, 1, T), for which runtimes have more and
-faster kernels.
+Shapes: B batch, C channels, T samples at the level's rate; once baked (B, C, 1, T), for which ONNX Runtime and
+OpenVINO have faster kernels (TensorRT-RTX makes 144 more of it: see benchmarks/README.md).
 """
 
 from __future__ import annotations
