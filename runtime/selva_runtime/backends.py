@@ -78,7 +78,8 @@ def _cuda(bundle: Bundle, _settings: CpuSettings, reason: str) -> Executor:
 
     device = CudaDevice()
     graphs = OnnxGraphs(bundle, device)
-    return DeviceExecutor(bundle, Space(device), graphs, backend="cuda", reason=f"{reason}; on {device.name}")
+    what = f"{reason}; on {device.name}{graphs.shortfall}"
+    return DeviceExecutor(bundle, Space(device), graphs, backend="cuda", reason=what)
 
 
 def _tensorrt(bundle: Bundle, _settings: CpuSettings, reason: str) -> Executor:

@@ -34,6 +34,8 @@ class OnnxGraphs:
 
     def __init__(self, bundle: Bundle, device: Device, *, threads: int | None = None) -> None:
         """Raises `BackendError` when ONNX Runtime is not installed or cannot use the GPU."""
+        self.shortfall = ""
+        """What is slower than it could be here, and why; empty when nothing is."""
         self._bundle = bundle
         self._device = device
         self._threads = threads
@@ -55,10 +57,11 @@ class OnnxGraphs:
             session = self._session(path, cuda_graph=name == _REPEATED)
         except DeviceMemoryError:
             raise
-        except BackendError:
+        except BackendError as error:
             if name != _REPEATED or self._device.kind != "cuda":
                 raise
             session = self._session(path, cuda_graph=False)  # it has nodes that a CUDA graph cannot hold
+            self.shortfall = f"; its steps without a CUDA graph ({error})"
         if self._device.kind == "cuda" and _CUDA not in session.get_providers():
             raise BackendError(
                 f"ONNX Runtime cannot use the GPU (CUDA 13 and cuDNN 9 libraries are needed): {_INSTALL}"
