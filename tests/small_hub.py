@@ -1,0 +1,136 @@
+"""A small model hub on this machine, as huggingface_hub asks it: right, wrong, cut, stalled, down."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import torch
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+VAE_TENSORS = {"w": torch.arange(50_000.0), "b": torch.arange(60.0).reshape(6, 10).T}
+TOWER_TENSORS = {"ln_final.weight": torch.ones(4), "visual.proj": torch.zeros(1000)}
+VOCABULARY = b'{"a": 0}\n'
+
+
+def pth(content: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+FILES = {
+    "jnwnlee/SelVA/ext_weights/v1-16.pth": pth(VAE_TENSORS),
+    "jnwnlee/SelVA/ext_weights/teacher.pth": pth({"t": torch.ones(2)}),
+    "apple/new-name/tower.bin": pth(TOWER_TENSORS),
+    "apple/new-name/vocab.json": VOCABULARY,
+}
+
+
+@dataclass
+class SmallHub:
+    """What the server answers with, and what it was asked."""
+
+    files: dict[str, bytes] = field(default_factory=lambda: dict(FILES))
+    stated: dict[str, bytes] = field(default_factory=lambda: dict(FILES))
+    """The content whose hash is stated; differs from `files` for a file damaged on its way."""
+    cuts: list[int] = field(default_factory=list)
+    """Bytes to send of each of the next contents before the connection is cut."""
+    dies: bool = False
+    """Whether the hub is out of reach after the next cut."""
+    down: bool = False
+    stall: threading.Event | None = None
+    """If there: set once half of a content is sent and nothing more will come."""
+    asked: list[tuple[str, str, str | None]] = field(default_factory=list)
+    url: str = ""
+
+    @property
+    def content_url(self) -> str:
+        """Another host, as on the true hub: the client asks the hub about a file and gets it elsewhere."""
+        return self.url.replace("127.0.0.1", "localhost")
+
+    def gets(self, name: str) -> list[str | None]:
+        """The Range headers of the requests for the content of a file."""
+        return [wanted for method, path, wanted in self.asked if (method, path) == ("GET", f"/content/{name}")]
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Speaks what huggingface_hub asks: /REPO/resolve/REVISION/FILE, renamed repositories, content elsewhere."""
+
+    protocol_version = "HTTP/1.1"
+    hub: SmallHub
+
+    def do_HEAD(self) -> None:
+        self.answer()
+
+    def do_GET(self) -> None:
+        self.answer()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def answer(self) -> None:
+        self.hub.asked.append((self.command, self.path, self.headers["Range"]))
+        if self.hub.down:
+            self.close_connection = True
+            self.connection.close()
+        elif "/apple/old-name/" in self.path:
+            self.reply(307, {"Location": self.path.replace("old-name", "new-name")})
+        elif self.path.startswith("/content/"):
+            self.send_content(self.hub.files[self.path.removeprefix("/content/")])
+        else:
+            repo, _, rest = self.path[1:].partition("/resolve/")
+            name = f"{repo}/{rest.partition('/')[2]}"
+            if name in self.hub.files:
+                self.describe(name)
+            else:
+                self.reply(404, {"X-Error-Code": "EntryNotFound"})
+
+    def describe(self, name: str) -> None:
+        stated, headers = self.hub.stated[name], {"X-Repo-Commit": COMMIT}
+        if name.endswith(".json"):
+            etag = hashlib.sha1(b"blob %d\0" % len(stated) + stated).hexdigest()
+            self.reply(200, headers | {"ETag": f'"{etag}"'}, self.hub.files[name])
+        else:
+            headers |= {"X-Linked-ETag": f'"{hashlib.sha256(stated).hexdigest()}"', "X-Linked-Size": str(len(stated))}
+            self.reply(302, headers | {"Location": f"{self.hub.content_url}/content/{name}"})
+
+    def send_content(self, content: bytes) -> None:
+        start = int((self.headers["Range"] or "bytes=0-").removeprefix("bytes=").rstrip("-"))
+        headers = {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"} if start else {}
+        cut = self.hub.cuts.pop(0) if self.hub.cuts else None
+        if self.hub.stall:
+            cut = len(content) // 2
+        self.reply(206 if start else 200, headers, content[start:], cut)
+
+    def reply(self, status: int, headers: dict[str, str], body: bytes = b"", cut: int | None = None) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body[:cut])
+        if cut is not None:
+            if self.hub.stall:
+                self.hub.stall.set()
+                with suppress(OSError):
+                    self.rfile.read(1)  # until the other side goes away
+            self.hub.down |= self.hub.dies
+            self.close_connection = True
+
+
+@contextmanager
+def serving() -> Iterator[SmallHub]:
+    """A hub that answers at its `url`."""
+    small = SmallHub()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("BoundHandler", (Handler,), {"hub": small}))
+    small.url = f"http://127.0.0.1:{server.server_port}"
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    yield small
+    server.shutdown()
+    server.server_close()
