@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.export import Dim
 from transformers import CLIPTokenizer, T5Config, T5EncoderModel
 
-from selva_ref import demo_tokenizers
+import selva_ref
 from selva_ref.checkpoints import CheckpointError, CheckpointNotFoundError
+from selva_ref.demo import vocabularies
 from selva_ref.presets import PRESETS
 from selva_ref.random_weights import state_dict as random_weights
 from selva_ref.text import ClipTower, T5Tower
@@ -349,10 +350,10 @@ def test_the_demo_tokenizers_take_any_prompt(prompt):
 
 def test_the_demo_tokenizers_are_what_their_script_makes(tmp_path):
     for name, make, read in (
-        ("t5_demo.json", demo_tokenizers.make_t5, t5_tokenizer),
-        ("clip_demo.json", demo_tokenizers.make_clip, clip_tokenizer),
+        ("t5_demo.json", vocabularies.make_t5, t5_tokenizer),
+        ("clip_demo.json", vocabularies.make_clip, clip_tokenizer),
     ):
-        kept = Path(demo_tokenizers.__file__).with_name("data") / "tokenizers" / name
+        kept = Path(selva_ref.__file__).with_name("data") / "tokenizers" / name
         made = make()
         save(made, tmp_path / name)
         assert json.loads((tmp_path / name).read_text()) == json.loads(kept.read_text())

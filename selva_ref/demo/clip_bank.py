@@ -16,8 +16,11 @@ from torch import Tensor
 from selva_ref.checkpoints import written_whole
 from selva_ref.demo.kinds import KINDS
 from selva_ref.demo.world import FPS, FRAMES, SIZE, Scene, render, single_scene
+from selva_ref.presets import PRESETS
+from selva_ref.video_encoder import segment
 
-SEGMENT, STEP = 16, 8
+VIDEO = PRESETS["demo"].video
+SEGMENT, STEP = VIDEO.segment_frames, VIDEO.segment_step
 SEGMENTS = (FRAMES - SEGMENT) // STEP + 1
 
 
@@ -70,5 +73,4 @@ def onset_frames(scene: Scene) -> np.ndarray:
 
 def segments_of(frames_BTCHW: Tensor) -> Tensor:
     """uint8 frames (B, T, 3, H, W) → float segments (B, S, 3, 16, H, W) in [-1, 1]."""
-    windows = frames_BTCHW.unfold(1, SEGMENT, STEP)  # b s c h w f
-    return windows.movedim(-1, 3).float().div_(127.5).sub_(1)
+    return segment(frames_BTCHW, VIDEO).float().div_(127.5).sub_(1)

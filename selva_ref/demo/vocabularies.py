@@ -1,4 +1,4 @@
-"""Makes the demo preset's two small tokenizers: `python -m selva_ref.demo_tokenizers` writes `data/tokenizers/`.
+"""Makes the demo preset's two small tokenizers: `python -m selva_ref.demo.vocabularies` writes `data/tokenizers/`.
 
 They are learned from sound captions put together below, so that the demo needs no file of anyone else's. The result
 depends on this file alone: the same captions give the same bytes.
@@ -120,7 +120,7 @@ def _merged(word: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
 
 def main() -> None:
     """Writes both files into the package."""
-    folder = Path(__file__).with_name("data") / "tokenizers"
+    folder = Path(__file__).parents[1] / "data" / "tokenizers"
     save(make_t5(), folder / "t5_demo.json")
     save(make_clip(), folder / "clip_demo.json")
     print(f"wrote {folder}/t5_demo.json and clip_demo.json")
