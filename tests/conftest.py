@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell's background jobs start; commands would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _export(folder: Path, precision: str) -> Path:
