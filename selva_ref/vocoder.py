@@ -63,7 +63,7 @@ class Activation(nn.Module):
         self.act = SnakeBeta(channels)
         taps = lowpass_filter().flip(0).expand(channels, 1, -1)
         # Flipped taps 0, 2, ... are taps 11, 9, ...: upwards those meet the even phase, downwards (the filter is
-        # symmetric) the odd one. With a seventh tap of zero both phases are made from the same padded signal.
+        # symmetric) the odd one. With a seventh tap of zero both phases are made from the same prolonged signal.
         even, odd = taps[..., 0::2], taps[..., 1::2]
         self.register_buffer("up_even", F.pad(2 * even, (0, 1)), persistent=False)
         self.register_buffer("up_odd", F.pad(2 * odd, (1, 0)), persistent=False)

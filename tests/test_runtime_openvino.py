@@ -16,7 +16,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from test_runtime_session import encode, with_broken_graph
+from test_runtime_session import encode
+from test_runtime_start import with_broken_graph
 
 from selva_bench.job import SideJob
 from selva_bench.measure import _runtime_job
