@@ -226,7 +226,7 @@ def test_cancel_stops_inside_a_graph(opened, monkeypatch):
     monkeypatch.setattr(executor, "_finish", timed)
     with pytest.raises(Cancelled):
         executor.run("decoder", {"latents": np.zeros((1, 5_000, 20), np.float32)}, cancel)
-    assert time.monotonic() - began_s[0] < 2.5
+    assert time.monotonic() - began_s[0] < 5  # uncancelled it takes more than 7 s; its longest node up to 2.5
     monkeypatch.undo()
     audio = executor.run("decoder", {"latents": np.ones((1, 8, 20), np.float32)})["audio"]
     assert np.isfinite(audio).all()
