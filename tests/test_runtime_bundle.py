@@ -4,12 +4,22 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 
-import selva_runtime.bundle
+from selva_export.signatures import signatures
+from selva_ref.pipeline import sequence_rules
+from selva_ref.presets import PRESETS
 from selva_runtime import Bundle, BundleError
+from selva_runtime.onnx_cpu import OnnxCpuExecutor
+from selva_runtime.openvino_cpu import OpenVinoExecutor
+from selva_runtime.ports import PORTS, Port, check_ports, known_sizes
+from selva_runtime.text import TextEncoder
 
 
 @pytest.fixture
@@ -43,6 +53,19 @@ def test_opens_and_describes_itself(demo_bundle):
     assert manifest.sequence.sample_rate_hz == 16000
     assert manifest.graphs["text_clip"].inputs[0].dtype == "int64"
     assert "\n" not in manifest.notice
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
+def test_the_exporter_and_the_runtime_mean_the_same_ports(preset):
+    sizes = known_sizes(sequence_rules(preset), preset.text.clip_tokens)
+    exported = signatures(preset)
+    assert list(exported) == list(PORTS)
+    for name, signature in exported.items():
+        inputs, outputs = (
+            tuple(Port(name=port.name, dtype=port.dtype, shape=port.shape) for port in ports)
+            for ports in (signature.inputs, signature.outputs)
+        )
+        check_ports(name, inputs, outputs, sizes)
 
 
 def test_every_listed_file_is_as_listed(demo_bundle):
@@ -115,6 +138,15 @@ def graph_file(name):
     return lambda bundle: edit(bundle, lambda manifest: manifest["graphs"]["decoder"].update(file=name))
 
 
+def port(graph, kind, **values):
+    """A change of a graph's first port."""
+    return lambda bundle: edit(bundle, lambda manifest: manifest["graphs"][graph][kind][0].update(values))
+
+
+def pad_id(value):
+    return lambda bundle: edit(bundle, lambda manifest: manifest["text"]["clip"].update(pad_id=value))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -133,9 +165,23 @@ def graph_file(name):
         (set_top(graphs={}), "no graph text_t5"),
         (set_top(sequence={}), "damaged .*sample_rate_hz"),
         (set_top(sequence=[]), "sequence is not an object"),
-        (set_top(defaults={"steps": "many"}), "defaults are not numbers"),
+        (set_top(defaults={"steps": "many"}), "defaults.steps is 'many', not a number from 1 to 1000"),
+        (set_top(defaults={"steps": 2.5}), "defaults.steps is 2.5"),
+        (set_top(defaults={"guidance": -1}), "defaults.guidance is -1, not a number from 0 to 100"),
+        (set_top(defaults={"duration_s": 31}), "defaults.duration_s is 31, not a number from 0.64 to 30"),
         (set_top(files={}), "used but not listed"),
         (set_top(text={}), "'t5' is missing"),
+        (port("decoder", "inputs", dtype="uint9"), "latents of graph decoder is uint9, not float32"),
+        (port("decoder", "outputs", shape=["stems"]), "audio of graph decoder has 1 axes, not 2"),
+        (port("decoder", "outputs", shape=["stems", "256*latent"]), r"axis of '256\*latent', not '512\*latent'"),
+        (port("decoder", "inputs", name="latent"), "inputs of graph decoder are latent, not latents"),
+        (port("text_t5", "outputs", shape=["prompts", "tokens", 65]), "text of graph video_select .* 64, not 65"),
+        (port("text_t5", "outputs", shape=["prompts", "tokens", 0]), "axis of 0, not a size from 1 to"),
+        (port("text_t5", "outputs", shape=["prompts", "tokens", "wide"]), "axis of 'wide', not a size from 1 to"),
+        (port("video_backbone", "inputs", shape=["segments", 16, 3, 65, 64]), "axis of 65, not 64"),
+        (port("guided_step", "inputs", shape=["stems", "latent", 1.5]), "shape"),
+        (pad_id(2**63), "text.clip.pad_id is 9223372036854775808"),
+        (pad_id(-1), "text.clip.pad_id is -1"),
         (graph_file("graphs/absent.onnx"), "used but not listed"),
         (graph_file(7), "not a text"),
         (list_file("../outside.onnx"), "not a plain relative path"),
@@ -175,28 +221,120 @@ def test_a_file_is_no_bundle(tmp_path):
 def test_an_altered_file_is_named_at_its_first_use(bundle):
     flip_last_bit(bundle / "graphs" / "decoder.onnx")
     opened = Bundle.open(bundle)
-    opened.graph_path("guided_step")
+    with opened.loading("guided_step") as source:
+        assert source == (bundle / "graphs" / "guided_step.onnx").read_bytes()
+    with pytest.raises(BundleError, match=r"decoder\.onnx was altered"), opened.loading("decoder"):
+        pass
+
+
+def with_weights_beside(bundle: Path, *, listed: bool = True) -> Path:
+    """The selection's weights in a file of their own; `listed` false leaves it out of the graph's entry."""
+    graph, data = bundle / "graphs" / "video_select.onnx", bundle / "graphs" / "video_select.onnx.data"
+    onnx.save(onnx.load(graph), graph, save_as_external_data=True, location=data.name, size_threshold=1024)
+    add_file(bundle, "graphs/video_select.onnx", graph.read_bytes())
+    add_file(bundle, "graphs/video_select.onnx.data", data.read_bytes())
+    if listed:
+        edit(bundle, lambda manifest: manifest["graphs"]["video_select"].update(data=["graphs/video_select.onnx.data"]))
+    return data
+
+
+FEEDS = {
+    "tokens": np.ones((1, 128, 96), np.float32),
+    "text": np.ones((1, 3, 64), np.float32),
+    "mask": np.ones((1, 3), np.bool_),
+}
+
+
+@pytest.mark.parametrize("executor", [OnnxCpuExecutor, OpenVinoExecutor])
+def test_weights_beside_a_graph_are_used(bundle, executor):
+    whole = executor(Bundle.open(bundle)).run("video_select", FEEDS)["sync"]
+    with_weights_beside(bundle)
+    np.testing.assert_allclose(executor(Bundle.open(bundle)).run("video_select", FEEDS)["sync"], whole, atol=1e-6)
+
+
+@pytest.mark.parametrize("executor", [OnnxCpuExecutor, OpenVinoExecutor])
+def test_altered_weights_beside_a_graph_are_found(bundle, executor):
+    flip_last_bit(with_weights_beside(bundle))
+    with pytest.raises(BundleError, match=r"video_select\.onnx\.data was altered"):
+        executor(Bundle.open(bundle)).run("video_select", FEEDS)
+
+
+@pytest.mark.parametrize("executor", [OnnxCpuExecutor, OpenVinoExecutor])
+def test_weights_that_the_manifest_does_not_give_to_the_graph_are_refused(bundle, executor):
+    with_weights_beside(bundle, listed=False)
+    with pytest.raises(BundleError, match=r"video_select\.onnx refers to graphs/video_select\.onnx\.data, which"):
+        executor(Bundle.open(bundle)).run("video_select", FEEDS)
+
+
+def test_weights_swapped_while_they_are_loaded_are_refused(bundle):
+    data = with_weights_beside(bundle)
+
+    def swap_while_loading() -> None:
+        with Bundle.open(bundle).loading("video_select") as path:
+            assert path == data.resolve().with_suffix("")
+            data.rename(data.with_suffix(".hashed"))
+            data.write_bytes(data.with_suffix(".hashed").read_bytes())
+
+    with pytest.raises(BundleError, match=r"video_select\.onnx\.data was replaced while it was loaded"):
+        swap_while_loading()
+
+
+def test_a_file_swapped_after_its_check_is_not_used(bundle):
+    opened = Bundle.open(bundle)
+    for name in opened.manifest.files:
+        opened.verified(name)
+    (bundle / "graphs" / "decoder.onnx").write_bytes((bundle / "graphs" / "text_t5.onnx").read_bytes())
+    (bundle / "tokenizers" / "t5.json").write_bytes((bundle / "tokenizers" / "clip.json").read_bytes())
     with pytest.raises(BundleError, match=r"decoder\.onnx was altered"):
-        opened.graph_path("decoder")
+        OnnxCpuExecutor(opened).load("decoder")
+    with pytest.raises(BundleError, match=r"t5\.json was altered"):
+        TextEncoder(opened, OnnxCpuExecutor(opened))
 
 
-def test_altered_weights_beside_a_graph_are_found(bundle):
-    add_file(bundle, "graphs/decoder.onnx.data")
-    edit(bundle, lambda manifest: manifest["graphs"]["decoder"].update(data=["graphs/decoder.onnx.data"]))
-    flip_last_bit(bundle / "graphs" / "decoder.onnx.data")
-    with pytest.raises(BundleError, match=r"decoder\.onnx\.data was altered"):
-        Bundle.open(bundle).graph_path("decoder")
+def test_a_sparse_giant_is_not_read(bundle):
+    with (bundle / "graphs" / "decoder.onnx").open("r+b") as file:
+        file.truncate(1 << 35)
+    edit(bundle, lambda manifest: manifest["files"]["graphs/decoder.onnx"].update(bytes=1 << 35))
+    with pytest.raises(BundleError, match="more than 2147483648"), Bundle.open(bundle).loading("decoder"):
+        pass
 
 
 def test_a_file_is_hashed_once_until_it_changes(bundle, monkeypatch):
     hashed = []
-    real = selva_runtime.bundle._sha256
-    monkeypatch.setattr(selva_runtime.bundle, "_sha256", lambda path: hashed.append(path.name) or real(path))
+    real = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda file, kind: hashed.append(file.name) or real(file, kind))
     opened = Bundle.open(bundle)
     assert hashed == []
-    opened.graph_path("decoder")
-    opened.graph_path("decoder")
-    assert hashed.count("decoder.onnx") == 1
-    flip_last_bit(bundle / "graphs" / "decoder.onnx")
+    path = opened.verified("graphs/decoder.onnx")
+    opened.verified("graphs/decoder.onnx")
+    assert hashed == [str(path)]
+    times = path.stat()
+    flip_last_bit(path)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # the change time tells all the same
     with pytest.raises(BundleError, match="was altered"):
-        opened.graph_path("decoder")
+        opened.verified("graphs/decoder.onnx")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.parametrize("backend", ["cpu", "openvino"])
+def test_a_session_says_in_a_forked_process_that_it_must_be_opened_there(demo_bundle, backend):
+    """In a process of its own, for a fork is not safe in pytest's."""
+    code = f"""
+import os
+import numpy as np
+from selva_runtime import BackendError, Session
+session = Session({str(demo_bundle)!r}, backend={backend!r})
+frames = np.zeros((16, 3, 64, 64), np.uint8)
+session.encode_frames(frames, 0.64)
+child = os.fork()
+if not child:
+    try:
+        session.encode_frames(frames, 0.64)
+    except BackendError as error:
+        print(error, flush=True)
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith("before a fork; open one in this process\n")

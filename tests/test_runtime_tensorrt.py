@@ -67,7 +67,7 @@ class FakeEngine:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1  # unasked, ONNX Runtime pins threads, which another test would then find
         self.session = onnxruntime.InferenceSession(
-            bundle.graph_path(name), options, providers=["CPUExecutionProvider"]
+            bundle.read(self.graph.file), options, providers=["CPUExecutionProvider"]
         )
 
     def takes(self, name, shape):

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from .errors import BackendError
-from .manifest import Graph, Port
+from .manifest import Graph
+from .ports import Port
 
 
 def output_shapes(graph: Graph, inputs: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:

@@ -6,6 +6,7 @@ and filled along their first axis in the same way, so that the session does not 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Event
@@ -145,6 +146,15 @@ def check_cancel(cancel: Event | None) -> None:
     """Raise `Cancelled` when the caller's event is set."""
     if cancel is not None and cancel.is_set():
         raise Cancelled("cancelled: the caller's event was set")
+
+
+def check_process(opened_in: int) -> None:
+    """Raise `BackendError` in a process that was forked from the one that opened the executor.
+
+    A fork takes along none of the threads that the libraries compute with: they would be waited for, for ever.
+    """
+    if os.getpid() != opened_in:
+        raise BackendError(f"the session was opened in process {opened_in}, before a fork; open one in this process")
 
 
 def joined(executor: Executor, parts: Sequence[Tensor]) -> Tensor:

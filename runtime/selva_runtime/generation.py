@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from .batches import in_batches
 from .device_array import DeviceArray
-from .errors import DeviceMemoryError, RequestError
+from .errors import BackendError, DeviceMemoryError, RequestError
 from .executor import Executor, Tensor, joined, stacked
 from .flow import draw_noise, finite, integrate
 from .recent import Recent
@@ -178,9 +178,9 @@ class Generation:
     def _trim(self, decoded: Float32) -> Float32:
         """(samples,): exactly as long as the clip; the decoder rounds up to whole latents."""
         samples = self.rules.lengths(self.clip.duration_s).samples
-        audio = np.zeros(samples, dtype=np.float32)
-        audio[: len(decoded)] = decoded[:samples]
-        return audio
+        if len(decoded) < samples:
+            raise BackendError(f"graph decoder gave {len(decoded)} samples of {samples}; export the bundle again")
+        return decoded[:samples].copy()
 
     def _device_part(self, audio: Tensor, index: int) -> DeviceArray | None:
         if not self.device_output or not isinstance(audio, DeviceArray):

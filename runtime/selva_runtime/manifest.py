@@ -15,17 +15,22 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from .errors import BundleError
+from .ports import PORTS, Port, check_ports, known_sizes
 from .sequence import SequenceRules
 
 FORMAT = "selva-bundle"
 FORMAT_VERSIONS = (2,)
 """1 had the sync features at the latent's rate."""
 MAX_MANIFEST_BYTES = 4_000_000
-GRAPHS = ("text_t5", "text_clip", "video_backbone", "video_select", "conditions", "guided_step", "decoder")
+GRAPHS = tuple(PORTS)
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*(/[A-Za-z0-9_][A-Za-z0-9._+-]*)*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _RESERVED = ("manifest.json", "engines/")
+MAX_STEPS = 1000
+MAX_GUIDANCE = 100.0
+_MAX_TOKEN_ID = 2**31 - 1
+_MAX_FILE_BYTES = 1 << 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,17 +39,6 @@ class FileEntry:
 
     sha256: str
     bytes: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Port:
-    """One input or output of a graph."""
-
-    name: str
-    dtype: str
-    """NumPy's name of the element type."""
-    shape: tuple[int | str, ...]
-    """A number where the size is fixed, a name where it may vary."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,15 +133,21 @@ def _manifest(top: dict[str, Any]) -> Manifest:
     listed = _section(top["graphs"], "graphs")
     if missing := [name for name in GRAPHS if name not in listed]:
         raise ValueError(f"no graph {', '.join(missing)}")
+    sequence: SequenceRules = _record(SequenceRules, _section(top["sequence"], "sequence"))
+    text = _text_rules(_section(top["text"], "text"), files)
+    graphs = {name: _graph(name, _section(listed[name], f"graph {name}"), files) for name in GRAPHS}
+    sizes = known_sizes(sequence, text.clip_tokens)
+    for name, graph in graphs.items():
+        check_ports(name, graph.inputs, graph.outputs, sizes)
     return Manifest(
         preset=_text(top["preset"], "preset"),
         precision=_text(top["precision"], "precision"),
         weights=_text(top["weights"], "weights"),
         notice=" ".join(_text(top["notice"], "notice").split()),
-        sequence=_record(SequenceRules, _section(top["sequence"], "sequence")),
-        defaults=_defaults(_section(top.get("defaults", {}), "defaults")),
-        text=_text_rules(_section(top["text"], "text"), files),
-        graphs={name: _graph(name, _section(listed[name], f"graph {name}"), files) for name in GRAPHS},
+        sequence=sequence,
+        defaults=_defaults(_section(top.get("defaults", {}), "defaults"), sequence),
+        text=text,
+        graphs=graphs,
         files=files,
     )
 
@@ -188,7 +188,7 @@ def _text_rules(section: dict[str, Any], files: Mapping[str, FileEntry]) -> Text
     for what, value in counts.items():
         if not _is_count(value) or not 3 <= value <= 65536:
             raise ValueError(f"{what} is {value!r}")
-    if not _is_count(clip["pad_id"]):
+    if not _is_count(clip["pad_id"]) or clip["pad_id"] > _MAX_TOKEN_ID:
         raise ValueError(f"text.clip.pad_id is {clip['pad_id']!r}")
     return TextRules(
         t5_tokenizer=_listed(t5["tokenizer"], files),
@@ -199,11 +199,18 @@ def _text_rules(section: dict[str, Any], files: Mapping[str, FileEntry]) -> Text
     )
 
 
-def _defaults(section: dict[str, Any]) -> Defaults:
+def _defaults(section: dict[str, Any], sequence: SequenceRules) -> Defaults:
     defaults: Defaults = _record(Defaults, section)
-    numbers = (defaults.steps, defaults.guidance, defaults.duration_s)
-    if any(isinstance(n, bool) or not isinstance(n, (int, float)) for n in numbers):
-        raise ValueError("defaults are not numbers")
+    ranges = {
+        "steps": (1, MAX_STEPS),
+        "guidance": (0, MAX_GUIDANCE),
+        "duration_s": (sequence.min_duration_s, sequence.max_duration_s),
+    }
+    for name, (low, high) in ranges.items():
+        value = getattr(defaults, name)
+        kinds = int if name == "steps" else (int, float)
+        if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
+            raise ValueError(f"defaults.{name} is {value!r:.40}, not a number from {low:g} to {high:g}")
     return defaults
 
 
@@ -216,7 +223,7 @@ def _file_name(name: str) -> str:
 def _file_entry(name: str, value: object) -> FileEntry:
     section = _section(value, name)
     sha256, size = section["sha256"], section["bytes"]
-    if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256) or not _is_count(size):
+    if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256) or not _is_count(size) or size > _MAX_FILE_BYTES:
         raise ValueError(f"the entry of {name} has no SHA-256 or size")
     return FileEntry(sha256=sha256, bytes=size)
 

@@ -6,6 +6,7 @@ cost memory.
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from threading import Event
@@ -16,7 +17,7 @@ import numpy.typing as npt
 
 from .bundle import Bundle
 from .errors import RequestError
-from .executor import Array, Tensor, check_cancel, check_feeds
+from .executor import Array, Tensor, check_cancel, check_feeds, check_process
 from .manifest import Graph
 
 POLL_S = 0.05
@@ -34,6 +35,7 @@ class NumpyExecutor(ABC):
         self.reason = reason
         self.segments_per_batch = self.stems_per_batch = self.stems_per_decode = 1
         self._bundle = bundle
+        self._process = os.getpid()
 
     @abstractmethod
     def load(self, name: str) -> None:
@@ -49,6 +51,7 @@ class NumpyExecutor(ABC):
 
     def run(self, name: str, feeds: Mapping[str, Tensor], cancel: Event | None = None) -> dict[str, Tensor]:
         """See `Executor.run`."""
+        check_process(self._process)
         graph = self._bundle.manifest.graphs[name]
         check_feeds(graph, feeds)
         check_cancel(cancel)

@@ -7,14 +7,14 @@ vocoder, a backbone segment) between two of its nodes rather than after it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from threading import Event
 from typing import Any
 
 from .bundle import Bundle
 from .cores import usable_cores
-from .errors import BackendError
+from .errors import BackendError, BundleError
 from .executor import Array, check_cancel
 from .manifest import Graph
 from .mapped import giving_back
@@ -42,7 +42,6 @@ class OnnxCpuExecutor(NumpyExecutor):
         """See `Executor.load`."""
         if name in self._sessions:
             return
-        path = self._bundle.graph_path(name)
         options = self._ort.SessionOptions()
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
@@ -50,10 +49,7 @@ class OnnxCpuExecutor(NumpyExecutor):
         options.enable_cpu_mem_arena = name == _HOT
         if name in _ONCE_A_PROMPT:
             options.add_session_config_entry("session.disable_prepacking", "1")
-        try:
-            self._sessions[name] = self._ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        except Exception as error:
-            raise BackendError(f"ONNX Runtime cannot load {path}: {first_line(error)}") from error
+        self._sessions[name] = open_session(self._ort, self._bundle, name, options, ["CPUExecutionProvider"])
 
     def release(self, name: str) -> None:
         """See `Executor.release`."""
@@ -89,6 +85,19 @@ def import_onnxruntime(backend: str) -> Any:
             f"the {backend} backend needs ONNX Runtime: pip install 'selva-deploy[{extra}]' ({first_line(error)})"
         ) from error
     return onnxruntime
+
+
+def open_session(ort: Any, bundle: Bundle, name: str, options: Any, providers: Sequence[Any], **more: Any) -> Any:
+    """An `InferenceSession` on a graph whose files are verified; raises `BundleError` or `BackendError`."""
+    folder = (bundle.path / bundle.manifest.graphs[name].file).parent
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    try:
+        with bundle.loading(name) as source:
+            return ort.InferenceSession(source, options, providers=providers, **more)
+    except BundleError:
+        raise
+    except Exception as error:
+        raise BackendError(f"ONNX Runtime cannot load graph {name}: {first_line(error)}") from error
 
 
 def first_line(error: Exception) -> str:

@@ -17,7 +17,7 @@ from .cuda_device import CudaDevice
 from .device import Device
 from .device_array import DeviceArray
 from .errors import BackendError, DeviceMemoryError
-from .onnx_cpu import first_line, import_onnxruntime
+from .onnx_cpu import first_line, import_onnxruntime, open_session
 
 _CUDA = "CUDAExecutionProvider"
 _INSTALL = "pip uninstall onnxruntime, then pip install 'selva-deploy[gpu]' (the two install the same module)"
@@ -52,15 +52,14 @@ class OnnxGraphs:
         """See `Graphs.load`."""
         if name in self._sessions:
             return
-        path = self._bundle.graph_path(name)
         try:
-            session = self._session(path, cuda_graph=name == _REPEATED)
+            session = self._session(name, cuda_graph=name == _REPEATED)
         except DeviceMemoryError:
             raise
         except BackendError as error:
             if name != _REPEATED or self._device.kind != "cuda":
                 raise
-            session = self._session(path, cuda_graph=False)  # it has nodes that a CUDA graph cannot hold
+            session = self._session(name, cuda_graph=False)  # it has nodes that a CUDA graph cannot hold
             self.shortfall = f"; its steps without a CUDA graph ({error})"
         if self._device.kind == "cuda" and _CUDA not in session.get_providers():
             raise BackendError(
@@ -103,19 +102,19 @@ class OnnxGraphs:
             try:
                 session.run_with_iobinding(binding, options)
             except Exception as error:
-                raise _failure(f"ONNX Runtime failed in graph {name}", error) from error
+                raise _kind(error)(f"ONNX Runtime failed in graph {name}: {first_line(error)}") from error
 
         return call
 
-    def _session(self, path: Any, *, cuda_graph: bool) -> Any:
+    def _session(self, name: str, *, cuda_graph: bool) -> Any:
         options = self._ort.SessionOptions()
         options.log_severity_level = 3
         if self._threads is not None:
             options.intra_op_num_threads = self._threads
         try:
-            return self._ort.InferenceSession(path, options, providers=self._providers(cuda_graph), enable_fallback=0)
-        except Exception as error:
-            raise _failure(f"ONNX Runtime cannot load {path}", error) from error
+            return open_session(self._ort, self._bundle, name, options, self._providers(cuda_graph), enable_fallback=0)
+        except BackendError as error:
+            raise _kind(error.__cause__)(str(error)) from error
 
     def _providers(self, cuda_graph: bool) -> list[Any]:
         if not isinstance(self._device, CudaDevice):
@@ -146,10 +145,9 @@ class OnnxBound:
         self._device.enqueue(self._call)
 
 
-def _failure(what: str, error: Exception) -> BackendError:
+def _kind(error: BaseException | None) -> type[BackendError]:
     text = str(error).lower()
-    kind = DeviceMemoryError if any(sign in text for sign in _OUT_OF_MEMORY) else BackendError
-    return kind(f"{what}: {first_line(error)}")
+    return DeviceMemoryError if any(sign in text for sign in _OUT_OF_MEMORY) else BackendError
 
 
 def _forget(session: Any, graph_id: int) -> None:

@@ -22,14 +22,15 @@ import numpy as np
 
 from .bundle import Bundle
 from .cores import usable_cores
-from .errors import BackendError
+from .errors import BackendError, BundleError
 from .executor import BF16, EXACT, Array, Tensor, check_cancel
-from .manifest import Graph, Port
+from .manifest import Graph
 from .mapped import KeptArrays, giving_back
 from .numpy_executor import POLL_S, NumpyExecutor
 from .onnx_cpu import OnnxCpuExecutor
 from .openvino_cosine import replace_cosines
 from .openvino_winograd import multiply_less
+from .ports import Port
 
 _OPEN_AXIS = "tokens"
 _ON_ONNX_RUNTIME = ("text_t5", "text_clip")
@@ -72,13 +73,15 @@ class OpenVinoExecutor(NumpyExecutor):
             self._models[name] = self._read(name)
 
     def _read(self, name: str) -> Any:
-        path = self._bundle.graph_path(name)
         try:
-            model = self._core.read_model(path)
+            with self._bundle.loading(name) as source:
+                model = self._core.read_model(source)
             if name == _WITH_COSINES:
                 replace_cosines(self._ov, model)
+        except BundleError:
+            raise
         except Exception as error:
-            raise BackendError(f"OpenVINO cannot load {path}: {last_line(error)}") from error
+            raise BackendError(f"OpenVINO cannot load graph {name}: {last_line(error)}") from error
         return model
 
     def run(self, name: str, feeds: Mapping[str, Tensor], cancel: Event | None = None) -> dict[str, Tensor]:

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .errors import RequestError
+from .manifest import MAX_GUIDANCE, MAX_STEPS
 from .text import check_prompt
 
-MAX_STEPS = 1000
-MAX_GUIDANCE = 100.0
 MAX_TAKES = 64
 MAX_START_S = 1e7
 MAX_SEED = 2**63 - 1

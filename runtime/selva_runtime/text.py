@@ -143,13 +143,13 @@ class TextEncoder:
 
 
 def _load_tokenizer(bundle: Bundle, name: str, max_tokens: int) -> Tokenizer:
-    path = bundle.verified(name)
+    content = bundle.read(name)
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_buffer(content)
         tokenizer.no_padding()
         tokenizer.enable_truncation(max_tokens)
     except Exception as error:  # tokenizers raises bare Exception
         raise BundleError(
-            f"{path} is not a tokenizer: {str(error).splitlines()[0]}; export the bundle again"
+            f"{bundle.path / name} is not a tokenizer: {str(error).splitlines()[0]}; export the bundle again"
         ) from error
     return tokenizer
