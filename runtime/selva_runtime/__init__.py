@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from .results import Clip, SessionInfo, Stem
     from .session import Session
 
+    __version__: str
+
 __all__ = [
     "BackendError",
     "Bundle",
@@ -48,6 +50,10 @@ _LAZY = {"Bundle": "bundle", "Clip": "results", "SessionInfo": "results", "Stem"
 
 
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("selva-deploy")
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f".{_LAZY[name]}", __name__), name)

@@ -6,14 +6,15 @@ import json
 import os
 import sys
 from dataclasses import asdict
+from threading import Event
 from typing import Any
 
 import click
 
-from .command import OneLineCommand
+from .command import StoppableCommand
 
 
-@click.command("selva-generate", cls=OneLineCommand, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command("selva-generate", cls=StoppableCommand, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("video")
 @click.option("-p", "--prompt", "prompts", multiple=True, required=True, help="What to hear; one stem for each -p.")
 @click.option("-o", "--out", required=True, help="Folder for the stems; nothing in it is overwritten.")
@@ -45,16 +46,19 @@ from .command import OneLineCommand
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of file names.")
 @click.option("--quiet", is_flag=True, help="No notices and no progress bars; warnings stay.")
-def main(as_json: bool, quiet: bool, **options: Any) -> None:
+@click.pass_obj
+def main(stop: Event, /, as_json: bool, quiet: bool, **options: Any) -> None:
     """One audio stem for each prompt from VIDEO, synchronised with it, as 24-bit WAV.
 
     \b
     selva-generate street.mp4 -p "dog barking" -p footsteps -o stems
     """
     from .deliver import generate_files
+    from .executor import check_cancel
     from .job import Job
     from .progress import ProgressBars
 
+    check_cancel(stop)
     bars = ProgressBars(sys.stderr) if sys.stderr.isatty() and not quiet else None
 
     def say(kind: str, text: str) -> None:
@@ -63,8 +67,13 @@ def main(as_json: bool, quiet: bool, **options: Any) -> None:
         if kind == "warning" or not quiet:
             click.echo(f"{kind}: {' '.join(text.split())}", err=True)
 
+    def progress(stage: str, done: int, total: int) -> None:
+        check_cancel(stop)
+        if bars is not None:
+            bars(stage, done, total)
+
     try:
-        report = generate_files(Job(**options), say=say, progress=bars)
+        report = generate_files(Job(**options), say=say, progress=progress, cancel=stop)
     finally:
         if bars is not None:
             bars.close()
