@@ -8,7 +8,6 @@ Names load at their first use, so that `import selva_runtime` costs a host nothi
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING
 
 from .errors import (
     BackendError,
@@ -22,6 +21,7 @@ from .errors import (
     SelvaError,
 )
 
+TYPE_CHECKING = False  # typing's own takes longer to import than all of this
 if TYPE_CHECKING:
     from .bundle import Bundle
     from .results import Clip, SessionInfo, Stem

@@ -14,7 +14,22 @@ import click
 from .command import StoppableCommand
 
 
-@click.command("selva-generate", cls=StoppableCommand, context_settings={"help_option_names": ["-h", "--help"]})
+class _Generate(StoppableCommand):
+    """Its help says what the toy demo can hear."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """See click."""
+        from .deliver import DEMO_BUNDLE
+        from .manifest import read_manifest
+
+        super().format_epilog(ctx, formatter)
+        if DEMO_BUNDLE.is_dir():
+            heard = ", ".join(read_manifest(DEMO_BUNDLE / "manifest.json").hears)
+            with formatter.section("The toy demo hears"):
+                formatter.write_text(heard)
+
+
+@click.command("selva-generate", cls=_Generate, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("video")
 @click.option("-p", "--prompt", "prompts", multiple=True, required=True, help="What to hear; one stem for each -p.")
 @click.option("-o", "--out", required=True, help="Folder for the stems; nothing in it is overwritten.")

@@ -94,6 +94,10 @@ class Manifest:
     text: TextRules
     graphs: Mapping[str, Graph]
     files: Mapping[str, FileEntry]
+    hears: tuple[str, ...]
+    """Plain prompts, one for each kind of sound, of a model that knows only these; empty for one without bounds."""
+    words: tuple[str, ...]
+    """All words that such a model was trained with."""
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -149,6 +153,8 @@ def _manifest(top: dict[str, Any]) -> Manifest:
         text=_text_rules(_section(top["text"], "text"), files),
         graphs={name: _graph(name, _section(listed[name], f"graph {name}"), files) for name in GRAPHS},
         files=files,
+        hears=_texts(top.get("hears", []), "hears"),
+        words=_texts(top.get("words", []), "words"),
     )
 
 
@@ -238,6 +244,10 @@ def _list(value: object, what: str) -> list[Any]:
     if not isinstance(value, list):
         raise ValueError(f"{what} is not a list")
     return value
+
+
+def _texts(value: object, what: str) -> tuple[str, ...]:
+    return tuple(_text(item, what) for item in _list(value, what))
 
 
 def _text(value: object, what: str) -> str:
