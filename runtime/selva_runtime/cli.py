@@ -18,7 +18,7 @@ class _Generate(StoppableCommand):
     """Its help says what the toy demo can hear."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """See click."""
+        """The section after the options."""
         from .deliver import DEMO_BUNDLE
         from .manifest import read_manifest
 
@@ -29,10 +29,36 @@ class _Generate(StoppableCommand):
                 formatter.write_text(heard)
 
 
+class _UnlessListing:
+    """What a run needs, and --list, which click processes first, does not."""
+
+    def process_value(self, ctx: click.Context, value: Any) -> Any:
+        """The value, or click's error where it is missing."""
+        return None if ctx.params["listing"] else super().process_value(ctx, value)  # type: ignore[misc]
+
+
+class _NeededArgument(_UnlessListing, click.Argument):
+    """An argument that a run needs."""
+
+
+class _NeededOption(_UnlessListing, click.Option):
+    """An option that a run needs."""
+
+
 @click.command("selva-generate", cls=_Generate, context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("video")
-@click.option("-p", "--prompt", "prompts", multiple=True, required=True, help="What to hear; one stem for each -p.")
-@click.option("-o", "--out", required=True, help="Folder for the stems; nothing in it is overwritten.")
+@click.argument("video", cls=_NeededArgument)
+@click.option(
+    "-p",
+    "--prompt",
+    "prompts",
+    cls=_NeededOption,
+    multiple=True,
+    required=True,
+    help="What to hear; one stem for each -p.",
+)
+@click.option(
+    "-o", "--out", cls=_NeededOption, required=True, help="Folder for the stems; nothing in it is overwritten."
+)
 @click.option("--bundle", help="Bundle folder from selva-export.  [default: $SELVA_BUNDLE, else the toy demo]")
 @click.option("--start", "start_s", type=float, default=0.0, show_default=True, help="Seconds into the video.")
 @click.option("--duration", "duration_s", type=float, help="Seconds to use.  [default: the bundle's, 8 s]")
@@ -61,13 +87,23 @@ class _Generate(StoppableCommand):
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of file names.")
 @click.option("--quiet", is_flag=True, help="No notices and no progress bars; warnings stay.")
+@click.option(
+    "--list",
+    "listing",
+    is_flag=True,
+    is_eager=True,
+    help="Show the bundles and backends that are here and what is wrong with them; takes no VIDEO, -p or -o.",
+)
 @click.pass_obj
-def main(stop: Event, /, as_json: bool, quiet: bool, **options: Any) -> None:
+def main(stop: Event, /, listing: bool, as_json: bool, quiet: bool, **options: Any) -> None:
     """One audio stem for each prompt from VIDEO, synchronised with it, as 24-bit WAV.
 
     \b
     selva-generate street.mp4 -p "dog barking" -p footsteps -o stems
     """
+    if listing:
+        _list(options["bundle"], as_json)
+        return
     from .deliver import generate_files
     from .executor import check_cancel
     from .job import Job
@@ -98,3 +134,10 @@ def main(stop: Event, /, as_json: bool, quiet: bool, **options: Any) -> None:
     for stem in report.stems:
         for path in filter(None, (stem.file, stem.video)):
             click.echo(os.fsencode(path))
+
+
+def _list(bundle: str | None, as_json: bool) -> None:
+    from .doctor import examine, lines
+
+    findings = examine(bundle)
+    click.echo(json.dumps(asdict(findings), indent=2) if as_json else "\n".join(lines(findings)))
