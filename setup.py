@@ -71,12 +71,12 @@ setup(
     },
     entry_points={
         "console_scripts": [
-            "selva-fetch=selva_ref.fetch:main",
-            "selva-export=selva_export.cli:main",
-            "selva-generate=selva_runtime.cli:main",
-            "selva-engines=selva_engines.cli:main",
-            "selva-bench=selva_bench.cli:main",
-            "selva-train=selva_ref.training.cli:main",
+            "selva-fetch=selva_runtime.start:fetch",
+            "selva-export=selva_runtime.start:export",
+            "selva-generate=selva_runtime.start:generate",
+            "selva-engines=selva_runtime.start:engines",
+            "selva-bench=selva_runtime.start:bench",
+            "selva-train=selva_runtime.start:train",
         ]
     },
 )

@@ -1,13 +1,17 @@
 """The demo bundle that comes with the runtime really selects: onsets heard in its stems against the scenes' events."""
 
+from itertools import chain, product
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import selva_runtime
+from selva_export.bundle import ExportRequest, _bounds
+from selva_ref import get_preset
 from selva_ref.demo.events import Score, score
-from selva_ref.demo.kinds import prompt
+from selva_ref.demo.kinds import CAPTIONS, KINDS, prompt
+from selva_ref.demo.kinds import SCENES as AROUND
 from selva_ref.demo.world import DURATION_S, composed_scene, render
 from selva_runtime import Session
 from selva_runtime.bundle import Bundle
@@ -26,6 +30,26 @@ def test_it_is_small_trained_and_says_that_it_is_a_toy(session):
     Bundle.open(SHIPPED)
     assert session.info.weights == "trained"
     assert "toy" in session.info.notice.lower()
+
+
+def test_what_it_hears_is_what_an_export_would_say():
+    def said(preset, checkpoints):
+        return _bounds(ExportRequest(preset=get_preset(preset), precision="fp32", checkpoints=checkpoints, out=SHIPPED))
+
+    manifest = Bundle.open(SHIPPED).manifest
+    assert said("demo", SHIPPED) == {"hears": list(manifest.hears), "words": list(manifest.words)}
+    assert said("demo", None) == said("small_16k", SHIPPED) == {}  # noise, and a model that knows all words
+
+
+def test_it_warns_of_words_that_it_does_not_know(session):
+    (warning,) = session.prompt_warnings("Dragon roaring, a loud dragon!")
+    heard = ", ".join(prompt(kind) for kind in KINDS)
+    assert warning == f"the demo model does not know 'dragon', 'roaring'; it hears: {heard}"
+
+
+def test_it_warns_of_no_word_that_it_was_trained_with(session):
+    for caption, scene in product(chain(*CAPTIONS.values()), AROUND):
+        assert session.prompt_warnings(scene.format(caption.upper())) == ()
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,7 @@ class FakeGpu(HostDevice):
 
 
 def refusing(message):
-    def make(bundle, threads, reason):
+    def make(*_):
         raise BackendError(message)
 
     return make
@@ -56,9 +56,37 @@ def test_auto_says_why_it_is_the_cpu(opened, monkeypatch):
         raise BackendError(NO_GPU)
 
     monkeypatch.setattr(CudaDevice, "__init__", no_device)
+    monkeypatch.setattr(backends, "gpu_is_there", lambda: False)
     executor = make_executor(opened, "auto", 1)
     assert (executor.backend, executor.reason) == ("cpu", f"no GPU backend: {NO_GPU}")
-    assert make_executor(opened, "cpu", 1).reason == "asked for"
+    assert executor.notice == "CPU (no NVIDIA GPU found)"
+    monkeypatch.setattr(backends, "gpu_is_there", lambda: True)
+    assert make_executor(opened, "auto", 1).notice == f"CPU (the NVIDIA GPU here cannot be used: {NO_GPU})"
+    asked = make_executor(opened, "cpu", 1)
+    assert (asked.reason, asked.notice) == ("asked for", "")
+
+
+def test_openvino_is_named_in_the_notice(opened, monkeypatch):
+    pytest.importorskip("openvino")
+    monkeypatch.setattr(backends, "_WORTH_COMPILING_BYTES", 0)
+    monkeypatch.setattr(backends, "CudaDevice", refusing(NO_GPU))
+    monkeypatch.setattr(backends, "gpu_is_there", lambda: False)
+    monkeypatch.setattr(backends.platform, "machine", lambda: "x86_64")
+    assert make_executor(opened, "auto", 1).notice == "CPU with OpenVINO (no NVIDIA GPU found)"
+
+
+def test_a_gpu_is_seen_on_the_bus(tmp_path, monkeypatch):
+    monkeypatch.setattr(cuda_device.shutil, "which", lambda name: None)
+    assert not cuda_device.gpu_is_there(tmp_path / "absent")
+    for name, vendor, kind in (("a", "0x10de", "0x0c0330"), ("b", "0x8086", "0x030000")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "vendor").write_text(f"{vendor}\n")
+        (tmp_path / name / "class").write_text(f"{kind}\n")
+    assert not cuda_device.gpu_is_there(tmp_path)  # another vendor's, and NVIDIA's USB port
+    (tmp_path / "b" / "vendor").write_text("0x10de\n")
+    assert cuda_device.gpu_is_there(tmp_path)
+    monkeypatch.setattr(cuda_device.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
+    assert cuda_device.gpu_is_there(tmp_path / "absent")
 
 
 def test_auto_says_what_it_passed_over(opened, monkeypatch, a_gpu):
@@ -67,9 +95,11 @@ def test_auto_says_what_it_passed_over(opened, monkeypatch, a_gpu):
     executor = make_executor(opened, "auto", 1)
     assert executor.backend == "cpu"
     assert executor.reason == "tensorrt: no engines; run: selva-engines; cuda: no CUDA provider"
-    monkeypatch.setitem(backends.MAKERS, "cuda", lambda bundle, threads, reason: SimpleNamespace(reason=reason))
+    assert executor.notice == f"CPU (the NVIDIA GPU here cannot be used: {executor.reason})"
+    monkeypatch.setitem(backends.MAKERS, "cuda", lambda _, __, reason: SimpleNamespace(reason=reason, backend="cuda"))
     chosen = make_executor(opened, "auto", 1)
     assert chosen.reason == "the fastest that runs here; tensorrt: no engines; run: selva-engines"
+    assert chosen.notice == "NVIDIA GPU with CUDA (the faster tensorrt: no engines; run: selva-engines)"
 
 
 @pytest.mark.parametrize("backend", ["cuda", "tensorrt"])
@@ -193,4 +223,5 @@ def test_the_command_says_which_backend_and_why(demo_bundle, tmp_path):
     report = json.loads(done.stdout)
     assert report["backend"] == "cpu"
     assert report["backend_reason"].startswith("no GPU backend: ")
-    assert f"notice: backend cpu: {report['backend_reason']}" in done.stderr
+    assert "\nnotice: CPU (" in done.stderr
+    assert report["backend_reason"] not in done.stderr

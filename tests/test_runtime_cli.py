@@ -18,6 +18,7 @@ from click.testing import CliRunner
 from clips import numbered, write_video
 
 import selva_runtime.deliver
+from selva_ref.demo.kinds import KINDS, prompt
 from selva_runtime import Cancelled
 from selva_runtime.cli import main
 from selva_runtime.deliver import generate_files
@@ -63,6 +64,17 @@ def test_the_toy_and_its_random_weights_say_so(run, demo_bundle):
     assert ("weights of this bundle are random" in result.stderr) == (manifest["weights"] == "random")
     quiet = run("-p", "rain", "--quiet")
     assert (quiet.exit_code, quiet.stderr) == (0, "")
+
+
+def test_the_notices_are_a_line_each_and_the_most_important_is_last(run, demo_bundle):
+    said = run("-p", "rain", "-p", "rain").stderr.splitlines()
+    notice = " ".join(json.loads((demo_bundle / "manifest.json").read_text())["notice"].split())
+    assert said[0] == f"notice: {notice}"
+    assert said[1].startswith(("notice: CPU (", "notice: NVIDIA GPU with "))
+    assert said[2].startswith("warning: the prompt 'rain' is given 2 times")
+    assert said[3].startswith("notice: this is the toy demo model")
+    assert said[4].startswith("notice: the weights of this bundle are random")
+    assert len(said) == 5
 
 
 def test_json_is_one_document(run, tmp_path):
@@ -117,7 +129,7 @@ def test_only_part_of_a_long_video_is_used_and_it_says_so(demo_bundle, tmp_path)
 
 
 def test_the_bundle_comes_from_the_environment_or_the_package(run, demo_bundle, tmp_path, monkeypatch):
-    monkeypatch.setattr(selva_runtime.deliver, "_DEMO_BUNDLE", tmp_path / "absent")
+    monkeypatch.setattr(selva_runtime.deliver, "DEMO_BUNDLE", tmp_path / "absent")
     monkeypatch.delenv("SELVA_BUNDLE", raising=False)
     result = run("-p", "rain", bundle=None)
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
@@ -125,7 +137,7 @@ def test_the_bundle_comes_from_the_environment_or_the_package(run, demo_bundle, 
     monkeypatch.setenv("SELVA_BUNDLE", str(demo_bundle))
     assert run("-p", "rain", bundle=None).exit_code == 0
     monkeypatch.delenv("SELVA_BUNDLE")
-    monkeypatch.setattr(selva_runtime.deliver, "_DEMO_BUNDLE", demo_bundle)
+    monkeypatch.setattr(selva_runtime.deliver, "DEMO_BUNDLE", demo_bundle)
     result = run("-p", "rain", bundle=None)
     assert "notice: this is the toy demo model that comes with the software" in result.stderr
 
@@ -142,6 +154,12 @@ def test_a_program_can_call_it_and_cancel_it(demo_bundle, video, tmp_path):
         generate_files(job, progress=progress, cancel=cancel)
     assert names(tmp_path) == []
     assert Path(generate_files(job).stems[0].file).is_file()
+
+
+def test_help_tells_what_the_demo_hears():
+    result = CliRunner().invoke(main, ["--help"])
+    heard = " ".join(result.stdout.partition("The toy demo hears:")[2].split())
+    assert heard == ", ".join(prompt(kind) for kind in KINDS)
 
 
 def test_help_tells_units_and_defaults():

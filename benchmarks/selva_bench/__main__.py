@@ -1,5 +1,5 @@
 """python -m selva_bench, for a checkout that is not installed."""
 
-from .cli import main
+from selva_runtime.start import bench
 
-main()
+bench()

@@ -24,12 +24,13 @@ class _BuildByDefault(click.Group):
     """`selva-engines BUNDLE …` is `selva-engines build BUNDLE …`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if args and args[0] not in (*self.commands, "-h", "--help"):
+        if args and args[0] not in (*self.commands, "-h", "--help", "--version"):
             args = ["build", *args]
         return super().parse_args(ctx, args)
 
 
 @click.group(cls=_BuildByDefault, context_settings=_SETTINGS, subcommand_metavar="BUNDLE [OPTIONS] | COMMAND [ARGS]...")
+@click.version_option(package_name="selva-deploy", prog_name="selva-engines", message="%(prog)s %(version)s")
 def main() -> None:
     """Turn a bundle's ONNX graphs into TensorRT engines, and look into them. Needs neither PyTorch nor a runtime.
 

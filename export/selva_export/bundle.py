@@ -22,6 +22,7 @@ from selva_export.signatures import Signature, example_inputs, signatures
 from selva_export.to_onnx import TRACE_AXES, export_graph
 from selva_export.verify import TOLERANCES, VERIFY_AXES, Parity, compare, reference_outputs
 from selva_ref.checkpoints import LICENCE_NOTICE, file_sha256, find_checkpoint, read_record
+from selva_ref.demo.kinds import KINDS, known_words, prompt
 from selva_ref.layers import cast
 from selva_ref.loading import load_part, load_tokenizers
 from selva_ref.pipeline import sequence_rules
@@ -151,6 +152,7 @@ def _manifest(
         "created_with": _versions(),
         "notice": _notice(request),
         "sequence": asdict(sequence_rules(preset)),
+        **_bounds(request),
         "defaults": {"steps": 25, "guidance": 4.5, "duration_s": preset.duration_s},
         "text": {
             "t5": {"tokenizer": "tokenizers/t5.json", "max_tokens": text.t5_max_tokens},
@@ -198,6 +200,13 @@ def _notice(request: ExportRequest) -> str:
     if request.checkpoints is None:
         return RANDOM_NOTICE
     return DEMO_NOTICE if request.preset.name == "demo" else LICENCE_NOTICE
+
+
+def _bounds(request: ExportRequest) -> dict[str, list[str]]:
+    """What the demo can hear, and the words that it knows; nothing for models that know all words, or none."""
+    if request.checkpoints is None or request.preset.name != "demo":
+        return {}
+    return {"hears": [prompt(kind) for kind in KINDS], "words": known_words()}
 
 
 def _versions() -> dict[str, str]:

@@ -8,7 +8,6 @@ Names load at their first use, so that `import selva_runtime` costs a host nothi
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING
 
 from .errors import (
     BackendError,
@@ -22,10 +21,13 @@ from .errors import (
     SelvaError,
 )
 
+TYPE_CHECKING = False  # typing's own takes longer to import than all of this
 if TYPE_CHECKING:
     from .bundle import Bundle
     from .results import Clip, SessionInfo, Stem
     from .session import Session
+
+    __version__: str
 
 __all__ = [
     "BackendError",
@@ -48,6 +50,10 @@ _LAZY = {"Bundle": "bundle", "Clip": "results", "SessionInfo": "results", "Stem"
 
 
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("selva-deploy")
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f".{_LAZY[name]}", __name__), name)

@@ -6,7 +6,7 @@ import platform
 from collections.abc import Callable
 
 from .bundle import Bundle
-from .cuda_device import CudaDevice
+from .cuda_device import CudaDevice, gpu_is_there
 from .device_array import Space
 from .errors import BackendError
 from .executor import BF16, CpuSettings, Executor
@@ -14,6 +14,13 @@ from .executor import BF16, CpuSettings, Executor
 _ON_GPU = ("tensorrt", "cuda")
 """Fastest first."""
 _WITH_BF16 = ("openvino",)
+TITLES = {
+    "cpu": "CPU",
+    "openvino": "CPU with OpenVINO",
+    "cuda": "NVIDIA GPU with CUDA",
+    "tensorrt": "NVIDIA GPU with TensorRT",
+}
+"""The backends as a person calls them."""
 _X86 = {"x86_64", "amd64"}
 _WORTH_COMPILING_BYTES = 200_000_000
 """Below, as the toy demo is, OpenVINO takes longer to compile a bundle than it saves on a stem."""
@@ -30,20 +37,29 @@ def make(name: str, bundle: Bundle, settings: CpuSettings, reason: str) -> Execu
 
 
 def best(bundle: Bundle, settings: CpuSettings) -> Executor:
-    """The fastest backend that runs this bundle here. Its reason says what was passed over, and why."""
+    """The fastest backend that runs this bundle here. Its reason says what was passed over and why, its notice in short
+    what a user should know or can mend."""
     if settings.precision == BF16:
-        return make("openvino", bundle, settings, "the one that computes in bf16")
+        return _noted(make("openvino", bundle, settings, "the one that computes in bf16"), "it computes in bfloat16")
     try:
         CudaDevice()
     except BackendError as error:
-        return _best_on_cpu(bundle, settings, f"no GPU backend: {error}")
+        short = f"the NVIDIA GPU here cannot be used: {error}" if gpu_is_there() else "no NVIDIA GPU found"
+        return _noted(_best_on_cpu(bundle, settings, f"no GPU backend: {error}"), short)
     refused: list[str] = []
     for name in _ON_GPU:
         try:
-            return make(name, bundle, settings, "; ".join(["the fastest that runs here", *refused]))
+            executor = make(name, bundle, settings, "; ".join(["the fastest that runs here", *refused]))
+            return _noted(executor, f"the faster {refused[0]}" if refused else "the fastest here")
         except BackendError as error:
             refused.append(f"{name}: {error}")
-    return _best_on_cpu(bundle, settings, "; ".join(refused))
+    short = f"the NVIDIA GPU here cannot be used: {'; '.join(refused)}"
+    return _noted(_best_on_cpu(bundle, settings, "; ".join(refused)), short)
+
+
+def _noted(executor: Executor, short: str) -> Executor:
+    executor.notice = f"{TITLES[executor.backend]} ({short})"
+    return executor
 
 
 def _best_on_cpu(bundle: Bundle, settings: CpuSettings, why: str) -> Executor:

@@ -7,9 +7,11 @@ in the process's own context, so that pointers and streams of PyTorch, CuPy and 
 from __future__ import annotations
 
 import ctypes
+import shutil
 import weakref
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,25 @@ import numpy.typing as npt
 from .errors import BackendError, DeviceMemoryError, RequestError
 
 _OUT_OF_MEMORY = ("cudaErrorMemoryAllocation",)
+_NO_GPU = {
+    "cudaErrorNoDevice": "see CUDA_VISIBLE_DEVICES",
+    "cudaErrorInsufficientDriver": "install NVIDIA's driver 580 or newer",
+    "cudaErrorStubLibrary": "install NVIDIA's driver 580 or newer",
+}
+"""What CUDA says where no GPU can be reached, and what helps."""
+_NVIDIA, _DISPLAY = "0x10de", "0x03"
+"""PCI's vendor, and how the class of anything that draws or computes begins."""
+
+
+def gpu_is_there(devices: Path = Path("/sys/bus/pci/devices")) -> bool:
+    """Whether the machine seems to have an NVIDIA GPU, whatever CUDA says: by its driver's tool or on the PCI bus."""
+    if shutil.which("nvidia-smi"):
+        return True
+    kinds = ((device / "vendor", device / "class") for device in (devices.iterdir() if devices.is_dir() else ()))
+    return any(
+        vendor.is_file() and vendor.read_text().strip() == _NVIDIA and kind.read_text().startswith(_DISPLAY)
+        for vendor, kind in kinds
+    )
 
 
 class CudaDevice:
@@ -149,7 +170,7 @@ def _import_cuda() -> Any:
 def _message(cuda: Any, function: str, error: Any) -> str:
     if error.name in _OUT_OF_MEMORY:
         return "the GPU is out of memory; close other programs, or choose fewer prompts or a shorter duration"
-    if error.name in ("cudaErrorNoDevice", "cudaErrorInsufficientDriver", "cudaErrorStubLibrary"):
-        return f"no NVIDIA GPU with a driver for CUDA 13 can be used here ({error.name})"
+    if error.name in _NO_GPU:
+        return f"no NVIDIA GPU with a driver for CUDA 13 can be used here ({error.name}); {_NO_GPU[error.name]}"
     _, text = cuda.cudaGetErrorString(error)
     return f"CUDA: {function} failed: {text.decode(errors='replace')} ({error.name})"

@@ -28,7 +28,7 @@ from .results import Clip, SessionInfo, Stem
 from .session import Progress, Session
 from .text import short
 
-_DEMO_BUNDLE = Path(__file__).with_name("demo_bundle")
+DEMO_BUNDLE = Path(__file__).with_name("demo_bundle")
 _WAV_BYTES_PER_SAMPLE = 3
 _WAV_HEADER_BYTES = 4096
 
@@ -40,8 +40,8 @@ def default_bundle() -> Path:
     """The bundle to use when none is named: SELVA_BUNDLE, else the demo that comes with the package."""
     if named := os.environ.get("SELVA_BUNDLE"):
         return Path(named)
-    if _DEMO_BUNDLE.is_dir():
-        return _DEMO_BUNDLE
+    if DEMO_BUNDLE.is_dir():
+        return DEMO_BUNDLE
     raise BundleError("no bundle: make one with selva-export and name it with --bundle or SELVA_BUNDLE")
 
 
@@ -107,20 +107,23 @@ class _Run:
         self._say("warning", text)
 
     def _announce(self) -> None:
-        """What the user must know before waiting: whose weights these are, and what of the prompts will not count."""
-        if self.info.preset == "demo":
-            which = "" if self.job.bundle or os.environ.get("SELVA_BUNDLE") else " that comes with the software"
-            self._say("notice", f"this is the toy demo model{which}, not SelVA's quality; --bundle names another")
-        if self.info.weights == "random":
-            self._say("notice", "the weights of this bundle are random: the stems are noise, made only to try it out")
-        if self.job.backend == "auto":
-            self._say("notice", f"backend {self.info.backend}: {self.info.backend_reason}")
+        """What the user must know before waiting: whose weights these are, and what of the prompts will not count.
+
+        The most important comes last, where it is still seen when the work has begun.
+        """
         self._say("notice", self.info.notice)
+        if self.info.backend_notice:
+            self._say("notice", self.info.backend_notice)
         for prompt, times in Counter(self.request.prompts).items():
             if times > 1:
                 self._warn(f"the prompt {short(prompt)} is given {times} times; its stems differ only in their noise")
             for warning in self.session.prompt_warnings(prompt):
                 self._warn(warning)
+        if self.info.preset == "demo":
+            which = "" if self.job.bundle or os.environ.get("SELVA_BUNDLE") else " that comes with the software"
+            self._say("notice", f"this is the toy demo model{which}, not SelVA's quality; --bundle names another")
+        if self.info.weights == "random":
+            self._say("notice", "the weights of this bundle are random: the stems are noise, made only to try it out")
 
     def _tell_what_was_used(self, clip: Clip) -> None:
         for warning in clip.warnings:

@@ -36,6 +36,7 @@ T = TypeVar("T")
 class DeviceExecutor:
     """See `Executor`. `recorded` false queues each step by itself."""
 
+    notice = ""
     keeps_text_towers = True
 
     def __init__(

@@ -68,6 +68,8 @@ class Executor(Protocol):
     """Stems to integrate at once."""
     stems_per_decode: int
     """Stems to decode at once."""
+    notice: str
+    """What `auto` took and why, in a few words for a person; empty where the backend was asked for."""
 
     @property
     def backend(self) -> str:

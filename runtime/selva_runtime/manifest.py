@@ -88,6 +88,10 @@ class Manifest:
     text: TextRules
     graphs: Mapping[str, Graph]
     files: Mapping[str, FileEntry]
+    hears: tuple[str, ...]
+    """Plain prompts, one for each kind of sound, of a model that knows only these; empty for one without bounds."""
+    words: tuple[str, ...]
+    """All words that such a model was trained with."""
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -149,6 +153,8 @@ def _manifest(top: dict[str, Any]) -> Manifest:
         text=text,
         graphs=graphs,
         files=files,
+        hears=_texts(top.get("hears", []), "hears"),
+        words=_texts(top.get("words", []), "words"),
     )
 
 
@@ -245,6 +251,10 @@ def _list(value: object, what: str) -> list[Any]:
     if not isinstance(value, list):
         raise ValueError(f"{what} is not a list")
     return value
+
+
+def _texts(value: object, what: str) -> tuple[str, ...]:
+    return tuple(_text(item, what) for item in _list(value, what))
 
 
 def _text(value: object, what: str) -> str:

@@ -28,6 +28,7 @@ class NumpyExecutor(ABC):
     """See `Executor`. A backend adds `load`, `release`, `_run` and its name."""
 
     backend: ClassVar[str]
+    notice = ""
     keeps_text_towers = False
     loop = None
 

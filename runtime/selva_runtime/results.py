@@ -63,6 +63,8 @@ class SessionInfo:
     backend: str
     backend_reason: str
     """Why this backend: "asked for", or what `auto` found."""
+    backend_notice: str
+    """The same in a few words for a person; empty where the backend was asked for."""
     sample_rate_hz: int
     image_size: int
     """Height and width of the frames that `encode_frames` takes, pixels."""

@@ -73,6 +73,7 @@ class Session:
             notice=manifest.notice,
             backend=self._executor.backend,
             backend_reason=self._executor.reason,
+            backend_notice=self._executor.notice,
             sample_rate_hz=self._rules.sample_rate_hz,
             image_size=self._rules.image_size,
             fps=self._rules.fps,

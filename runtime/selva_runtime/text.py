@@ -7,6 +7,7 @@ at a time. Prompts run one by one and unpadded: no prompt's features depend on i
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from threading import Event
@@ -21,6 +22,7 @@ from .recent import Recent
 
 MAX_PROMPT_CHARACTERS = 1000
 _CACHED_PROMPTS = 64
+_WORD = re.compile(r"[^\W\d_]+")
 
 
 def check_prompt(prompt: str, *, may_be_empty: bool = False) -> None:
@@ -79,6 +81,7 @@ class TextEncoder:
     """Both towers of a bundle. `keep` leaves them loaded between calls."""
 
     def __init__(self, bundle: Bundle, executor: Executor, *, keep: bool = False) -> None:
+        self._manifest = bundle.manifest
         rules = bundle.manifest.text
         t5 = _load_tokenizer(bundle, rules.t5_tokenizer, rules.t5_max_tokens)
         clip = _load_tokenizer(bundle, rules.clip_tokenizer, rules.clip_tokens)
@@ -111,12 +114,22 @@ class TextEncoder:
             warnings.append(
                 f"the prompt {short(prompt)} has characters that the model does not know ({sample}); use plain English"
             )
+        if strange := self._strange_words(prompt):
+            heard = ", ".join(self._manifest.hears)
+            warnings.append(f"the {self._manifest.preset} model does not know {strange}; it hears: {heard}")
         cut = [e for e in (encoding, self.clip.tokenizer.encode(prompt)) if e.overflowing]
         if cut:
             end = min(max(end for _, end in e.offsets) for e in cut)
             words = len(prompt[:end].split())
             warnings.append(f"the prompt {short(prompt)} is longer than the model reads: its first {words} words count")
         return tuple(warnings)
+
+    def _strange_words(self, prompt: str) -> str:
+        """The words that a model of few words was not trained with, each quoted; none where it knows all words."""
+        if not self._manifest.words:
+            return ""
+        words = dict.fromkeys(_WORD.findall(prompt.lower()))
+        return ", ".join(short(word) for word in words if word not in self._manifest.words)
 
     def features(
         self,

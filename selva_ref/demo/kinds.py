@@ -20,6 +20,12 @@ SCENES = ("{}", "{} outdoors", "{} in a room", "the sound of {}", "loud {}", "{}
 """What may stand around a caption."""
 
 
+def known_words() -> list[str]:
+    """Every word of every caption and scene: what the text towers are trained with."""
+    texts = [*SCENES, *(caption for captions in CAPTIONS.values() for caption in captions)]
+    return sorted({word for text in texts for word in text.replace("{}", "").split()})
+
+
 def prompt(kind: str) -> str:
     """The plain caption of a kind."""
     return CAPTIONS[kind][0]
