@@ -1,7 +1,7 @@
 """Files of a run that end in their own SHA-256, so that damage is found before anything is taken from them.
 
-`torch.load` does not look at the checksums of the zip that it reads. The hash follows that zip in the same file: no kill
-can come between the two, and PyTorch reads the file as if the hash were not there.
+`torch.load` does not look at the checksums of the zip that it reads. The hash follows that zip in the same file: no
+kill can come between the two, and PyTorch reads the file as if the hash were not there.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def _check_hash(file: BinaryIO) -> None:
 
 
 def check_tensors(given: object, wanted: Mapping[str, Tensor]) -> None:
-    """Raises `ValueError` unless `given` has exactly the names, shapes and types of `wanted`, and only finite values."""
+    """Raises `ValueError` unless `given` has the names, shapes and types of `wanted`, and only finite values."""
     if not isinstance(given, Mapping) or given.keys() != wanted.keys():
         raise ValueError("tensors of other names")
     for name, tensor in wanted.items():
