@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -279,7 +280,8 @@ def load_strict(
     """Copies `state_dict` into `module`, all of it or nothing.
 
     `optional`: patterns (`encoder.*`) of names that may be missing and keep their values. `ignore`: patterns of names
-    that are dropped. Raises `CheckpointError` that lists every missing, unexpected and misshapen name.
+    that are dropped. Floating-point weights may be of any precision. Raises `CheckpointError` that lists every missing,
+    unexpected, misshapen and mistyped name.
     """
     wanted = module.state_dict()
     given = {name: tensor for name, tensor in state_dict.items() if name in wanted or not _matches(name, ignore)}
@@ -290,7 +292,12 @@ def load_strict(
         for name, tensor in wanted.items()
         if name in given and given[name].shape != tensor.shape
     ]
-    problems = {"missing": missing, "unexpected": unexpected, "wrong shape": misshapen}
+    mistyped = [
+        f"{name} ({given[name].dtype}, needs {tensor.dtype})"
+        for name, tensor in wanted.items()
+        if name in given and given[name].is_floating_point() != tensor.is_floating_point()
+    ]
+    problems = {"missing": missing, "unexpected": unexpected, "wrong shape": misshapen, "wrong type": mistyped}
     if any(problems.values()):
         text = "; ".join(f"{kind}: {', '.join(sorted(names))}" for kind, names in problems.items() if names)
         raise CheckpointError(f"the checkpoint does not fit {type(module).__name__}: {text}")
@@ -316,11 +323,12 @@ def read_record(directory: str | Path) -> dict[str, dict[str, Any]]:
     path = Path(directory) / RECORD
     try:
         files = json.loads(path.read_text(encoding="utf-8"))["files"]
-        if not all(isinstance(entry["sha256"], str) for entry in files.values()):
-            raise TypeError("a hash is not a text")
+        for entry in files.values():
+            if not re.fullmatch("[0-9a-f]{64}", entry["sha256"]) or entry.get("verified") not in (True, False, None):
+                raise ValueError("a field is of another type")
     except FileNotFoundError:
         return {}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a record of selva-fetch; delete it and run selva-fetch again") from error
     return files
 

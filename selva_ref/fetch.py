@@ -1,8 +1,9 @@
 """`selva-fetch`: a preset's official weights, verified, as safetensors in one folder.
 
 Nothing is re-distributed by this project, so the user gets the weights from where their authors put them. Every file
-is checked against its publisher's hash before it is opened, converted without running anything in it, and recorded,
-so that a second run only verifies. An interrupted run loses nothing.
+is checked against a hash from its publisher or from the hub before it is opened; one that has neither is told of, and
+recorded as not verified. It is converted without running anything in it, and recorded, so that a second run only
+compares. An interrupted run loses nothing.
 """
 
 from __future__ import annotations
@@ -45,9 +46,11 @@ class Fetched:
     part: str
     file: str
     status: str
-    """`fetched`, `already there` (recorded and verified), or `kept` (somebody else's: not touched, not verified)."""
+    """`fetched`, `already there` (as it was recorded), or `kept` (somebody else's: not touched, not recorded)."""
     bytes: int
     sha256: str
+    verified: bool | None
+    """Whether a hash from its publisher or from the hub vouched for it; None: an older version did not record that."""
     source: dict[str, str] | None = None
     """Repository, path, commit, MD5 and SHA-256 of the file that it was made from, and its licence."""
 
@@ -145,7 +148,14 @@ def _present(item: _Item, folder: Path, say: Callable[[str], None]) -> Fetched |
     if not path.is_file():
         return None
     sha256, entry = file_sha256(path), read_record(folder).get(item.name)
-    here = Fetched(part=item.checkpoint.part, file=item.name, status="kept", bytes=path.stat().st_size, sha256=sha256)
+    here = Fetched(
+        part=item.checkpoint.part,
+        file=item.name,
+        status="kept",
+        bytes=path.stat().st_size,
+        sha256=sha256,
+        verified=False,
+    )
     if entry is None:
         return here
     if entry["sha256"] != sha256:
@@ -153,11 +163,13 @@ def _present(item: _Item, folder: Path, say: Callable[[str], None]) -> Fetched |
         return None
     if entry.get("asked") != item.revision:
         return None
-    return replace(here, status="already there", source=entry.get("source"))
+    return replace(here, status="already there", verified=entry.get("verified"), source=entry.get("source"))
 
 
 def _fetch_one(item: _Item, folder: Path, hub: Hub) -> Fetched:
     copy = _local_copy(item, folder) or hub.get(item.checkpoint.repo, item.file, item.revision)
+    if not copy.verified:
+        hub.say(f"warning: {item.name}: neither its publisher nor the hub states a hash, so it is not verified")
     source = {
         "repo": item.checkpoint.repo,
         "path": item.file.path,
@@ -175,13 +187,20 @@ def _fetch_one(item: _Item, folder: Path, hub: Hub) -> Fetched:
                 shutil.copyfile(copy.path, temporary)
             sha256, size = file_sha256(temporary), temporary.stat().st_size
             # recorded before it appears: a run that ends in between is seen by the next one
-            _record(folder, item.name, {"sha256": sha256, "bytes": size, "asked": item.revision, "source": source})
+            entry = {"sha256": sha256, "bytes": size, "asked": item.revision, "verified": copy.verified}
+            _record(folder, item.name, entry | {"source": source})
     except OSError as error:
         raise FetchError(f"{target}: cannot be written: {error.strerror or error}") from error
     if copy.downloaded:
         copy.path.unlink()
     return Fetched(
-        part=item.checkpoint.part, file=item.name, status="fetched", bytes=size, sha256=sha256, source=source
+        part=item.checkpoint.part,
+        file=item.name,
+        status="fetched",
+        bytes=size,
+        sha256=sha256,
+        verified=copy.verified,
+        source=source,
     )
 
 
@@ -191,10 +210,10 @@ def _local_copy(item: _Item, folder: Path) -> HubCopy | None:
     if not item.official or path == folder / item.name or not path.is_file():
         return None
     try:
-        md5, sha256 = check_content(path, item.file)
+        md5, sha256, verified = check_content(path, item.file)
     except FetchError as error:
         raise FetchError(f"{path} is not the official file: {error}; remove it and run the command again") from None
-    return HubCopy(path=path, commit="", md5=md5, sha256=sha256, downloaded=False)
+    return HubCopy(path=path, commit="", md5=md5, sha256=sha256, verified=verified, downloaded=False)
 
 
 def _convert(path: Path, target: Path, source: dict[str, str], unused: tuple[str, ...]) -> None:

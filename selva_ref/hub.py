@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
 import re
 import shutil
@@ -27,6 +28,7 @@ from selva_ref.checkpoints import HubFile
 RETRY_DELAYS_S = (1.0, 4.0, 15.0)
 _HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG}
 _PASSING_STATUS = {408, 429, 500, 502, 503, 504}
+_LOOK = "look at HF_ENDPOINT and proxies"
 
 
 class FetchError(OSError):
@@ -45,6 +47,8 @@ class HubCopy:
     commit: str
     md5: str
     sha256: str
+    verified: bool
+    """Whether a hash from its publisher or from the hub vouches for it."""
     downloaded: bool
     """True: a partial-download file of ours, to be removed when done with; False: it belongs to the hub's cache."""
 
@@ -80,6 +84,8 @@ class Hub:
                 return self._receive(repo, file, metadata)
             except FetchError:
                 raise
+            except (ValueError, httpx.InvalidURL) as error:  # a malformed redirect, or a size beyond the client's
+                raise FetchError(f"{repo}/{file.path}: the hub's answer is of no use: {_one_line(error)}") from error
             except (OSError, httpx.HTTPError) as error:
                 reason = f"{repo}/{file.path}: {_one_line(error)}"
                 if isinstance(error, OfflineModeIsEnabled):
@@ -98,17 +104,19 @@ class Hub:
         """Downloads what is not yet there of the file that the hub describes, and checks the whole."""
         commit, etag, size = metadata.commit_hash, metadata.etag, metadata.size
         if not commit or not etag:
-            raise FetchError(f"{repo}/{file.path}: the answer is not a model hub's; look at HF_ENDPOINT and proxies")
+            raise FetchError(f"{repo}/{file.path}: the answer is not a model hub's; {_LOOK}")
+        if size is None or size < 0:
+            raise FetchError(f"{repo}/{file.path}: the hub states no size for it; {_LOOK}")
         key = hashlib.sha256(f"{repo}/{file.path}@{etag}".encode()).hexdigest()[:12]
         path = self.partials / f"{key}-{PurePosixPath(file.path).name}"
         path.parent.mkdir(parents=True, exist_ok=True)
         present = path.stat().st_size if path.exists() else 0
-        if size is not None and present > size:  # two runs at once have written it
+        if present > size:  # two runs at once have written it
             path.unlink()
             present = 0
         self._check_room(path, size, present)
         self.say(f"{file.path} from {repo}" + _size_text(size, present))
-        with path.open("ab") as partial:
+        with _Partial(path, size) as partial:
             http_get(
                 hf_hub_url(repo, file.path, revision=commit, endpoint=self.endpoint),
                 partial,
@@ -119,14 +127,32 @@ class Hub:
             )
         return _checked(path, file, etag, repo, commit, downloaded=True)
 
-    def _check_room(self, path: Path, size: int | None, present: int) -> None:
+    def _check_room(self, path: Path, size: int, present: int) -> None:
         free = shutil.disk_usage(path.parent).free
-        if size is not None and size - present > free:
+        if size - present > free:
             raise FetchError(f"{path.parent}: no room for {path.name}: {size - present} bytes needed, {free} free")
 
 
-def check_content(path: Path, file: HubFile, stated: str = "") -> tuple[str, str]:
-    """MD5 and SHA-256 of `path`; raises `FetchError` and leaves the file when they are not the expected ones.
+class _Partial(io.BufferedWriter):
+    """A partial file that goes on where it ends, and takes no more than `size` bytes."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        super().__init__(io.FileIO(path, "ab"))
+        self._path, self._size = path, size
+
+    def write(self, content: bytes) -> int:
+        if self.tell() + len(content) > self._size:
+            self._path.unlink()
+            raise FetchError(
+                f"{self._path.name}: the hub sends more than the {self._size} bytes that it states; {_LOOK}"
+            )
+        return super().write(content)
+
+
+def check_content(path: Path, file: HubFile, stated: str = "") -> tuple[str, str, bool]:
+    """MD5 and SHA-256 of `path`, and whether anything was expected of them.
+
+    Raises `FetchError` and leaves the file when they are not the expected ones.
 
     Expected are the publisher's hashes in `file`; without them the one that the hub states (its ETag: the SHA-256 of
     a large file, the Git blob hash of a small one).
@@ -146,18 +172,18 @@ def check_content(path: Path, file: HubFile, stated: str = "") -> tuple[str, str
     for kind, wanted, digest in expected:
         if wanted is not None and digest.hexdigest() != wanted:
             raise FetchError(f"{file.path}: wrong content: {kind} {digest.hexdigest()} instead of {wanted}")
-    return md5.hexdigest(), sha256.hexdigest()
+    return md5.hexdigest(), sha256.hexdigest(), any(wanted is not None for _, wanted, _ in expected)
 
 
 def _checked(path: Path, file: HubFile, stated: str, repo: str, commit: str, *, downloaded: bool) -> HubCopy:
     try:
-        md5, sha256 = check_content(path, file, stated)
+        md5, sha256, verified = check_content(path, file, stated)
     except FetchError as error:
         if path.is_symlink():
             Path(os.path.normpath(path.parent / os.readlink(path))).unlink(missing_ok=True)
         path.unlink()
         raise FetchError(f"{repo}: {error}; removed it: run the command again to download it anew") from None
-    return HubCopy(path=path, commit=commit, md5=md5, sha256=sha256, downloaded=downloaded)
+    return HubCopy(path=path, commit=commit, md5=md5, sha256=sha256, verified=verified, downloaded=downloaded)
 
 
 def _is_final(error: Exception) -> bool:
@@ -171,7 +197,5 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
 
 
-def _size_text(size: int | None, present: int) -> str:
-    if size is None:
-        return ""
+def _size_text(size: int, present: int) -> str:
     return f", {size / 1e6:.1f} MB" + (f", going on at {present / 1e6:.1f} MB" if present else "")

@@ -10,7 +10,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import pytest
 import torch
+
+from selva_ref import checkpoints
+from selva_ref.checkpoints import Checkpoint, HubFile
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 VAE_TENSORS = {"w": torch.arange(50_000.0), "b": torch.arange(60.0).reshape(6, 10).T}
@@ -30,6 +34,37 @@ FILES = {
     "apple/new-name/tower.bin": pth(TOWER_TENSORS),
     "apple/new-name/vocab.json": VOCABULARY,
 }
+CHUNK_BYTES = 10_000
+"""What arrives is kept in steps of this many bytes: huggingface_hub's ten million, made smaller."""
+TABLE = {
+    "vae": Checkpoint(
+        part="vae",
+        file="v1-16.safetensors",
+        licence="for tests",
+        repo="jnwnlee/SelVA",
+        weights=HubFile(
+            path="ext_weights/v1-16.pth", md5=hashlib.md5(FILES["jnwnlee/SelVA/ext_weights/v1-16.pth"]).hexdigest()
+        ),
+    ),
+    "teacher": Checkpoint(
+        part="teacher",
+        file="teacher.safetensors",
+        licence="for tests",
+        repo="jnwnlee/SelVA",
+        weights=HubFile(path="ext_weights/teacher.pth"),
+    ),
+    "text_clip": Checkpoint(
+        part="text_clip",
+        file="clip/tower.safetensors",
+        licence="for tests",
+        repo="apple/old-name",
+        revision=COMMIT,
+        weights=HubFile(path="tower.bin"),
+        companions=(HubFile(path="vocab.json"),),
+        unused=("visual.*",),
+    ),
+}
+HERE = ["clip/tower.safetensors", "clip/vocab.json", "v1-16.safetensors"]
 
 
 @dataclass
@@ -44,6 +79,11 @@ class SmallHub:
     dies: bool = False
     """Whether the hub is out of reach after the next cut."""
     down: bool = False
+    endless: set[str] = field(default_factory=set)
+    """Files whose content never ends."""
+    answers: dict[str, tuple[int, dict[str, str | None]]] = field(default_factory=dict)
+    """File → the status of the hub's answer about it and headers that take the place of the right ones; None: none."""
+    sent_bytes: int = 0
     stall: threading.Event | None = None
     """If there: set once half of a content is sent and nothing more will come."""
     asked: list[tuple[str, str, str | None]] = field(default_factory=list)
@@ -82,25 +122,38 @@ class Handler(BaseHTTPRequestHandler):
         elif "/apple/old-name/" in self.path:
             self.reply(307, {"Location": self.path.replace("old-name", "new-name")})
         elif self.path.startswith("/content/"):
-            self.send_content(self.hub.files[self.path.removeprefix("/content/")])
+            self.send_content(self.path.removeprefix("/content/"))
         else:
             repo, _, rest = self.path[1:].partition("/resolve/")
             name = f"{repo}/{rest.partition('/')[2]}"
-            if name in self.hub.files:
+            if name in self.hub.answers:
+                status, headers = self.hub.answers[name]
+                self.reply(status, self.description(name) | headers)
+            elif name in self.hub.files:
                 self.describe(name)
             else:
                 self.reply(404, {"X-Error-Code": "EntryNotFound"})
 
     def describe(self, name: str) -> None:
+        small = name.endswith(".json")
+        self.reply(200 if small else 302, self.description(name), self.hub.files[name] if small else b"")
+
+    def description(self, name: str) -> dict[str, str]:
         stated, headers = self.hub.stated[name], {"X-Repo-Commit": COMMIT}
         if name.endswith(".json"):
             etag = hashlib.sha1(b"blob %d\0" % len(stated) + stated).hexdigest()
-            self.reply(200, headers | {"ETag": f'"{etag}"'}, self.hub.files[name])
-        else:
-            headers |= {"X-Linked-ETag": f'"{hashlib.sha256(stated).hexdigest()}"', "X-Linked-Size": str(len(stated))}
-            self.reply(302, headers | {"Location": f"{self.hub.content_url}/content/{name}"})
+            return headers | {"ETag": f'"{etag}"'}
+        return headers | {
+            "X-Linked-ETag": f'"{hashlib.sha256(stated).hexdigest()}"',
+            "X-Linked-Size": str(len(stated)),
+            "Location": f"{self.hub.content_url}/content/{name}",
+        }
 
-    def send_content(self, content: bytes) -> None:
+    def send_content(self, name: str) -> None:
+        content = self.hub.files[name]
+        if name in self.hub.endless:
+            self.send_without_end(content)
+            return
         start = int((self.headers["Range"] or "bytes=0-").removeprefix("bytes=").rstrip("-"))
         headers = {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"} if start else {}
         cut = self.hub.cuts.pop(0) if self.hub.cuts else None
@@ -108,10 +161,21 @@ class Handler(BaseHTTPRequestHandler):
             cut = len(content) // 2
         self.reply(206 if start else 200, headers, content[start:], cut)
 
-    def reply(self, status: int, headers: dict[str, str], body: bytes = b"", cut: int | None = None) -> None:
+    def send_without_end(self, content: bytes) -> None:
+        """`content`, then zeros until the other side goes away, or far more than any test should take."""
+        self.send_response(200)
+        self.end_headers()
+        self.close_connection = True
+        with suppress(OSError):
+            self.wfile.write(content)
+            while self.command == "GET" and self.hub.sent_bytes < 1 << 25:
+                self.hub.sent_bytes += self.wfile.write(bytes(1 << 16))
+
+    def reply(self, status: int, headers: dict[str, str | None], body: bytes = b"", cut: int | None = None) -> None:
         self.send_response(status)
         for name, value in {"Content-Length": str(len(body)), **headers}.items():
-            self.send_header(name, value)
+            if value is not None:
+                self.send_header(name, value)
         self.end_headers()
         if self.command == "GET":
             self.wfile.write(body[:cut])
@@ -134,3 +198,13 @@ def serving() -> Iterator[SmallHub]:
     yield small
     server.shutdown()
     server.server_close()
+
+
+@contextmanager
+def serving_small_preset(monkeypatch: pytest.MonkeyPatch) -> Iterator[SmallHub]:
+    """The same with the files of `TABLE` in the place of `small_16k`'s; nothing waits before it tries again."""
+    monkeypatch.setitem(checkpoints.CHECKPOINTS, "small_16k", TABLE)
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", CHUNK_BYTES)
+    with serving() as small:
+        yield small

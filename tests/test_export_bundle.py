@@ -181,6 +181,15 @@ def test_checkpoints_are_used_and_recorded_with_their_hashes(tmp_path: Path) -> 
         load_part("vae", preset, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("entry", "kind"), [({"verified": True}, "official"), ({}, "official"), ({"verified": False}, "trained")]
+)
+def test_only_verified_weights_are_called_official(tmp_path: Path, entry: dict[str, bool], kind: str) -> None:
+    (tmp_path / "checkpoints.json").write_text(json.dumps({"files": {"x.safetensors": {"sha256": "a" * 64, **entry}}}))
+    asked = request(tmp_path / "bundle", checkpoints=tmp_path)
+    assert bundle_module._kind_of_weights(asked, {"vae": {"file": "x", "sha256": "a" * 64}}) == kind
+
+
 @pytest.mark.parametrize("name", ["text_clip", "conditions"])
 def test_half_weights_are_half_the_file_and_float32_in_use(name: str, demo_bundle: Path, tmp_path: Path) -> None:
     preset = selva_ref.get_preset("demo")

@@ -147,7 +147,18 @@ def test_a_recorded_file_must_be_as_recorded(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "record", ["", "[]", "{}", '{"files": []}', '{"files": {"x.pth": {}}}', '{"files": {"x.pth": 3}}']
+    "record",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"files": []}',
+        '{"files": {"x.pth": {}}}',
+        '{"files": {"x.pth": 3}}',
+        '{"files": {"x.pth": {"sha256": 5}}}',
+        '{"files": {"x.pth": {"sha256": "x"}}}',
+        "[" * 100_000,
+    ],
 )
 def test_a_damaged_record_is_one_error(tmp_path, record):
     path = write(tmp_path / "x.pth")
@@ -184,6 +195,16 @@ def test_load_strict_lists_all_problems_and_loads_nothing():
         "missing: a.bias, b.bias; unexpected: c, d; wrong shape: b.weight (2x5, needs 2x2)"
     )
     assert_same(module.state_dict(), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.uint8, torch.bool, torch.complex64])
+def test_load_strict_refuses_whole_numbers_for_weights(dtype):
+    module, tensors = small(), small().state_dict()
+    tensors["a.bias"] = tensors["a.bias"].to(dtype)
+    with pytest.raises(CheckpointError, match=rf"wrong type: a\.bias \({dtype}, needs torch\.float32\)$"):
+        load_strict(module, tensors)
+    for precision in (torch.float16, torch.bfloat16, torch.float64):
+        load_strict(module, {name: value.to(precision) for name, value in small().state_dict().items()})
 
 
 def test_load_strict_optional_names_keep_their_values():

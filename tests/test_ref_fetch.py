@@ -18,51 +18,27 @@ import torch
 from click.testing import CliRunner
 from huggingface_hub import constants, hf_hub_download
 from safetensors import safe_open
-from small_hub import COMMIT, FILES, VAE_TENSORS, VOCABULARY, SmallHub, pth, serving
+from small_hub import (
+    CHUNK_BYTES,
+    COMMIT,
+    FILES,
+    HERE,
+    TABLE,
+    VAE_TENSORS,
+    VOCABULARY,
+    SmallHub,
+    pth,
+    serving_small_preset,
+)
 
 from selva_ref import checkpoints
-from selva_ref.checkpoints import LICENCE_NOTICE, RECORD, Checkpoint, CheckpointError, HubFile, read_checkpoint
+from selva_ref.checkpoints import LICENCE_NOTICE, RECORD, CheckpointError, read_checkpoint
 from selva_ref.fetch import FetchError, fetch, main
-
-CHUNK_BYTES = 10_000
-"""What arrives is kept in steps of this many bytes: huggingface_hub's ten million, made smaller."""
-TABLE = {
-    "vae": Checkpoint(
-        part="vae",
-        file="v1-16.safetensors",
-        licence="for tests",
-        repo="jnwnlee/SelVA",
-        weights=HubFile(
-            path="ext_weights/v1-16.pth", md5=hashlib.md5(FILES["jnwnlee/SelVA/ext_weights/v1-16.pth"]).hexdigest()
-        ),
-    ),
-    "teacher": Checkpoint(
-        part="teacher",
-        file="teacher.safetensors",
-        licence="for tests",
-        repo="jnwnlee/SelVA",
-        weights=HubFile(path="ext_weights/teacher.pth"),
-    ),
-    "text_clip": Checkpoint(
-        part="text_clip",
-        file="clip/tower.safetensors",
-        licence="for tests",
-        repo="apple/old-name",
-        revision=COMMIT,
-        weights=HubFile(path="tower.bin"),
-        companions=(HubFile(path="vocab.json"),),
-        unused=("visual.*",),
-    ),
-}
-HERE = ["clip/tower.safetensors", "clip/vocab.json", "v1-16.safetensors"]
 
 
 @pytest.fixture
 def hub(monkeypatch):
-    monkeypatch.setitem(checkpoints.CHECKPOINTS, "small_16k", TABLE)
-    monkeypatch.setattr("time.sleep", lambda _: None)
-    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", CHUNK_BYTES)
-    with serving() as small:
+    with serving_small_preset(monkeypatch) as small:
         yield small
 
 

@@ -151,3 +151,17 @@ def test_help_needs_no_torch() -> None:
     done = subprocess.run([sys.executable, "-c", blocked], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "--accumulate" in done.stdout
+
+
+def test_a_damaged_state_is_one_line(trained: Path, tmp_path: Path, capsys) -> None:
+    state = tmp_path / "out" / "stage1" / "state.pt"
+    state.parent.mkdir(parents=True)
+    whole = bytearray((trained / "out" / "stage1" / "state.pt").read_bytes())
+    whole[len(whole) // 2] ^= 1
+    state.write_bytes(whole)
+    code, out, err = command(capsys, "stage1", *options(trained, tmp_path / "out"))
+    assert code == 2
+    assert json.loads(out) == {"error": err.removeprefix("error: ").rstrip()}
+    assert err == f"error: {state}: not the state of a run (damaged: its content does not have its hash); " + (
+        "move it away to start anew\n"
+    )

@@ -87,8 +87,9 @@ def write_videos(folder: Path, clips: int = CLIPS) -> tuple[Path, Path]:
 
 
 def write_features(folder: Path, clips: int = CLIPS) -> Path:
-    """What `extract` writes, of random numbers and TINY's shapes; there are no videos, see `PaintedClips`."""
+    """What `extract` writes, of random numbers; there are no videos, see `PaintedClips`."""
     folder.mkdir()
+    preset = get_preset("demo")
     listed = [Listed(id=f"c{number}", label=LABELS[number % 2]) for number in range(clips)]
     description = DataDescription(
         preset="demo", duration_s=DURATION_S, videos="nowhere", list_sha256=fingerprint(listed)
@@ -98,9 +99,9 @@ def write_features(folder: Path, clips: int = CLIPS) -> Path:
     (folder / "outcome.tsv").write_text("".join(f"{row}\tok\n" for row in range(clips)))
     arrays = {
         "posterior": (clips, 2, LENGTHS.latent, RULES.latent_width),
-        "teacher": (clips, LENGTHS.sync, TINY.video.width),
-        "text_t5": (len(LABELS), 5, TINY.video.text_width),
-        "text_clip": (len(LABELS), TINY.generator.text_tokens, TINY.generator.text_width),
+        "teacher": (clips, LENGTHS.sync, preset.video.width),
+        "text_t5": (len(LABELS), 5, preset.video.text_width),
+        "text_clip": (len(LABELS), preset.generator.text_tokens, preset.generator.text_width),
     }
     for name, shape in arrays.items():
         values = random_weights.normal(name, *shape)

@@ -17,8 +17,9 @@ from .errors import (
 )
 from .library import TARGETS, Library, installed_targets, load_library
 from .loading import EngineLoader
+from .records import EngineRecord
 from .report import inspect
-from .store import EngineRecord, EngineSet, find_engines
+from .store import EngineSet, find_engines
 
 __all__ = [
     "TARGETS",

@@ -19,8 +19,9 @@ from .errors import EngineError, EngineRequestError
 from .layers import Layer
 from .library import Library, load_library
 from .profiles import MAX_STEMS, EngineDescription, describe
+from .records import EngineRecord
 from .source import Source, read_source
-from .store import FOLDER, FORMAT, FORMAT_VERSION, MANIFEST, EngineRecord, EngineSet, open_engines, set_name
+from .store import FOLDER, FORMAT, FORMAT_VERSION, MANIFEST, EngineSet, open_engines, set_name
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -126,11 +126,8 @@ def _range(dimension: Dimension, axes: Mapping[str, Range]) -> Range:
 
 def _axes(source: Source, max_stems: int) -> dict[str, Range]:
     rules = source.sequence
-    try:
-        durations = (rules["min_duration_s"], source.default_duration_s, rules["max_duration_s"])
-        low, mid, high = (_lengths(rules, duration_s) for duration_s in durations)
-    except KeyError as error:
-        raise EngineSourceError(f"the manifest of {source.path} lacks sequence.{error.args[0]}") from error
+    durations = (rules["min_duration_s"], source.default_duration_s, rules["max_duration_s"])
+    low, mid, high = (_lengths(rules, duration_s) for duration_s in durations)
     lengths = {axis: Range(min=low[axis], opt=mid[axis], max=high[axis]) for axis in low}
     return {
         "prompts": Range(min=1, opt=1, max=1),  # the runtime runs prompts one by one

@@ -32,10 +32,11 @@ def inspect(path: Path) -> list[dict[str, Any]]:
             raise EnginesMissingError(f"{path} has no engines; run: selva-engines {path} --target tensorrt-rtx")
         sets = [open_engines(folder, source) for folder in folders]
         return [_entry(source, engines, name) for engines in sets for name in engines.engines]
-    if path.suffix != ".engine" or not path.is_file():
+    folder = path.resolve().parent  # BUNDLE/engines/SET
+    if path.suffix != ".engine" or not path.is_file() or folder.parent.name != FOLDER:
         raise EnginesMissingError(f"{path} is neither a bundle nor an engine in one")
-    source = read_source(path.resolve().parents[2])
-    return [_entry(source, open_engines(path.resolve().parent, source), path.stem)]
+    source = read_source(folder.parent.parent)
+    return [_entry(source, open_engines(folder, source), path.stem)]
 
 
 def summary(engines: EngineSet) -> dict[str, Any]:

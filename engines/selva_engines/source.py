@@ -7,17 +7,22 @@ is read, whatever its manifest says.
 from __future__ import annotations
 
 import hashlib
-import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .errors import EngineSourceError
+from .fields import SHA256, count, items, number, parse, section, text
 
 FORMAT_VERSION = 2
 """Of a bundle's manifest."""
+_WHOLE = ("sample_rate_hz", "hop", "fps", "clip_fps", "segment_frames", "segment_step")
+_SECONDS = ("min_duration_s", "max_duration_s")
+_TYPES = r"float32|float16|int64|int32|uint8|bool"
 Dimension = int | str
 """A fixed size or the name of an axis; "2*stems" is a multiple of one."""
 
@@ -50,6 +55,7 @@ class Source:
     precision: str
     """"fp32" or "fp16"."""
     sequence: Mapping[str, float]
+    """The rules that lengths follow from."""
     default_duration_s: float
     max_tokens: int
     """Longest prompt of the T5 tower, tokens."""
@@ -74,13 +80,13 @@ def read_source(path: str | os.PathLike[str]) -> Source:
     folder = Path(path)
     manifest = folder / "manifest.json"
     try:
-        text = manifest.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        content = manifest.read_text(encoding="utf-8")
+        root = folder.resolve(strict=True)
+    except (OSError, ValueError) as error:
         raise EngineSourceError(f"{manifest} cannot be read; make a bundle with selva-export") from error
     try:
-        root = folder.resolve(strict=True)
-        return _parse(root, json.loads(text))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return _parse(root, section(parse(content), "the file"))
+    except (ValueError, KeyError, RuntimeError) as error:  # a RuntimeError: a link to itself
         reason = f"{type(error).__name__}: {error}"
         raise EngineSourceError(f"{manifest} is not a bundle's manifest ({reason}); export the bundle again") from error
 
@@ -92,36 +98,60 @@ def file_sha256(path: Path) -> str:
 
 
 def _parse(root: Path, manifest: dict[str, Any]) -> Source:
-    found = manifest["format"], manifest["format_version"]
+    found = manifest["format"], count(manifest["format_version"], "format_version")
     if found != ("selva-bundle", FORMAT_VERSION):
         raise ValueError(f"{found[0]} {found[1]}, not selva-bundle {FORMAT_VERSION}")
-    graphs = {name: _graph(root, name, entry, manifest["files"]) for name, entry in manifest["graphs"].items()}
+    files = section(manifest["files"], "files")
+    graphs = {name: _graph(root, name, entry, files) for name, entry in section(manifest["graphs"], "graphs").items()}
+    rules = _rules(section(manifest["sequence"], "sequence"))
+    defaults, t5 = (
+        section(manifest["defaults"], "defaults"),
+        section(section(manifest["text"], "text")["t5"], "text.t5"),
+    )
     return Source(
         path=root,
-        preset=str(manifest["preset"]),
-        precision=str(manifest["precision"]),
-        sequence={name: float(n) for name, n in manifest["sequence"].items() if not isinstance(n, str)},
-        default_duration_s=float(manifest["defaults"]["duration_s"]),
-        max_tokens=int(manifest["text"]["t5"]["max_tokens"]),
+        preset=text(manifest["preset"], "preset", r"[\w-]+"),
+        precision=text(manifest["precision"], "precision", "fp32|fp16"),
+        sequence=rules,
+        default_duration_s=number(defaults["duration_s"], "defaults.duration_s", *(rules[name] for name in _SECONDS)),
+        max_tokens=count(t5["max_tokens"], "text.t5.max_tokens", low=1, high=65536),
         graphs=graphs,
     )
 
 
-def _graph(root: Path, name: str, entry: dict[str, Any], files: dict[str, Any]) -> GraphSource:
-    if not name.isidentifier():
-        raise ValueError(f"graph name {name!r}")
-    names = [str(entry["file"]), *map(str, entry["data"])]
+def _rules(sequence: dict[str, Any]) -> dict[str, float]:
+    rules: dict[str, float] = {n: count(sequence[n], f"sequence.{n}", low=1, high=1_000_000) for n in _WHOLE}
+    low, high = (number(sequence[name], f"sequence.{name}") for name in _SECONDS)
+    frames = math.floor(Fraction(low).limit_denominator(1_000_000) * int(rules["fps"]))
+    if frames < rules["segment_frames"] or low > high:
+        raise ValueError(f"sequence.min_duration_s is {low}")
+    return rules | dict(zip(_SECONDS, (low, high), strict=True))
+
+
+def _graph(root: Path, name: str, value: object, files: dict[str, Any]) -> GraphSource:
+    entry = section(value, name)
+    names = [
+        text(file, f"a file of {name}", r".+") for file in (entry["file"], *items(entry["data"], f"data of {name}"))
+    ]
     for file in names:
         parts = PurePosixPath(file).parts
         inside = "\\" not in file and ".." not in parts and not PurePosixPath(file).is_absolute()
         if not inside or not (root / file).resolve().is_relative_to(root):
             raise ValueError(f"file {file!r} points outside of the bundle")
-    ports = tuple(
-        Port(
-            name=str(port["name"]),
-            dtype=str(port["dtype"]),
-            shape=tuple(n if isinstance(n, int) else str(n) for n in port["shape"]),
-        )
-        for port in entry["inputs"]
+    return GraphSource(
+        name=text(name, "the name of a graph", r"[A-Za-z_]\w*"),
+        hashes={file: text(section(files[file], file)["sha256"], f"the SHA-256 of {file}", SHA256) for file in names},
+        inputs=tuple(_port(port, f"an input of {name}") for port in items(entry["inputs"], f"inputs of {name}")),
     )
-    return GraphSource(name=name, hashes={file: str(files[file]["sha256"]) for file in names}, inputs=ports)
+
+
+def _port(value: object, what: str) -> Port:
+    port = section(value, what)
+    return Port(
+        name=text(port["name"], what, r"[\w.:/-]+"),
+        dtype=text(port["dtype"], what, _TYPES),
+        shape=tuple(
+            text(n, what, r"([1-9]\d{0,2}\*)?[a-z_]+") if isinstance(n, str) else count(n, what, high=2**31 - 1)
+            for n in items(port["shape"], what)
+        ),
+    )

@@ -12,14 +12,14 @@ name when all is in it. The bundle's own manifest does not change.
 from __future__ import annotations
 
 import hashlib
-import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .errors import EngineRefusedError, EnginesMissingError
+from .fields import count, flag, items, parse, section, text
+from .records import EngineRecord, parse_layer_table, parse_record
 from .source import Source, read_source
 
 FOLDER = "engines"
@@ -28,30 +28,6 @@ FORMAT = "selva-engines"
 FORMAT_VERSION = 1
 PORTABLE = "portable"
 """Capability label of an engine built for all that TensorRT-RTX supports by default: 8.0 and later."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineRecord:
-    """One engine as `engines.json` has it."""
-
-    name: str
-    file: str
-    sha256: str
-    bytes: int
-    graph: Mapping[str, str]
-    """SHA-256 of the graph's files by their names in the bundle, when the engine was built."""
-    profile: Mapping[str, Mapping[str, tuple[int, ...]]]
-    """Input → "min", "opt", "max" → shape."""
-    layers_file: str
-    layers_sha256: str
-    network_layers: int
-    engine_layers: int
-    """Kernel launches or so; 0 when the library did not list them."""
-    operations: Mapping[str, Mapping[str, int]]
-    """Parsed graph: operation → precision → layers."""
-    products: Mapping[str, int]
-    """Parsed graph: precision → large matrix products and convolutions."""
-    build_s: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +74,12 @@ class EngineSet:
     def read_layers(self, name: str) -> list[dict[str, Any]]:
         """The layers of an engine, as JSON has them: name, kind, precision, inputs, constants, outputs."""
         record = self._record(name)
-        layers: list[dict[str, Any]] = json.loads(self._verified(record.layers_file, record.layers_sha256))
-        return layers
+        content = self._verified(record.layers_file, record.layers_sha256)
+        try:
+            return parse_layer_table(content)
+        except (ValueError, KeyError) as error:
+            path = self.folder / record.layers_file
+            raise EngineRefusedError(f"{path} cannot be understood ({error}); run: {self.build_command}") from error
 
     def _record(self, name: str) -> EngineRecord:
         if name not in self.engines:
@@ -146,15 +126,17 @@ def find_engines(bundle: str | Path, target: str, version: str, capability: str)
 def open_engines(folder: Path, source: Source) -> EngineSet:
     """The set in one folder; raises `EngineRefusedError` when its manifest is missing or cannot be understood."""
     mend = "remove the folder and run selva-engines again"
-    if not folder.resolve().is_relative_to(source.path):
-        raise EngineRefusedError(f"{folder} points outside of the bundle; {mend}")
     try:
-        data = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        if not folder.resolve().is_relative_to(source.path):
+            raise EngineRefusedError(f"{folder} points outside of the bundle; {mend}")
+        data = parse((folder / MANIFEST).read_text(encoding="utf-8"))
+    except EngineRefusedError:
+        raise
+    except (OSError, RuntimeError, ValueError) as error:  # a RuntimeError: a link to itself
         raise EngineRefusedError(f"{folder} is half-written: it has no readable {MANIFEST}; {mend}") from error
     try:
-        return _parse(folder, source, data)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return _parse(folder, source, section(data, "the file"))
+    except (ValueError, KeyError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise EngineRefusedError(f"{folder / MANIFEST} cannot be understood ({reason}); {mend}") from error
 
@@ -197,27 +179,17 @@ def _choose(
 
 
 def _parse(folder: Path, source: Source, data: dict[str, Any]) -> EngineSet:
-    if data["format"] != FORMAT or data["format_version"] != FORMAT_VERSION:
+    if data["format"] != FORMAT or count(data["format_version"], "format_version") != FORMAT_VERSION:
         raise ValueError("unknown format or format_version")
+    capabilities = items(data["capabilities"], "capabilities")
     return EngineSet(
         folder=folder,
         source=source,
-        target=str(data["target"]),
-        version=str(data["version"]),
-        capabilities=tuple(map(str, data["capabilities"])),
-        precision=str(data["precision"]),
-        weights_stripped=bool(data["weights_stripped"]),
-        max_stems=int(data["max_stems"]),
-        engines={name: _parse_record(name, entry) for name, entry in data["engines"].items()},
+        target=text(data["target"], "target", r"[a-z][a-z-]*"),
+        version=text(data["version"], "version", r"[0-9][0-9A-Za-z.+]*"),
+        capabilities=tuple(text(item, "a capability", r"\d{1,2}\.\d") for item in capabilities),
+        precision=text(data["precision"], "precision", r"\w+"),
+        weights_stripped=flag(data["weights_stripped"], "weights_stripped"),
+        max_stems=count(data["max_stems"], "max_stems", low=1, high=64),
+        engines={name: parse_record(name, entry) for name, entry in section(data["engines"], "engines").items()},
     )
-
-
-def _parse_record(name: str, entry: dict[str, Any]) -> EngineRecord:
-    for key in ("file", "layers_file"):
-        if not re.fullmatch(r"\w+\.(engine|layers\.json)", entry[key]):
-            raise ValueError(f"file name {entry[key]!r}")
-    profile = {
-        port: {size: tuple(map(int, shape)) for size, shape in sizes.items()}
-        for port, sizes in entry["profile"].items()
-    }
-    return EngineRecord(name=name, **{**entry, "profile": profile})

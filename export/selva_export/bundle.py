@@ -189,10 +189,11 @@ def _sources(request: ExportRequest) -> dict[str, dict[str, str]]:
 
 
 def _kind_of_weights(request: ExportRequest, sources: dict[str, dict[str, str]]) -> str:
-    """ "official" when `selva-fetch` vouches for every file, else "trained"."""
+    """ "official" when `selva-fetch` got every file and none of them unverified, else "trained"."""
     if request.checkpoints is None:
         return "random"
-    fetched = {entry["sha256"] for entry in read_record(request.checkpoints).values()}
+    record = read_record(request.checkpoints).values()
+    fetched = {entry["sha256"] for entry in record if entry.get("verified") is not False}
     return "official" if all(source["sha256"] in fetched for source in sources.values()) else "trained"
 
 

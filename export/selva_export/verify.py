@@ -58,7 +58,8 @@ def compare(
     """The graph at `path` against (feeds, reference outputs) pairs.
 
     Raises:
-        ParityError: an output is out of tolerance or of another shape; names all that are.
+        ParityError: an output is out of tolerance, not finite or of another shape; names all that are. Or the
+            reference is not finite or all zero, so that it tells nothing.
     """
     worst: dict[str, Parity] = {}
     with G_LOGGER.verbosity(G_LOGGER.ERROR), OnnxrtRunner(SessionFromOnnx(str(path))) as runner:
@@ -68,7 +69,7 @@ def compare(
                 parity = _parity(signature.name, port.name, outputs[port.name], reference, tolerance)
                 if port.name not in worst or parity.relative_error > worst[port.name].relative_error:
                     worst[port.name] = parity
-    failed = [p for p in worst.values() if not p.relative_error <= tolerance]
+    failed = [p for p in worst.values() if p.relative_error > tolerance]
     if failed:
         text = ", ".join(f"{p.output} {p.relative_error:.2e}" for p in failed)
         raise ParityError(f"graph {signature.name} is off the reference by more than {tolerance:.0e}: {text}")
@@ -78,7 +79,12 @@ def compare(
 def _parity(graph: str, output: str, value: np.ndarray, reference: np.ndarray, tolerance: float) -> Parity:
     if value.shape != reference.shape:
         raise ParityError(f"graph {graph}: {output} has shape {value.shape}, the reference {reference.shape}")
-    error = float(np.linalg.norm(value - reference) / np.linalg.norm(reference))
+    size = np.linalg.norm(reference)
+    if not 0 < size < math.inf:
+        what = "not finite" if size else "all zero"
+        raise ParityError(f"graph {graph}: the reference of {output} is {what}: look for damage in the weights")
+    error = float(np.linalg.norm(value - reference) / size)
+    error = error if math.isfinite(error) else math.inf  # NaN is not the worst to a comparison
     return Parity(graph=graph, output=output, shape=value.shape, relative_error=error, tolerance=tolerance)
 
 

@@ -7,15 +7,16 @@ what is ours is that only the trained parameters are averaged and that snapshots
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from ema_pytorch import PostHocEMA
 from torch import Tensor, nn
 
-from selva_ref.checkpoints import written_whole
+from selva_ref.training.errors import TrainingError
+from selva_ref.training.hashed import check_tensors, load_hashed, save_hashed
 
 FOLLOWED = (0.05, 0.1)
 """Relative widths of the two averages: standard deviation of the profile, in run lengths."""
@@ -42,17 +43,38 @@ class WeightAverages:
     def snapshot(self) -> None:
         """Keeps both averages as they are now, for `average`."""
         for index, followed in enumerate(self._ema.ema_models):
-            with written_whole(self.folder / f"{index}.{int(self._ema.step)}.pt") as temporary:
-                torch.save({name: value.cpu() for name, value in followed.state_dict().items()}, temporary)
+            kept = {name: value.cpu() for name, value in followed.state_dict().items()}
+            save_hashed(kept, self.folder / f"{index}.{int(self._ema.step)}.pt")
 
     def snapshots(self) -> list[Path]:
-        """The files kept."""
-        return sorted(self.folder.glob("*.pt"))
+        """The files kept. Raises `TrainingError` for a file that is none."""
+        paths = sorted(self.folder.glob("*.pt"))
+        for path in paths:
+            if not re.fullmatch(r"[01]\.[1-9][0-9]{0,15}\.pt", path.name):
+                raise TrainingError(f"{path}: not a snapshot of the averages; move it away and run the command again")
+        return paths
 
     def average(self, width: float) -> dict[str, Tensor]:
-        """Weights averaged with relative `width`, such as 0.05, up to the latest snapshot; by name, on the CPU."""
+        """Weights averaged with relative `width`, such as 0.05, up to the latest snapshot; by name, on the CPU.
+
+        Raises:
+            TrainingError: a snapshot is damaged or another network's.
+        """
+        for path in self.snapshots():
+            self._check_snapshot(path)
         average = self._ema.synthesize_ema_model(sigma_rel=width).ema_model
         return {name: value.detach().cpu() for name, value in zip(self.names, average, strict=True)}
+
+    def _check_snapshot(self, path: Path) -> None:
+        index, step, _ = path.name.split(".")
+        try:
+            kept = load_hashed(path)
+            check_tensors(kept, self._ema.ema_models[int(index)].state_dict())
+            if kept["step"].item() != int(step):
+                raise ValueError("of another step")
+        except ValueError as error:
+            mend = "remove it and run the command again: the others make the average"
+            raise TrainingError(f"{path}: not a snapshot of these averages ({error}); {mend}") from error
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors by name, for resuming."""

@@ -19,6 +19,7 @@ import torch
 from selva_ref.checkpoints import written_whole
 from selva_ref.pipeline import sequence_rules
 from selva_ref.presets import Preset
+from selva_ref.training.arrays import layout, open_array
 from selva_ref.training.clips import Example, Reader
 from selva_ref.training.errors import TrainingError
 from selva_ref.training.frozen import FrozenNetworks, text_features
@@ -129,11 +130,8 @@ def _extract_clips(
     request: ExtractRequest, rules: SequenceRules, listed: list[Listed], todo: list[int], progress: Progress
 ) -> None:
     networks = FrozenNetworks(request.preset, request.checkpoints, torch.device(request.device), request.precision)
-    lengths = rules.lengths(request.duration_s)
-    rows = {
-        "posterior": _rows(request.out, "posterior", np.float32, (len(listed), 2, lengths.latent, rules.latent_width)),
-        "teacher": _rows(request.out, "teacher", np.float16, (len(listed), lengths.sync, request.preset.video.width)),
-    }
+    arrays = layout(request.preset, request.duration_s, len(listed), len(label_names(listed)))
+    rows = {name: _rows(request.out, name, *arrays[name]) for name in ("posterior", "teacher")}
     read = Reader(
         paths=tuple(request.videos / clip.file for clip in listed), rules=rules, duration_s=request.duration_s
     )
@@ -154,7 +152,7 @@ def _rows(folder: Path, name: str, dtype: type, shape: tuple[int, ...]) -> np.me
     if not path.exists():
         with written_whole(path) as temporary:
             np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)  # takes room as it is filled
-    return np.lib.format.open_memmap(path, mode="r+")
+    return open_array(path, dtype, shape, mode="r+")
 
 
 @contextmanager

@@ -59,7 +59,7 @@ def _read(path: Path) -> list[Listed]:
 def _checked(path: Path, line: int, clip: str | None, label: str | None) -> Listed:
     if not clip or not label or not label.strip():
         raise TrainingError(f"{path}, line {line}: needs an id and a label")
-    if Path(clip).name != clip or clip in (".", ".."):
+    if Path(clip).name != clip or clip in (".", "..") or "\0" in clip:
         raise TrainingError(f"{path}, line {line}: {clip!r} is not the name of a file")
     return Listed(id=clip, label=label.strip())
 

@@ -22,7 +22,7 @@ from selva_ref.training.report import Report
 from selva_ref.training.schedule import adamw, learning_rate
 from selva_ref.training.settings import RunPlace, RunSettings
 from selva_ref.training.stages import Stage
-from selva_ref.training.state import read_state, restore, save_state
+from selva_ref.training.state import resume, save_state
 from selva_ref.training.stop import held_back
 from selva_ref.training.validation import Listener, Validation
 from selva_ref.training.workers import START, begin_loading
@@ -56,7 +56,8 @@ def train(run: Run, world: World) -> list[float]:
     """Trains from the last state, or from the start, to the end; returns the losses of its steps.
 
     Raises:
-        TrainingError: other settings than before, an undivisible batch, a lost video, a loss that is not finite.
+        TrainingError: a damaged state, other settings than before, an undivisible batch, a lost video, a loss or
+            weights that are not finite.
         KeyboardInterrupt: Ctrl-C; the state is saved.
     """
     settings, place, device = run.settings, run.place, world.device
@@ -66,7 +67,7 @@ def train(run: Run, world: World) -> list[float]:
     averages = WeightAverages(trained, run.folder / "averages") if world.main else None
     state_path, start = run.folder / "state.pt", 0
     if state_path.exists():
-        start = restore(read_state(state_path, settings), trained, optimizer, averages)
+        start = resume(state_path, settings, trained, optimizer, averages)
     module = world.wrap(stage)
     validation = Validation(stage, run.clips, device, run.listener)
     losses: list[float] = []

@@ -1,6 +1,7 @@
-"""What a run goes on from: one file, there as a whole or not at all.
+"""What a run goes on from: one file, there as a whole or not at all, and checked before anything is taken from it.
 
-Random numbers need no place in it: they follow from the seed and the step.
+Random numbers need no place in it: they follow from the seed and the step. Nor do the optimiser's settings: they follow
+from the run's.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from selva_ref.checkpoints import written_whole
 from selva_ref.training.ema import WeightAverages
 from selva_ref.training.errors import TrainingError
+from selva_ref.training.hashed import check_tensors, load_hashed, save_hashed
 from selva_ref.training.settings import RunSettings
+
+_ENTRIES = {"step", "settings", "weights", "optimizer", "averages"}
 
 
 def save_state(
@@ -28,49 +31,101 @@ def save_state(
     optimizer: Optimizer,
     averages: WeightAverages,
 ) -> None:
-    """Replaces the file by the state after `step` steps."""
+    """Replaces the file by the state after `step` steps.
+
+    Raises:
+        TrainingError: it would not be a state to go on from; the file stays as it was.
+    """
     state = {
         "step": step,
         "settings": asdict(settings),
         "weights": {name: parameter.detach() for name, parameter in trained.items()},
-        "optimizer": optimizer.state_dict(),
+        "optimizer": optimizer.state_dict()["state"],
         "averages": averages.state_dict(),
     }
-    with written_whole(path) as temporary:
-        torch.save(state, temporary)
-
-
-def read_state(path: Path, settings: RunSettings) -> dict[str, Any]:
-    """The state, on the CPU, never unpickling anything but tensors and plain values.
-
-    Raises:
-        TrainingError: damaged, or of a run with other settings.
-    """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        before = state["settings"]
-        if state.keys() != {"step", "settings", "weights", "optimizer", "averages"}:
-            raise KeyError("other entries")
-    except Exception as error:  # a damaged file makes torch raise nearly anything
-        raise TrainingError(f"{path}: not the state of a run; move it away to start anew") from error
-    for name, value in asdict(settings).items():
-        if before.get(name) != value:
-            mend = "give the same again, or another --out"
-            raise TrainingError(f"{path}: begun with {name} {before.get(name)}, not {value}; {mend}")
-    return state
+        _check(state, settings, trained, averages)
+    except ValueError as error:
+        raise TrainingError(f"step {step}: {error}; not saved; try a lower learning rate, or fp32") from error
+    save_hashed(state, path)
 
 
 @torch.no_grad()
-def restore(
-    state: Mapping[str, Any],
+def resume(
+    path: Path,
+    settings: RunSettings,
     trained: Mapping[str, nn.Parameter],
     optimizer: Optimizer,
     averages: WeightAverages | None,
 ) -> int:
-    """Fills everything from `state`; returns the number of steps done."""
+    """Fills everything from the file; returns the number of steps done.
+
+    Raises:
+        TrainingError: damaged, not the state of such a run, or of a run with other settings; nothing is filled then.
+    """
+    try:
+        state = load_hashed(path)
+        before = _settings(state)
+        for name, value in asdict(settings).items():
+            if before.get(name) != value:
+                mend = "give the same again, or another --out"
+                raise TrainingError(f"{path}: begun with {name} {before.get(name)}, not {value}; {mend}")
+        _check(state, settings, trained, averages)
+    except TrainingError:
+        raise
+    except ValueError as error:
+        raise TrainingError(f"{path}: not the state of a run ({error}); move it away to start anew") from error
     for name, parameter in trained.items():
         parameter.copy_(state["weights"][name])
-    optimizer.load_state_dict(state["optimizer"])
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": state["optimizer"]})
     if averages is not None:
         averages.load_state_dict(state["averages"])
-    return int(state["step"])
+    return state["step"]
+
+
+def _settings(state: Any) -> dict[str, Any]:
+    if not isinstance(state, dict) or state.keys() != _ENTRIES or not isinstance(state["settings"], dict):
+        raise ValueError("other entries")
+    if not all(isinstance(value, str | int | float) for value in state["settings"].values()):
+        raise ValueError("settings of another type")
+    return state["settings"]
+
+
+def _check(
+    state: dict[str, Any],
+    settings: RunSettings,
+    trained: Mapping[str, nn.Parameter],
+    averages: WeightAverages | None,
+) -> None:
+    """Raises `ValueError` that names what a run with these parameters could not go on from."""
+    step = state["step"]
+    if type(step) is not int or not 0 < step <= settings.steps:
+        raise ValueError(f"step {step!r} is not from 1 to {settings.steps}")
+    check_tensors(state["weights"], trained)
+    moments = _moments(state["optimizer"], len(trained))
+    check_tensors(moments, _wanted_moments(trained))
+    if any((moment < 0).any() for name, moment in moments.items() if name.endswith("exp_avg_sq")):
+        raise ValueError("the optimiser's mean of squares is negative")
+    counted = [tensor for name, tensor in moments.items() if name.endswith(".step")]
+    if averages is not None:
+        check_tensors(state["averages"], averages.state_dict())
+        counted += [tensor for name, tensor in state["averages"].items() if name.endswith(".step")]
+    if any(tensor.item() != step for tensor in counted):
+        raise ValueError(f"the optimiser or the averages have not done {step} steps")
+
+
+def _moments(optimizer: object, parameters: int) -> dict[str, Any]:
+    """What AdamW keeps for each parameter: "0.exp_avg" → tensor."""
+    if not isinstance(optimizer, dict) or optimizer.keys() != set(range(parameters)):
+        raise ValueError("the optimiser has other parameters")
+    if not all(isinstance(kept, dict) for kept in optimizer.values()):
+        raise ValueError("the optimiser's state is of another type")
+    return {f"{index}.{name}": value for index, kept in optimizer.items() for name, value in kept.items()}
+
+
+def _wanted_moments(trained: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    wanted: dict[str, Tensor] = {}
+    for index, parameter in enumerate(trained.values()):
+        wanted[f"{index}.step"] = torch.zeros(())
+        wanted[f"{index}.exp_avg"] = wanted[f"{index}.exp_avg_sq"] = parameter
+    return wanted

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import csv
 import json
+import math
+import re
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,11 +24,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from selva_ref.pipeline import sequence_rules
+from selva_ref.presets import PRESETS
+from selva_ref.training.arrays import layout, open_array
 from selva_ref.training.errors import TrainingError
 from selva_ref.training.listing import Listed, fingerprint, read_lists
 
 FORMAT = 1
 DONE = "ok"
+_OUTCOME = re.compile(r"(?P<row>[0-9]{1,9})\t(?P<outcome>ok|(missing|broken|short|silent): .*)")
 Array = NDArray[np.float32]
 
 
@@ -60,13 +66,36 @@ def read_description(folder: Path) -> DataDescription:
     path = folder / "data.json"
     try:
         description = DataDescription(**json.loads(path.read_text(encoding="utf-8")))
+        if wrong := _wrong_field(description):
+            raise ValueError(f"{wrong} {getattr(description, wrong)!r:.60}")
     except FileNotFoundError as error:
         raise TrainingError(f"{folder}: no data.json; make the folder with: selva-train extract") from error
-    except (ValueError, TypeError) as error:
-        raise TrainingError(f"{path}: not written by selva-train extract ({error})") from error
+    except (ValueError, TypeError, RecursionError) as error:
+        raise TrainingError(
+            f"{path}: not written by selva-train extract ({error}); extract into a new folder"
+        ) from error
     if description.format != FORMAT:
         raise TrainingError(f"{path}: format {description.format}, this version reads {FORMAT}; extract again")
     return description
+
+
+def _wrong_field(description: DataDescription) -> str | None:
+    """Name of a field of another type or out of its range."""
+    duration_s, texts = description.duration_s, ("preset", "videos", "list_sha256")
+    for name in texts:
+        if not isinstance(getattr(description, name), str):
+            return name
+    if type(description.format) is not int:
+        return "format"
+    if description.preset not in PRESETS:
+        return "preset"
+    if "\0" in description.videos:
+        return "videos"
+    if not re.fullmatch("[0-9a-f]{64}", description.list_sha256):
+        return "list_sha256"
+    rules = sequence_rules(PRESETS[description.preset])
+    is_number = type(duration_s) in (int, float) and math.isfinite(duration_s)
+    return None if is_number and rules.min_duration_s <= duration_s <= rules.max_duration_s else "duration_s"
 
 
 def write_description(folder: Path, description: DataDescription) -> None:
@@ -77,11 +106,11 @@ def write_description(folder: Path, description: DataDescription) -> None:
 def read_outcomes(folder: Path) -> dict[int, str]:
     """Row → "ok" or "kind: reason"; a last line that was cut off does not count."""
     path = folder / "outcome.tsv"
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
     try:
-        whole = [line.rstrip("\n").split("\t", 1) for line in lines if line.endswith("\n")]
-        return {int(row): outcome for row, outcome in whole}
-    except ValueError as error:
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        matches = [_OUTCOME.fullmatch(line) for line in text.split("\n")[:-1]]
+        return {int(match["row"]): match["outcome"] for match in matches}
+    except (ValueError, TypeError) as error:
         raise TrainingError(f"{path}: not written by selva-train extract; extract into a new folder") from error
 
 
@@ -92,14 +121,22 @@ class Features:
         self.folder = folder
         self.description = read_description(folder)
         self.listed = read_lists([folder / "list.tsv"])
+        if fingerprint(self.listed) != self.description.list_sha256:
+            raise TrainingError(f"{folder}: list.tsv is not the list of data.json; extract into a new folder")
         outcomes = read_outcomes(folder)
-        if len(outcomes) < len(self.listed):
-            missing = len(self.listed) - len(outcomes)
-            raise TrainingError(f"{folder}: {missing} clips are not extracted yet; run selva-train extract again")
+        if missing := set(range(len(self.listed))) - outcomes.keys():
+            raise TrainingError(f"{folder}: {len(missing)} clips are not extracted yet; run selva-train extract again")
         self.rows = [row for row in range(len(self.listed)) if outcomes[row] == DONE]
         if not self.rows:
             raise TrainingError(f"{folder}: every clip was skipped; {folder / 'skipped.tsv'} says why")
         self._label_rows = {label: row for row, label in enumerate(label_names(self.listed))}
+        arrays = layout(
+            PRESETS[self.description.preset], self.description.duration_s, len(self.listed), len(self._label_rows)
+        )
+        self._arrays = {name: open_array(folder / f"{name}.npy", *kind) for name, kind in arrays.items()}
+        tokens = self._arrays["text_t5_tokens"]
+        if not ((tokens > 0) & (tokens <= self._arrays["text_t5"].shape[1])).all():
+            raise TrainingError(f"{folder / 'text_t5_tokens.npy'}: out of range; extract into a new folder")
 
     def __reduce__(self) -> tuple[type[Features], tuple[Path]]:
         return Features, (self.folder,)
@@ -119,35 +156,28 @@ class Features:
 
     def posterior(self, row: int) -> tuple[Array, Array]:
         """Mean and deviation of the latent, each (T, Z)."""
-        mean, deviation = np.array(self._map("posterior")[row])
+        mean, deviation = self._row("posterior", row)
         return mean, deviation
 
     def teacher(self, row: int) -> Array:
         """(N, D) features of the teacher."""
-        return self._map("teacher")[row].astype(np.float32)
+        return self._row("teacher", row).astype(np.float32)
 
     def text(self, row: int) -> TextFeatures:
         """Features of a clip's label."""
         label = self._label_rows[self.clip(row).label]
-        t5 = np.array(self._map("text_t5")[label])
+        t5 = self._row("text_t5", label)
         return TextFeatures(
             t5=t5,
-            t5_mask=np.arange(len(t5)) < self._map("text_t5_tokens")[label],
-            clip=np.array(self._map("text_clip")[label]),
+            t5_mask=np.arange(len(t5)) < self._arrays["text_t5_tokens"][label],
+            clip=self._row("text_clip", label),
         )
 
-    def _map(self, name: str) -> NDArray[np.generic]:
-        if name not in self._maps:
-            path = self.folder / f"{name}.npy"
-            try:
-                self._maps[name] = np.load(path, mmap_mode="r", allow_pickle=False)
-            except ValueError as error:
-                raise TrainingError(f"{path}: damaged ({error}); extract into a new folder") from error
-        return self._maps[name]
-
-    @cached_property
-    def _maps(self) -> dict[str, NDArray[np.generic]]:
-        return {}
+    def _row(self, name: str, row: int) -> NDArray[np.floating]:
+        values = np.array(self._arrays[name][row])
+        if not np.isfinite(values).all():
+            raise TrainingError(f"{self.folder / name}.npy, row {row}: values that are not finite")
+        return values
 
 
 def label_names(listed: list[Listed]) -> list[str]:
