@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from .command import OneLineCommand
+from .command import USER_ERROR, OneLineCommand
 
 
 @click.command("selva-generate", cls=OneLineCommand, context_settings={"help_option_names": ["-h", "--help"]})
@@ -69,8 +69,14 @@ def main(as_json: bool, quiet: bool, **options: Any) -> None:
         if bars is not None:
             bars.close()
     if as_json:
-        click.echo(json.dumps(asdict(report), indent=2))
-        return
-    for stem in report.stems:
-        for path in filter(None, (stem.file, stem.video)):
-            click.echo(os.fsencode(path))
+        document = asdict(report)
+        if report.error is None:
+            del document["error"]
+        click.echo(json.dumps(document, indent=2))
+    else:
+        for stem in report.stems:
+            for path in filter(None, (stem.file, stem.video)):
+                click.echo(os.fsencode(path))
+    if report.error is not None:
+        click.echo(f"error: {report.error}", err=True)
+        raise click.exceptions.Exit(USER_ERROR)

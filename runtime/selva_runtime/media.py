@@ -59,7 +59,9 @@ def check_regular_file(path: Path) -> None:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError):
         raise MediaNotFoundError(f"{path}: no such file; check the path") from None
-    except (OSError, ValueError) as error:
+    except ValueError as error:
+        raise MediaError(f"{str(path)!r}: is no file name ({error}); check the path") from error
+    except OSError as error:
         raise MediaError(f"{path}: cannot be read ({reason(error)})") from error
     if stat.S_ISDIR(status.st_mode):
         raise MediaError(f"{path}: is a folder; name one video file in it")
