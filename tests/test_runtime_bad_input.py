@@ -16,8 +16,10 @@ import soundfile
 from click.testing import CliRunner
 from clips import numbered, write_video
 
+import selva_runtime.deliver
 import selva_runtime.output
 from selva_runtime.cli import main
+from selva_runtime.errors import MediaError
 
 
 def names(folder: Path) -> list[str]:
@@ -147,6 +149,29 @@ def test_damaged_videos_give_what_decodes_and_a_warning(generate, out, tmp_path,
     assert_made(generate("-p", "sea", video=video), out, "damaged.mkv")
 
 
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_film_that_fails_does_not_lose_the_stems(generate, out, monkeypatch, as_json):
+    def fail(video, *_, **__):
+        assert names(out) == ["rain.wav", "sea.wav", "wind.wav"]  # all stems are there before the first film
+        raise MediaError(f"{video}: is damaged: its streams cannot be copied (for the test); export it again")
+
+    monkeypatch.setattr(selva_runtime.deliver, "mux", fail)
+    result = generate("-p", "sea", "-p", "wind", "--mux", "1", "--mux", "2", *(["--json"] if as_json else []))
+    assert result.exit_code == 2
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "the stems are written, but not the film: " in errors[0]
+    assert "video.mp4: is damaged: its streams cannot be copied (for the test); export it again" in errors[0]
+    stems = [str(out / "sea.wav"), str(out / "wind.wav")]
+    if as_json:
+        report = json.loads(result.stdout)
+        assert [(stem["file"], stem["video"]) for stem in report["stems"]] == [(stem, None) for stem in stems]
+        assert errors == [f"error: {report['error']}"]
+    else:
+        assert result.stdout.splitlines() == stems
+    assert names(out) == ["rain.wav", "sea.wav", "wind.wav"]
+
+
 @pytest.mark.parametrize(
     ("width", "height", "codec", "pixels"), [(7680, 4320, "mjpeg", "yuvj420p"), (1, 1, "ffv1", "gray")]
 )
@@ -250,6 +275,11 @@ def test_bundles_that_cannot_be_trusted(generate, bundle, out, damage, words):
     damage(bundle)
     result = generate("-p", "rain", bundle=bundle)
     assert_refused(result, out, *words)
+
+
+@pytest.mark.parametrize("place", ["video", "out", "bundle"])
+def test_a_name_with_a_nul_character(generate, out, place):
+    assert_refused(generate("-p", "rain", **{place: "a\0b"}), out, r"'a\x00b'")
 
 
 def test_an_output_that_is_a_file(generate, out):

@@ -1,6 +1,7 @@
 """The video with a stem in it: same pictures, sound in the right place, the original kept."""
 
 import resource
+import struct
 
 import av
 import numpy as np
@@ -117,6 +118,41 @@ def test_truncated_source_is_copied_as_far_as_it_goes(tmp_path):
     result = mux(source, click(1, 0.5, 16000), 16000, tmp_path / "o")
     assert 20 < len(video_packets(result.path)) < 100
     assert loudest_s(result.path, 0) == pytest.approx(0.5, abs=0.002)
+
+
+def test_packets_that_no_container_takes_are_left_out_and_told(tmp_path):
+    source = video(tmp_path / "s.ts")
+    data = bytearray(source.read_bytes())
+    places = [place for place in range(len(data)) if data.startswith(b"\xff\xf1", place)]
+    for place in places[3:6]:
+        data[place : place + 2] = b"\xff\x0f"
+    source.write_bytes(data)
+    result = mux(source, click(1, 0.5, 16000), 16000, tmp_path / "o.mp4")
+    assert result.path.name == "o.mp4"
+    assert len(result.warnings) == 1
+    assert result.warnings[0].startswith("s.ts: damaged in ")
+    assert len(video_packets(result.path)) == 100
+
+
+def test_a_sound_track_without_a_rate_is_left_out_and_told(tmp_path):
+    source = video(tmp_path / "s.mkv", sound_codec="pcm_s16le")
+    data = source.read_bytes()
+    rate = b"\xb5\x88" + struct.pack(">d", 48000)
+    assert rate in data
+    source.write_bytes(data.replace(rate, b"\xb5\x88" + bytes(8)))
+    result = mux(source, click(1, 0.5, 16000), 16000, tmp_path / "o.mkv")
+    assert result.path.name == "o.mkv"
+    assert result.warnings == ("s.mkv: a sound track that cannot be read was left out",)
+
+
+def test_damage_is_not_blamed_on_the_container(tmp_path, monkeypatch):
+    def refuse(self):
+        raise av.InvalidDataError(1094995529, "Invalid data found when processing input")
+
+    source = video(tmp_path / "s.mp4")
+    monkeypatch.setattr(selva_runtime.mux.Job, "copy", lambda self, source, target: refuse(self))
+    with pytest.raises(MediaError, match=r"s\.mp4: is damaged: .*\(Invalid data found.*\); export it again"):
+        mux(source, click(1, 0.5, 16000), 16000, tmp_path / "o.mp4")
 
 
 def test_sources_that_are_no_video(tmp_path):

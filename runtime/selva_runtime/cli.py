@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from .command import StoppableCommand
+from .command import USER_ERROR, StoppableCommand
 
 
 class _Generate(StoppableCommand):
@@ -129,11 +129,17 @@ def main(stop: Event, /, listing: bool, as_json: bool, quiet: bool, **options: A
         if bars is not None:
             bars.close()
     if as_json:
-        click.echo(json.dumps(asdict(report), indent=2))
-        return
-    for stem in report.stems:
-        for path in filter(None, (stem.file, stem.video)):
-            click.echo(os.fsencode(path))
+        document = asdict(report)
+        if report.error is None:
+            del document["error"]
+        click.echo(json.dumps(document, indent=2))
+    else:
+        for stem in report.stems:
+            for path in filter(None, (stem.file, stem.video)):
+                click.echo(os.fsencode(path))
+    if report.error is not None:
+        click.echo(f"error: {report.error}", err=True)
+        raise click.exceptions.Exit(USER_ERROR)
 
 
 def _list(bundle: str | None, as_json: bool) -> None:

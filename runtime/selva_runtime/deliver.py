@@ -10,14 +10,12 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 
-import numpy as np
-import numpy.typing as npt
-
 from .audio import check_rate, resample, stem_file_name, write_wav
-from .errors import BundleError
+from .errors import BundleError, SelvaError
 from .job import Job, Report, StemFile
 from .media import find_video_stream, open_media
 from .mux import mux
@@ -48,7 +46,10 @@ def default_bundle() -> Path:
 def generate_files(
     job: Job, *, say: Say | None = None, progress: Progress | None = None, cancel: Event | None = None
 ) -> Report:
-    """Write one 24-bit WAV per prompt and take; nothing is ever overwritten. Raises `SelvaError`s."""
+    """Write one 24-bit WAV per prompt and take, then the copies of the video; nothing is ever overwritten.
+
+    A copy that cannot be written does not lose the stems: the report's `error` says why. Raises other `SelvaError`s.
+    """
     return _Run(job, say or _say_nothing, progress, cancel).report()
 
 
@@ -59,6 +60,7 @@ class _Run:
         self.job, self.cancel = job, cancel
         self.clock = StageClock(progress)
         self.warnings: list[str] = []
+        self.error: str | None = None
         self._say = say
         self.bundle = default_bundle() if job.bundle is None else Path(job.bundle)
         self.session = Session(self.bundle, backend=job.backend, threads=job.threads, precision=job.precision)
@@ -99,7 +101,7 @@ class _Run:
             for warning in dict.fromkeys(warning for stem in stems for warning in stem.warnings):
                 if warning not in self.warnings:
                     self._warn(warning)
-            files = [self._write(folder, index, stems, clip) for index in range(len(stems))]
+            files = self._write(folder, stems, clip)
         return self._report(clip, files)
 
     def _warn(self, text: str) -> None:
@@ -135,33 +137,47 @@ class _Run:
             used = f"used {clip.start_s:.1f}-{end_s:.1f} s of {whole_s:.1f} s"
             self._say("notice", f"{used} (choose with --start, --duration)")
 
-    def _write(self, folder: Path, index: int, stems: list[Stem], clip: Clip) -> StemFile:
-        stem = stems[index]
+    def _write(self, folder: Path, stems: list[Stem], clip: Clip) -> list[StemFile]:
+        """All stems first: a copy of the video may fail, and the stems are what took the time."""
+        takes = self.request.takes
+        films = [(number - 1) * takes for number in sorted(set(self.job.mux))]
+        total = len(stems) + len(films)
+        files = []
+        for stem in stems:
+            files.append(self._write_stem(folder, stem))
+            self.clock("write", len(files), total)
+        for done, index in enumerate(films, len(stems) + 1):
+            try:
+                film = self._mux(Path(files[index].file).with_suffix(""), stems[index], clip)
+                files[index] = replace(files[index], video=film)
+            except SelvaError as error:
+                self.error = self.error or f"the stems are written, but not the film: {' '.join(str(error).split())}"
+            self.clock("write", done, total)
+        return files
+
+    def _write_stem(self, folder: Path, stem: Stem) -> StemFile:
         audio = resample(stem.audio, stem.sample_rate_hz, self.rate_hz)
         name = stem_file_name(stem.prompt) + (f"-take{stem.take + 1}" if self.request.takes > 1 else "")
         comment = (
             f"selva-deploy, {self.info.preset} ({self.info.weights} weights), seed {stem.seed}; {self.info.notice}"
         )
         path = write_wav(folder / f"{name}.wav", audio, self.rate_hz, title=stem.prompt, comment=comment)
-        wanted = stem.take == 0 and index // self.request.takes + 1 in self.job.mux
-        video = self._mux(folder / path.stem, audio, stem, clip) if wanted else None
-        self.clock("write", index + 1, len(stems))
         return StemFile(
             prompt=stem.prompt,
             take=stem.take + 1,
             seed=stem.seed,
             file=str(path),
-            video=video,
+            video=None,
             samples=len(audio),
             sample_rate_hz=self.rate_hz,
             duration_s=len(audio) / self.rate_hz,
             warnings=stem.warnings,
         )
 
-    def _mux(self, out: Path, audio: npt.NDArray[np.float32], stem: Stem, clip: Clip) -> str:
+    def _mux(self, out: Path, stem: Stem, clip: Clip) -> str:
         result = mux(
             self.job.video,
-            audio,
+            resample(stem.audio, stem.sample_rate_hz, self.rate_hz),
             self.rate_hz,
             out,
             start_s=clip.start_s,
@@ -201,6 +217,7 @@ class _Run:
             notice=self.info.notice,
             warnings=tuple(self.warnings),
             timings_s={stage: round(seconds, 3) for stage, seconds in self.clock.seconds.items()},
+            error=self.error,
         )
 
 

@@ -43,7 +43,7 @@ class StemFile:
     seed: int
     file: str
     video: str | None
-    """Copy of the video with this stem; None where none was asked for."""
+    """Copy of the video with this stem; None where none was asked for, or it could not be written."""
     samples: int
     sample_rate_hz: int
     duration_s: float
@@ -79,3 +79,5 @@ class Report:
     notice: str
     warnings: tuple[str, ...]
     timings_s: dict[str, float]
+    error: str | None
+    """Why a copy of the video could not be written, though all stems were."""

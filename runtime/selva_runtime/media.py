@@ -24,6 +24,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from .errors import Cancelled, MediaError, MediaNotFoundError
+from .movie_memory import check_movie
 
 MAX_SIDE_PIXELS = 8192
 MAX_READ_ERRORS = 50
@@ -58,7 +59,9 @@ def check_regular_file(path: Path) -> None:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError):
         raise MediaNotFoundError(f"{path}: no such file; check the path") from None
-    except (OSError, ValueError) as error:
+    except ValueError as error:
+        raise MediaError(f"{str(path)!r}: is no file name ({error}); check the path") from error
+    except OSError as error:
         raise MediaError(f"{path}: cannot be read ({reason(error)})") from error
     if stat.S_ISDIR(status.st_mode):
         raise MediaError(f"{path}: is a folder; name one video file in it")
@@ -74,7 +77,8 @@ def open_media(path: str | os.PathLike[str], **options: str) -> Iterator[InputCo
 
     Raises:
         MediaNotFoundError: nothing is there.
-        MediaError: a folder, an empty or unreadable file, or one that FFmpeg does not recognise.
+        MediaError: a folder, an empty or unreadable file, one that FFmpeg does not recognise, or a movie whose tables
+            would take too much memory.
     """
     path = Path(path)
     check_regular_file(path)
@@ -83,6 +87,8 @@ def open_media(path: str | os.PathLike[str], **options: str) -> Iterator[InputCo
     except OSError as error:
         raise MediaError(f"{path}: cannot be read ({reason(error)})") from error
     with file:
+        check_movie(file, path)
+        file.seek(0)
         try:
             container = av.open(file, "r", metadata_errors="replace", options={**LIMITS, **options})
         except AV_ERRORS as error:

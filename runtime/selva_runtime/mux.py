@@ -45,6 +45,10 @@ class Unsupported(Exception):  # noqa: N818 -- a signal within this module
     """This container cannot hold one of the streams."""
 
 
+class Damaged(Unsupported):
+    """FFmpeg refuses what is in one of the streams, not its codec."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class MuxResult:
     path: Path
@@ -77,15 +81,20 @@ def mux(
     if not 0 <= start_s < float("inf"):
         raise RequestError(f"start {start_s} s: must be 0 or more seconds into the video")
     source, wanted = Path(video_path), named(Path(out_path), Path(video_path))
+    damage: Damaged | None = None
     for suffix in dict.fromkeys((wanted.suffix.lower(), *FALLBACKS)):
         job = Job(source, suffix, audio, rate_hz, start_s, video_start_s, tag(title))
         try:
             path = write_new(wanted if suffix == wanted.suffix.lower() else wanted.with_suffix(suffix), job.write)
         except Unsupported as error:
-            refusal = f"{source.name}: {wanted.suffix} cannot hold its streams ({error})"
+            damage = error if isinstance(error, Damaged) else damage
+            cause = "is damaged: " if isinstance(error, Damaged) else ""
+            refusal = f"{source.name}: {cause}{wanted.suffix} cannot hold its streams ({error})"
             continue
         warnings = [] if suffix == wanted.suffix.lower() else [f"{refusal}; written as {path.name}"]
         return MuxResult(path=path, warnings=(*warnings, *job.warnings))
+    if damage:
+        raise MediaError(f"{source}: is damaged: its streams cannot be copied ({damage}); export it again")
     raise MediaError(f"{refusal}, nor can {' or '.join(FALLBACKS)}; convert the video to H.264 first")
 
 
@@ -125,7 +134,7 @@ class Job:
             except av.FFmpegError as error:
                 if error.errno in DISK_ERRORS:
                     raise OSError(error.errno, os.strerror(error.errno)) from error
-                raise Unsupported(reason(error)) from error
+                raise Damaged(reason(error)) from error
 
     def copy(self, source: InputContainer, target: OutputContainer) -> None:
         video = find_video_stream(source, self.source)
@@ -135,30 +144,54 @@ class Job:
         copied = {video.index: self.add_copy(target, video)}
         stem = Stem(target, self.codec, self.audio, self.rate_hz, start, self.title)
         for number, sound in enumerate(source.streams.audio):
-            if sound.codec_context is None:
-                self.warnings.append(f"{self.source.name}: a sound track of unknown codec was left out")
+            if sound.codec_context is None or not sound.codec_context.sample_rate:
+                self.warnings.append(f"{self.source.name}: a sound track that cannot be read was left out")
                 continue
             copied[sound.index] = self.add_copy(target, sound)
             copied[sound.index].disposition = NOT_DEFAULT
             copied[sound.index].metadata.update(title="original" if number == 0 else f"original {number + 1}")
         target.metadata.update({key: value for key, value in source.metadata.items() if key not in STALE_TAGS})
         target.start_encoding()
-        order, unreadable = Rising(), 0
+        self.copy_packets(source, target, copied, stem, shift)
+
+    def copy_packets(
+        self,
+        source: InputContainer,
+        target: OutputContainer,
+        copied: dict[int, Stream],
+        stem: Stem,
+        shift: Fraction,
+    ) -> None:
+        """Leaves out what is damaged and tells it. Raises `Damaged` where nothing of a stream can be copied."""
+        order, left_out, taken = Rising(), 0, set()
+        refused: dict[int, av.FFmpegError] = {}
         for packet in packets(source, *(source.streams[index] for index in copied)):
             if packet is None:
-                unreadable += 1
+                left_out += 1
             elif packet.size:
+                index = packet.stream_index
                 order.fix(packet, shift)
                 target.mux(stem.until(float((packet.dts or 0) * packet.time_base)))
-                packet.stream = copied[packet.stream_index]
-                target.mux(packet)
+                packet.stream = copied[index]
+                try:
+                    target.mux(packet)
+                    taken.add(index)
+                except av.FFmpegError as error:
+                    if error.errno in DISK_ERRORS:
+                        raise
+                    refused[index] = error
+                    left_out += 1
+        for index in refused.keys() - taken:
+            raise Damaged(reason(refused[index])) from refused[index]
         target.mux(stem.until(float("inf")))
-        if unreadable:
-            self.warnings.append(f"{self.source.name}: damaged in {unreadable} places, which were left out")
+        if left_out:
+            self.warnings.append(f"{self.source.name}: damaged in {left_out} places, which were left out")
 
     def add_copy(self, target: OutputContainer, stream: Stream) -> Stream:
         try:
             copy = target.add_stream_from_template(stream, opaque=True)
+        except av.FFmpegError:
+            raise
         except ValueError as error:
             raise Unsupported(stream.codec_context.name) from error
         copy.metadata.update(stream.metadata)

@@ -25,7 +25,7 @@ def output_folder(path: str | os.PathLike[str], needed_bytes: int) -> Iterator[P
         _check_room(folder, needed_bytes)
         yield folder
     except BaseException:
-        with suppress(OSError):
+        with suppress(OSError, ValueError):
             for place in created:
                 place.rmdir()
         raise

@@ -1,0 +1,99 @@
+"""The boxes of an MP4 or MOV file, found by seeks as FFmpeg's demuxer finds them.
+
+No table is read here. The number of boxes is bounded, for each costs time. Files of other formats end at once: their
+first bytes, taken for a box, lead past their end.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+MAX_BOXES = 1_000_000
+MAX_DEPTH = 12
+"""FFmpeg gives up at 10."""
+PARENTS = frozenset(b"moov hoov trak edts mdia minf stbl dinf udta ilst sinf schi tref mvex moof traf mfra".split())
+SCANNED = frozenset(b"stsd meta wave iprp".split())
+"""Their boxes follow fields of many layouts, so these are searched for names instead."""
+
+
+class TooMuch(Exception):  # noqa: N818 -- becomes a MediaError with the file's name
+    """What the file has too much of, in words."""
+
+
+class Source(NamedTuple):
+    """A file, or a movie header that was compressed in it."""
+
+    file: BinaryIO
+    size: int
+
+    def at(self, place: int, count: int) -> bytes:
+        self.file.seek(place)
+        return self.file.read(count)
+
+    def number(self, place: int, size: int = 4) -> int:
+        """0 where the file ends before."""
+        data = self.at(place, size)
+        return int.from_bytes(data, "big") if len(data) == size else 0
+
+    def rows(self, place: int, dtype: DTypeLike, count: int) -> NDArray[np.void]:
+        """As many as there are."""
+        layout = np.dtype(dtype)
+        data = self.at(place, count * layout.itemsize)
+        return np.frombuffer(data, layout, len(data) // layout.itemsize)
+
+
+class Box(NamedTuple):
+    kind: bytes
+    begin: int
+    """Of its content."""
+    end: int
+
+
+class Walker:
+    """Counts the boxes of one file."""
+
+    def __init__(self, wanted: frozenset[bytes]) -> None:
+        self.boxes = 0
+        names = b"|".join(sorted(map(re.escape, wanted - PARENTS)))
+        self.names = re.compile(rb"(?=(" + names + rb"))")
+
+    def children(self, source: Source, begin: int, end: int) -> Iterator[Box]:
+        """The boxes from `begin` to `end`. A size that cannot be ends them; one past `end` is cut to it."""
+        while begin + 8 <= end:
+            self._count()
+            header = source.at(begin, 16)
+            if len(header) < 8:
+                return
+            size, kind = struct.unpack_from(">I4s", header)
+            skip = 8
+            if size == 1 and begin + 16 <= end and len(header) == 16:
+                size, skip = struct.unpack_from(">Q", header, 8)[0], 16
+            elif size == 0:
+                size = end - begin
+            if size < skip:
+                return
+            yield Box(kind, begin + skip, min(begin + size, end))
+            begin += size
+
+    def scanned(self, source: Source, box: Box) -> Iterator[Box]:
+        """Whatever in the box looks like one of the wanted boxes."""
+        data = source.at(box.begin, box.end - box.begin)
+        for found in self.names.finditer(data):
+            place = found.start()
+            size = int.from_bytes(data[max(0, place - 4) : place], "big")
+            if place >= 4 and size <= len(data) - place + 4 and (size >= 8 or size in (0, 1)):
+                self._count()
+                skip = 12 if size == 1 else 4
+                end = box.begin + place - 4 + size if size >= 8 else box.end
+                yield Box(found.group(1), box.begin + place + skip, min(end, box.end))
+
+    def _count(self) -> None:
+        self.boxes += 1
+        if self.boxes > MAX_BOXES:
+            raise TooMuch(f"it has more than {MAX_BOXES:,} boxes")
