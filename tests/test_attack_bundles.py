@@ -27,6 +27,7 @@ def bundles(tmp_path_factory):
     ("edits", "bounded"),
     [
         ([bundle_edits.edit_manifest], 16),
+        ([bundle_edits.edit_numbers], 4),
         ([bundle_edits.edit_ports], 5),
         ([bundle_edits.damage_file, bundle_edits.damage_manifest, bundle_edits.swap_files], 8),
         ([bundle_edits.strange_file], 15),
@@ -34,7 +35,7 @@ def bundles(tmp_path_factory):
         ([move_weights_out], 3),
         ([bundle_edits.swap_in_use], 2),
     ],
-    ids=["manifest", "ports", "files", "strangers", "parsers", "weights", "in-use"],
+    ids=["manifest", "numbers", "ports", "files", "strangers", "parsers", "weights", "in-use"],
 )
 def test_a_session_gives_whole_stems_or_one_error(bundles, edits, bounded):
     campaign(partial(bundles.attack, edits), bounded)

@@ -12,10 +12,13 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from attacks.json_edits import Document, Place, edited
+from attacks.json_edits import Document, Place, edited, nudged
 
 HARMLESS, ANOTHER_SOUND, USELESS = "the same sound", "any whole sound", "an error"
 """The best that may come of an edit; an error of ours is right for all of them."""
+
+_NUMBERS = ("sequence", "defaults", "text")
+"""Sections of the manifest whose values decide what is computed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +46,16 @@ def edit_manifest(bundle: Path, random: Random) -> Edit:
     """Any value of the manifest becomes another."""
     manifest = _manifest(bundle)
     names = (*manifest["files"], *manifest["graphs"])
-    document = edited(manifest, random, extra=names)
+    document = edited(manifest, random, within=("graphs", *_NUMBERS), extra=names)
     write(bundle / "manifest.json", document.text())
     return Edit(what=f"manifest: {_told(document)}", allows=ANOTHER_SOUND if _matters(document.touched) else HARMLESS)
+
+
+def edit_numbers(bundle: Path, random: Random) -> Edit:
+    """A number that the runtime computes with is another, and might be meant."""
+    document = nudged(_manifest(bundle), random, within=_NUMBERS)
+    write(bundle / "manifest.json", document.text())
+    return Edit(what=f"manifest: {_told(document)}", allows=ANOTHER_SOUND)
 
 
 def edit_ports(bundle: Path, random: Random) -> Edit:
@@ -180,10 +190,7 @@ def _told(document: Document) -> str:
 
 def _matters(touched: list[Place]) -> bool:
     """Whether a session that plays the bundle as edited may sound otherwise."""
-    return any(
-        place[:1] in (("sequence",), ("defaults",), ("text",)) or len(place) <= 1 or place[-1] == "file"
-        for place in touched
-    )
+    return any(len(place) <= 1 or place[0] in _NUMBERS or place[-1] == "file" for place in touched)
 
 
 def _damaged(data: bytes, random: Random, *, same_size: bool = False) -> tuple[str, bytes]:

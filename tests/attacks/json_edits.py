@@ -16,11 +16,14 @@ RAW = {
     for name in ("1e400", "-1e400", "NaN", "Infinity", "1" + "0" * 5000, "[" * 100_000, "[" * 100_000 + "]" * 100_000)
 } | {'{"a":' * 50_000 + "1" + "}" * 50_000: "@deep objects@", '"\\ud800"': "@lone surrogate@"}
 """What `json.dumps` cannot write, by the text that stands for it until then."""
+NUMBERS: tuple[Any, ...] = (
+    *(-1, 0, 1, 2, 3, 7, 100, 255, 1000, 65_537, 2**31, 2**32, 2**63 - 1, 2**63, 2**64, -(2**63)),
+    *(0.5, 1.5, -0.0, 1e-320, 1e308, -1e308, "@1e400@", "@NaN@"),
+)
 VALUES: tuple[Any, ...] = (
-    *(None, True, False, -1, 0, 1, 2, 3, 255, 65_537, 2**31, 2**32, 2**63 - 1, 2**63, 2**64, -(2**63)),
-    *(0.5, 1.5, -0.0, 1e-320, 1e308, -1e308),
-    *("", "x", " ", "0", "../x", "/etc/passwd", "a\0b", "two\nlines", "x" * 100_000, "é" * 300, "uint9", "object"),
-    *("float16", "float64", "<U4", "V8", "M8[s]", "i4,i4", "2*stems", "0*stems", "-1*stems", "*", "even", "shown"),
+    *(None, True, False, "", "x", " ", "0", "../x", "/etc/passwd", "a\0b", "two\nlines", "x" * 100_000, "é" * 300),
+    *("uint9", "object", "float16", "float64", "<U4", "V8", "M8[s]", "i4,i4"),
+    *("2*stems", "0*stems", "-1*stems", "*", "even", "shown"),
     *([], {}, [[]], [None], [1], ["x"], {"a": 1}, [0] * 10_000),
     *RAW.values(),
 )
@@ -67,23 +70,23 @@ class Document:
         self.touched.append(place)
 
 
-def edited(original: Any, random: Random, extra: tuple[Any, ...] = ()) -> Document:
-    """One edit, sometimes two or three. `extra` values join those that are put in the place of others."""
+def edited(original: Any, random: Random, *, within: tuple[str, ...] = (), extra: tuple[Any, ...] = ()) -> Document:
+    """One edit, sometimes two or three, most of them `within` these sections. `extra` are more values to put in."""
     document = Document(value=copy.deepcopy(original))
     for _ in range(random.choice((1, 1, 1, 1, 2, 3))):
-        places = by_kind(document.value)
-        place = random.choice(places[random.choice(sorted(places))])
-        random.choice(_EDITS)(document, place, random, extra)
+        present = [name for name in within if isinstance(document.value, dict) and name in document.value]
+        start = (random.choice(present),) if present and random.random() < 0.7 else ()
+        random.choice(_EDITS)(document, _place(document, random, start), random, extra)
     return document
 
 
-def by_kind(value: Any) -> dict[str, list[Place]]:
-    """All places, those that differ only in their indices together, so that long lists do not draw all attacks."""
-    kinds: dict[str, list[Place]] = {}
-    for place in _places(value, ()):
-        kind = "/".join("#" if isinstance(key, int) else key for key in place)
-        kinds.setdefault(kind, []).append(place)
-    return kinds
+def nudged(original: Any, random: Random, *, within: tuple[str, ...]) -> Document:
+    """One number of these sections becomes another that might be meant."""
+    document = Document(value=copy.deepcopy(original))
+    numbers = [place for place in _places(original, ()) if place[:1] and place[0] in within]
+    numbers = [place for place in numbers if _is_number(document.at(place))]
+    _nudge(document, random.choice(numbers), random, ())
+    return document
 
 
 def spelled(place: Place) -> str:
@@ -98,16 +101,33 @@ def _places(value: Any, place: Place) -> Iterator[Place]:
         yield from _places(item, (*place, key))
 
 
+def _place(document: Document, random: Random, start: Place) -> Place:
+    """Some way down from `start`: a long list draws no more attacks than a short one."""
+    place = start
+    while not place or random.random() > 0.1:
+        value = document.at(place)
+        keys = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+        if not keys:
+            break
+        place = (*place, random.choice(keys))
+    return place
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def _replace(document: Document, place: Place, random: Random, extra: tuple[Any, ...]) -> None:
-    value = random.choice((*VALUES, *extra))
+    likely = _is_number(document.at(place)) and random.random() < 0.7
+    value = random.choice(NUMBERS if likely else (*NUMBERS, *VALUES, *extra))
     document.put(place, copy.deepcopy(value), f"= {json.dumps(value)[:60]}")
 
 
 def _nudge(document: Document, place: Place, random: Random, extra: tuple[Any, ...]) -> None:
     value = document.at(place)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if not _is_number(value):
         return _replace(document, place, random, extra)
-    value = random.choice((value + 1, value - 1, value * 2, value / 2, value // 2, -value, float(value), str(value)))
+    value = random.choice((value + 1, value - 1, value * 2, value * 3, value // 2, -value, float(value), str(value)))
     return document.put(place, value, f"= {value!r}")
 
 
