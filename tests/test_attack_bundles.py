@@ -8,6 +8,7 @@ import pytest
 from attacks import bundle_edits
 from attacks.bundle_attacks import BundleAttacks
 from attacks.campaign import campaign
+from attacks.changed_graphs import change_output
 from attacks.outside_weights import move_weights_out
 
 import selva_runtime
@@ -32,10 +33,11 @@ def bundles(tmp_path_factory):
         ([bundle_edits.damage_file, bundle_edits.damage_manifest, bundle_edits.swap_files], 8),
         ([bundle_edits.strange_file], 15),
         ([bundle_edits.damage_graph, bundle_edits.edit_tokenizer], 5),
+        ([change_output], 4),
         ([move_weights_out], 3),
         ([bundle_edits.swap_in_use], 2),
     ],
-    ids=["manifest", "numbers", "ports", "files", "strangers", "parsers", "weights", "in-use"],
+    ids=["manifest", "numbers", "ports", "files", "strangers", "parsers", "outputs", "weights", "in-use"],
 )
 def test_a_session_gives_whole_stems_or_one_error(bundles, edits, bounded):
     campaign(partial(bundles.attack, edits), bounded)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
@@ -63,8 +64,8 @@ def _error_fault(outcome: dict[str, Any]) -> tuple[str, str] | None:
     message = outcome["message"]
     if not outcome["selva"]:
         return _kind(f"{outcome['error']} in {outcome['at']}: {message}"), _told(outcome)
-    if len(message.splitlines()) != 1 or not message.isprintable():
-        return "a message that is not one printable line", repr(message[:300])
+    if len(message.splitlines()) != 1 or any(unicodedata.category(letter) == "Cc" for letter in message):
+        return "a message that is not one line without control characters", repr(message[:300])
     if len(message) > LONGEST_MESSAGE:
         return f"a message of more than {LONGEST_MESSAGE} characters", f"{len(message)}: {message[:300]}"
     return None

@@ -34,7 +34,7 @@ class Swap:
 
     def at(self, moment: str) -> None:
         """The session has got as far as `moment`."""
-        if self._case.get("when") == moment:
+        if self._case.get("when") == moment and not self._done:
             self._act()
 
     def opened(self, path: str) -> None:
@@ -54,6 +54,7 @@ class Swap:
         self._act()
 
     def _act(self) -> None:
+        self._done = True
         before, other = self._file.stat(), Path(self._case["with"])
         if self._case["in_place"]:
             with self._file.open("r+b") as file:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from random import Random
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -103,6 +104,17 @@ def fork(random: Random) -> dict[str, Any]:
     return {"fault": fault and f"{fault}, in {where}", "attack": f"fork, busy {busy}, then {name}"}
 
 
+def delays(random: Random) -> Callable[[FrameType, str, Any], None]:
+    """A profiler that lets a thread sleep now and then where a function of ours returns: what can race, does."""
+
+    def sleep(frame: FrameType, event: str, _result: Any) -> None:
+        ours = event == "return" and str(frame.f_globals.get("__name__")).startswith("selva_runtime.")
+        if ours and random.random() < 0.1:
+            time.sleep(random.uniform(0, 0.02))
+
+    return sleep
+
+
 def threads(random: Random) -> dict[str, Any]:
     """Two threads call the session at the same time."""
     calls = [(random.choice(("encode", *PROMPTS)), random.randrange(2)) for _ in range(2)]
@@ -117,8 +129,10 @@ def threads(random: Random) -> dict[str, Any]:
             faults.append(fault)
 
     workers = [threading.Thread(target=work, args=call) for call in calls]
+    threading.setprofile(delays(random))
     for worker in workers:
         worker.start()
+    threading.setprofile(None)
     for worker in workers:
         worker.join()
     return {"fault": faults[0] if faults else None, "attack": f"two threads at once: {calls}"}
