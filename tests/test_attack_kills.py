@@ -9,4 +9,4 @@ from attacks.kill_attacks import KillAttacks
 
 @pytest.mark.skipif(os.name == "nt", reason="signals are sent the POSIX way")
 def test_only_whole_files_are_left(tmp_path):
-    campaign(KillAttacks(tmp_path).attack, 4)
+    campaign(KillAttacks(tmp_path).attack, 3)
