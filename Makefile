@@ -5,7 +5,7 @@ DEMO := out/demo
 # Idle OpenMP threads sleep instead of spinning: on a busy machine that is the difference of minutes.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test test-full lint clean help
+.PHONY: demo test test-full attack lint clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -32,6 +32,9 @@ test: lint  ## lint and the whole suite
 
 test-full: .venv/installed  ## exports and stems at official widths: 12 GB of disk, half an hour
 	$(BIN)/python -m pytest -m full_size
+
+attack: .venv/installed  ## a thousand attacks of each kind: some hours; ATTACKS=100 for fewer
+	SELVA_ATTACKS=$(or $(ATTACKS),1000) $(BIN)/python -m pytest tests/test_attack_*.py
 
 clean:  ## remove what the commands made (not .venv)
 	rm -rf out build dist *.egg-info

@@ -1,0 +1,158 @@
+"""What all attacks share: how many, from which seed, what a finding looks like, and children that may die or hang.
+
+SELVA_ATTACKS says how many of each kind to run instead of the few of `make test`; SELVA_ATTACK_FIRST is the first seed.
+So `SELVA_ATTACKS=1 SELVA_ATTACK_FIRST=417 pytest tests/test_attack_bundles.py` repeats one attack.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """What should not have happened. Faults of one kind are reported once, with the first seed that shows them."""
+
+    kind: str
+    attack: str
+    """What was done, short enough to do it again by hand."""
+    detail: str = ""
+
+
+def campaign(attack: Callable[[Random], Fault | None], bounded: int) -> None:
+    """Run `attack` with one seed after another, `bounded` times unless SELVA_ATTACKS says otherwise.
+
+    Raises AssertionError that lists each kind of fault with a seed that repeats it.
+    """
+    __tracebackhide__ = True
+    first = int(os.environ.get("SELVA_ATTACK_FIRST", "0"))
+    number = int(os.environ.get("SELVA_ATTACKS", bounded))
+    found: dict[str, list[tuple[int, Fault]]] = {}
+    for seed in range(first, first + number):
+        fault = attack(Random(seed))
+        if fault is not None:
+            found.setdefault(fault.kind, []).append((seed, fault))
+    assert not found, "\n".join([f"{len(found)} kinds of fault in {number} attacks:", *map(_lines, found.values())])
+
+
+def _lines(faults: list[tuple[int, Fault]]) -> str:
+    seed, fault = faults[0]
+    return (
+        f"* {fault.kind} ({len(faults)} times; repeat with SELVA_ATTACKS=1 SELVA_ATTACK_FIRST={seed})\n"
+        f"  attack: {fault.attack}\n  {fault.detail}"
+    )
+
+
+class DiedError(Exception):
+    """A child crashed or did not answer in time; its message says which and how."""
+
+
+class Worker:
+    """A child that answers JSON lines with JSON lines, many cases long; a new one starts after a crash or a hang.
+
+    Its address space is limited, so that an attack on memory hits the child and not the machine.
+    """
+
+    def __init__(self, module: str, *, memory_bytes: int, time_s: float) -> None:
+        self._module, self._memory_bytes, self._time_s = module, memory_bytes, time_s
+        self._process: subprocess.Popen[bytes] | None = None
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 -- closed by `close`
+
+    def ask(self, case: dict[str, Any]) -> dict[str, Any]:
+        """The child's answer; raises `DiedError`."""
+        process = self._process or self._start()
+        assert process.stdin is not None
+        try:
+            process.stdin.write(json.dumps(case).encode() + b"\n")
+            process.stdin.flush()
+            return dict(json.loads(self._line(process)))
+        except (BrokenPipeError, json.JSONDecodeError) as error:
+            code = self._end()
+            self._errors.seek(0)
+            last = self._errors.read().decode(errors="replace").strip().splitlines()[-1:]
+            raise DiedError(f"crash: {_name(code)} {' '.join(last)[:300]}".strip()) from error
+
+    def close(self) -> None:
+        """End the child."""
+        if self._process is not None:
+            self._end()
+        self._errors.close()
+
+    def restart(self) -> None:
+        """Let the next case meet a fresh child."""
+        if self._process is not None:
+            self._end()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        def limit() -> None:
+            resource.setrlimit(resource.RLIMIT_AS, (self._memory_bytes, self._memory_bytes))
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+        self._errors.seek(0)
+        self._errors.truncate()
+        tests = str(Path(__file__).parents[1])
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [tests, os.environ.get("PYTHONPATH")]))}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", self._module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            env=environment,
+            preexec_fn=limit,
+        )
+        return self._process
+
+    def _line(self, process: subprocess.Popen[bytes]) -> bytes:
+        assert process.stdout is not None
+        line, deadline_s = b"", time.monotonic() + self._time_s
+        with selectors.DefaultSelector() as ready:
+            ready.register(process.stdout, selectors.EVENT_READ)
+            while not line.endswith(b"\n"):
+                if not ready.select(deadline_s - time.monotonic()):
+                    self._end()
+                    raise DiedError(f"hang: no answer in {self._time_s:g} s")
+                part = os.read(process.stdout.fileno(), 65536)
+                if not part:
+                    return b""
+                line += part
+        return line
+
+    def _end(self) -> int:
+        process, self._process = self._process, None
+        assert process is not None
+        with process:
+            assert process.stdin is not None
+            with suppress(BrokenPipeError):
+                process.stdin.close()
+            try:
+                return process.wait(0.5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        return process.returncode
+
+
+def _name(code: int) -> str:
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+
+def answer(handle: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """A worker's main loop. What a library prints to stdout goes to stderr, apart from the answers."""
+    out = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        out.write(json.dumps(handle(json.loads(line))).encode() + b"\n")
+        out.flush()

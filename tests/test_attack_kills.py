@@ -1,0 +1,12 @@
+"""`selva-generate` killed at any moment: a few times here, see `attacks`."""
+
+import os
+
+import pytest
+from attacks.campaign import campaign
+from attacks.kill_attacks import KillAttacks
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are sent the POSIX way")
+def test_only_whole_files_are_left(tmp_path):
+    campaign(KillAttacks(tmp_path).attack, 3)

@@ -1,0 +1,28 @@
+"""One session, forked or called from two threads at once: a few times here, see `attacks`."""
+
+import os
+from random import Random
+
+import pytest
+from attacks.campaign import DiedError, Fault, Worker, campaign
+
+
+@pytest.fixture(scope="module")
+def worker():
+    child = Worker("attacks.session_worker", memory_bytes=3 << 30, time_s=40)
+    yield child
+    child.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.parametrize(("kind", "bounded"), [("fork", 2), ("threads", 2)])
+def test_a_session_works_or_refuses(worker, kind, bounded):
+    def attack(random: Random) -> Fault | None:
+        case = {"kind": kind, "seed": random.randrange(2**32)}
+        try:
+            told = worker.ask(case)
+        except DiedError as died:
+            return Fault(kind=str(died), attack=str(case))
+        return told["fault"] and Fault(kind=told["fault"], attack=told["attack"])
+
+    campaign(attack, bounded)
