@@ -216,8 +216,13 @@ def find_checkpoint(directory: str | Path, part: str, preset_name: str) -> Path:
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """Named tensors of a `.safetensors`, `.pth`, `.pt` or `.bin` file, on the CPU, memory-mapped where possible.
 
-    A file that `selva-fetch` recorded must still have its recorded SHA-256. Raises `CheckpointNotFoundError` or
-    `CheckpointError`: damaged, altered, holding Python objects, or not a flat set of named tensors.
+    A file that `selva-fetch` recorded must still have its recorded SHA-256. Without a record, zip files (`.pth`) are
+    checked against their own checksums, but `.safetensors` and older pickles have none: a damaged one may be read as
+    wrong numbers.
+
+    Raises:
+        CheckpointNotFoundError: no such file.
+        CheckpointError: damaged, altered, holding Python objects, or not a flat set of named tensors.
     """
     path = Path(path)
     if not path.is_file():

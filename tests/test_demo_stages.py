@@ -2,6 +2,7 @@
 
 import json
 from contextlib import suppress
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -108,9 +109,24 @@ def test_a_cut_training_goes_on_as_if_it_had_not_been(tmp_path):
     assert not (tmp_path / "cut").exists()
 
 
-def test_the_time_left_is_said(capsys):
-    fitting.Console("stage", 10, every_s=0.0).step(4, 1.0)
-    assert "step 5/10" in capsys.readouterr().err
+def test_the_time_left_is_said(capsys, monkeypatch):
+    """A run cut after four of ten steps: a step takes a minute, so five minutes are left after the fifth."""
+    now_s = 1000.0
+    monkeypatch.setattr(fitting, "time", SimpleNamespace(monotonic=lambda: now_s))
+    console = fitting.Console("stage", 10)
+    said = []
+    for step, took_s in [(4, 60), (5, 60), (6, 5), (7, 1), (8, 1), (9, 1)]:
+        now_s += took_s
+        console.step(step, 2.0)
+        said.append(capsys.readouterr().err)
+    assert said == [
+        "stage: step 5/10  loss 2.0000  5.0 min left\n",
+        "stage: step 6/10  loss 2.0000  4.0 min left\n",
+        "",  # within 15 s of the last line
+        "",
+        "",
+        "stage: step 10/10  loss 2.0000  0.0 min left\n",
+    ]
 
 
 def test_an_evaluation_scores_true_sounds_as_perfect_and_noise_as_nothing(shop):

@@ -11,7 +11,7 @@ import selva_ref
 from selva_ref import random_weights
 from selva_ref.checkpoints import CheckpointError
 from selva_ref.generator import nearest_exact_index
-from selva_ref.layers import FLOAT32_NAMES, cast
+from selva_ref.layers import cast
 from selva_ref.loading import load_part
 from selva_ref.vocoder import Activation
 
@@ -125,12 +125,23 @@ def test_baking_changes_layouts_but_no_outputs() -> None:
     )
 
 
-def test_cast_keeps_the_small_tables() -> None:
-    network = cast(selva_ref.build("generator", "demo"), torch.float16)
-    kinds = {name: value.dtype for name, value in (*network.named_parameters(), *network.named_buffers())}
-    for name, dtype in kinds.items():
-        kept = name.rsplit(".", 1)[-1] in FLOAT32_NAMES
-        assert dtype == (torch.float32 if kept else torch.float16), name
+@pytest.mark.parametrize(
+    ("part", "in_float32"),
+    [
+        ("video_encoder", set()),
+        ("generator", {"latent_mean", "latent_std", "freqs"}),
+        ("vae", {"data_mean", "data_std"}),
+        ("vocoder", {"alpha", "beta"}),
+    ],
+)
+def test_cast_keeps_the_small_tables(part: str, in_float32: set[str]) -> None:
+    network = cast(selva_ref.build(part, "demo"), torch.float16)
+    found: dict[torch.dtype, set[str]] = {torch.float32: set(), torch.float16: set()}
+    for name, value in (*network.named_parameters(), *network.named_buffers()):
+        found[value.dtype].add(name.rsplit(".", 1)[-1])
+    assert found[torch.float32] == in_float32
+    assert found[torch.float16]
+    assert not in_float32 & found[torch.float16]
 
 
 def test_random_weights_follow_from_the_name() -> None:

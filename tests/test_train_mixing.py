@@ -26,12 +26,12 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> Features:
 
 
 @pytest.mark.parametrize("target_left", [True, False])
-def test_side_by_side(target_left: bool) -> None:
+@pytest.mark.parametrize(("share", "columns"), [(0.05, 1), (0.37, 7), (0.5, 10), (0.95, 19)])
+def test_side_by_side(share: float, columns: int, target_left: bool) -> None:
     target, pair = (torch.full((2, 3, 8, 20), value, dtype=torch.uint8) for value in (10, 200))
-    mixed = side_by_side(target, pair, 0.37, target_left)
+    mixed = side_by_side(target, pair, share, target_left)
     assert mixed.shape == target.shape
     assert mixed.dtype == torch.uint8
-    columns = int(0.37 * 20)
     row = torch.tensor([10] * columns + [200] * (20 - columns), dtype=torch.uint8)
     expected = row if target_left else row.flip(0)
     assert torch.equal(mixed, expected.expand_as(mixed))
@@ -85,20 +85,38 @@ def test_an_example_does_not_depend_on_its_batch(features: Features) -> None:
         assert all(torch.equal(whole[name][index], alone[name][0]) for name in whole)
 
 
-def test_targets_stand_on_both_sides(features: Features) -> None:
-    clips = PaintedClips(features, RULES, SETTINGS, distillation_targets)
-    left = 0
-    for step in range(40):
-        index = step % 4
-        rng = item_generator(0, step, index)
-        item = item_at(0, step * 4 + index, len(clips.rows))
-        pair = different_label(clips.labels, item, rng)
-        share, on_left = draw_share(rng), bool(rng.random() < 0.5)
-        left += on_left
-        target, other = clips._frames(clips.rows[item]), clips._frames(clips.rows[pair])
-        expected = side_by_side(target, other, share, on_left)
-        assert torch.equal(clips[[(step, index)]]["frames"][0], expected)
-    assert 10 < left < 30
+class FlatClips(PaintedClips):
+    """Every frame of clip `row` is of the one shade 10 (row + 1), so that a mix says what it is made of."""
+
+    def _frames(self, row: int) -> torch.Tensor:
+        frames = super()._frames(row)
+        return frames.new_full(frames.shape, 10 * (row + 1))
+
+
+def test_mixes_are_made_of_the_target_and_a_clip_of_another_label(features: Features) -> None:
+    clips = FlatClips(features, RULES, SETTINGS, distillation_targets)
+    teachers = [torch.from_numpy(features.teacher(row)) for row in clips.rows]
+    seen, on_left, shares = [], [], []
+    for step in range(60):
+        batch = clips[[(step, index) for index in range(SETTINGS.batch)]]
+        for picture, teacher in zip(batch["frames"], batch["teacher"], strict=True):
+            (target,) = (row for row, known in zip(clips.rows, teachers, strict=True) if torch.equal(known, teacher))
+            shades = picture[0, 0, 0]
+            assert torch.equal(picture, shades.expand_as(picture))
+            own = shades == 10 * (target + 1)
+            (other,) = {int(shade) // 10 - 1 for shade in shades[~own]}
+            assert other in clips.rows
+            assert features.clip(other).label != features.clip(target).label
+            assert int((own[1:] != own[:-1]).sum()) == 1  # one edge between the two
+            seen.append(target)
+            on_left.append(bool(own[0]))
+            shares.append(float(own.float().mean()))
+    epochs = np.reshape(seen, (-1, len(clips.rows)))
+    assert all(sorted(epoch) == sorted(clips.rows) for epoch in epochs)
+    assert np.mean(on_left) == pytest.approx(0.5, abs=0.1)
+    assert np.mean(shares) == pytest.approx(0.5, abs=0.06)  # of Beta(1, 1)
+    assert np.std(shares) == pytest.approx(12**-0.5, abs=0.04)
+    assert abs(np.corrcoef(on_left, shares)[0, 1]) < 0.2
 
 
 def test_flow_targets_follow_their_distributions(features: Features) -> None:
