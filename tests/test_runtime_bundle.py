@@ -15,7 +15,7 @@ import pytest
 from selva_export.signatures import signatures
 from selva_ref.pipeline import sequence_rules
 from selva_ref.presets import PRESETS
-from selva_runtime import Bundle, BundleError
+from selva_runtime import BackendError, Bundle, BundleError
 from selva_runtime.onnx_cpu import OnnxCpuExecutor
 from selva_runtime.openvino_cpu import OpenVinoExecutor
 from selva_runtime.ports import PORTS, Port, check_ports, known_sizes
@@ -115,6 +115,15 @@ def file_linked_outside(bundle):
     path.symlink_to(bundle.parent / "decoder.onnx")
 
 
+def manifest_linked_outside(bundle):
+    (bundle / "manifest.json").rename(bundle.parent / "manifest.json")
+    (bundle / "manifest.json").symlink_to(bundle.parent / "manifest.json")
+
+
+def sequence(**values):
+    return lambda bundle: edit(bundle, lambda manifest: manifest["sequence"].update(values))
+
+
 def named_pipe(bundle):
     path = bundle / "graphs" / "decoder.onnx"
     path.unlink()
@@ -155,6 +164,12 @@ def pad_id(value):
         (extra_link_to_folder, "more is not part of the bundle"),
         (shorter_file, r"decoder\.onnx has \d+ bytes, not \d+"),
         (file_linked_outside, "points outside"),
+        (manifest_linked_outside, r"manifest\.json points outside"),
+        (sequence(clip_fps=1_000_000), "sequence.clip_fps is 1000000, not a number above 0 and up to 240"),
+        (sequence(hop=512), r"axis of '512\*latent', not '1024\*latent'"),
+        (sequence(fps=True), "sequence.fps is True, not a number"),
+        (lambda bundle: (bundle / "two\nlines").write_bytes(b""), "two lines is not part of the bundle"),
+        (list_file("x" * 100_000 + "?"), "not a plain relative path"),
         (named_pipe, r"decoder\.onnx"),
         (shutil.rmtree, "is not there; make a bundle with selva-export"),
         (lambda bundle: (bundle / "manifest.json").unlink(), "has no manifest.json"),
@@ -207,7 +222,8 @@ def test_what_is_wrong_is_named(bundle, damage, message):
     damage(bundle)
     with pytest.raises(BundleError, match=message) as caught:
         Bundle.open(bundle)
-    assert "\n" not in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 2100
 
 
 def test_a_file_is_no_bundle(tmp_path):
@@ -277,6 +293,20 @@ def test_weights_swapped_while_they_are_loaded_are_refused(bundle):
 
     with pytest.raises(BundleError, match=r"video_select\.onnx\.data was replaced while it was loaded"):
         swap_while_loading()
+
+
+@pytest.mark.parametrize("executor", [OnnxCpuExecutor, OpenVinoExecutor])
+def test_a_graph_that_gives_something_else_than_the_manifest_says_is_refused(bundle, executor):
+    path = bundle / "graphs" / "video_select.onnx"
+    model = onnx.load(path)
+    for node in model.graph.node:
+        node.output[:] = ["whole" if name == "sync" else name for name in node.output]
+    model.graph.node.append(onnx.helper.make_node("Concat", ["whole", "whole"], ["sync"], axis=0))
+    del model.graph.output[0].type.tensor_type.shape.dim[:]
+    onnx.save(model, path)
+    add_file(bundle, "graphs/video_select.onnx", path.read_bytes())
+    with pytest.raises(BackendError, match=r"gave sync as float32 \[2, 8, 96\], not float32 \[1, 8, 96\]"):
+        executor(Bundle.open(bundle)).run("video_select", FEEDS)
 
 
 def test_a_file_swapped_after_its_check_is_not_used(bundle):

@@ -1,6 +1,7 @@
 """A session: the same seed the same sound, nothing computed twice, nothing wrong handed out."""
 
 import threading
+import time
 from collections import Counter
 from types import SimpleNamespace
 
@@ -109,6 +110,53 @@ def test_a_decoder_that_gives_too_little_is_refused(recorded):
     executor.spoil["decoder"] = lambda outputs: {"audio": outputs["audio"][:, :1000]}
     with pytest.raises(BackendError, match="gave 1000 samples of 16000"):
         few_steps(session, encode(session), ["rain"])
+
+
+def test_threads_take_turns(recorded, clip):
+    session, executor = recorded
+    running, overlaps = threading.Lock(), []
+
+    def alone(outputs):
+        if not running.acquire(blocking=False):
+            overlaps.append("two at once")
+            return outputs
+        time.sleep(0.05)  # room for another thread
+        running.release()
+        return outputs
+
+    executor.spoil = dict.fromkeys(("text_t5", "guided_step"), alone)
+    stems = {}
+
+    def work(prompt):
+        stems[prompt] = few_steps(session, clip, [prompt])[0]
+
+    threads = [threading.Thread(target=work, args=(prompt,)) for prompt in ("rain", "sea", "bells")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert overlaps == []
+    assert all(same(stems[prompt], few_steps(session, clip, [prompt])[0]) for prompt in stems)
+
+
+def test_a_call_that_waits_for_its_turn_can_be_cancelled(recorded, clip):
+    session, executor = recorded
+    entered, leave, cancel = (threading.Event() for _ in range(3))
+
+    def hold(outputs):
+        entered.set()
+        leave.wait()
+        return outputs
+
+    executor.spoil["text_t5"] = hold
+    thread = threading.Thread(target=few_steps, args=(session, clip, ["rain"]))
+    thread.start()
+    entered.wait()
+    cancel.set()
+    with pytest.raises(Cancelled):
+        session.generate(clip, ["sea"], steps=1, cancel=cancel)
+    leave.set()
+    thread.join()
 
 
 def test_the_same_seed_is_the_same_sound(session, clip):

@@ -39,13 +39,16 @@ class Bundle:
         try:
             root = folder.resolve(strict=True)
             is_folder = root.is_dir()
-            has_manifest = (root / "manifest.json").is_file()
+            manifest_path = (root / "manifest.json").resolve()
+            has_manifest = manifest_path.is_file()
         except (OSError, RuntimeError, ValueError) as error:
             raise BundleError(f"bundle {str(folder)!r} is not there; {how}") from error
         if not is_folder:
             raise BundleError(f"bundle {str(folder)!r} is not a folder; {how}")
         if not has_manifest:
             raise BundleError(f"bundle {str(folder)!r} has no manifest.json, so it is no bundle; {how}")
+        if not manifest_path.is_relative_to(root):
+            raise BundleError(f"{root / 'manifest.json'} points outside of the bundle; copy the bundle with its files")
         manifest = read_manifest(root / "manifest.json")
         _check_contents(root, manifest)
         return cls(root, manifest)

@@ -6,7 +6,6 @@ be checked) and sound come down.
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Mapping
 from threading import Event
@@ -20,7 +19,7 @@ from .bundle import Bundle
 from .device import Graphs
 from .device_array import Array, DeviceArray, Space
 from .errors import DeviceMemoryError
-from .executor import Tensor, check_cancel, check_feeds, check_process
+from .executor import Tensor, check_cancel, check_feeds
 from .flow_plan import FlowPlan
 from .foreign import adopt
 from .manifest import MAX_STEPS
@@ -50,7 +49,6 @@ class DeviceExecutor:
         self.stems_per_batch = self.stems_per_decode = graphs.stems_per_batch
         self._manifest = bundle.manifest
         self._graphs = graphs
-        self._process = os.getpid()
         self._plans: Recent[tuple[Any, ...], FlowPlan] = Recent(_PLANS)
 
     def load(self, name: str) -> None:
@@ -59,7 +57,6 @@ class DeviceExecutor:
 
     def run(self, name: str, feeds: Mapping[str, Tensor], cancel: Event | None = None) -> dict[str, Tensor]:
         """See `Executor.run`. It is done when this returns, so that a failure is known by its graph."""
-        check_process(self._process)
         check_cancel(cancel)
         graph = self._manifest.graphs[name]
         check_feeds(graph, feeds)

@@ -4,9 +4,23 @@ Each is also a built-in kind, so that a host that knows nothing of this package 
 is one line that names the file or value and says how to mend it; commands print it and exit with code 2.
 """
 
+import unicodedata
+
+_MAX_CHARACTERS = 2000
+
 
 class SelvaError(Exception):
-    """Base of every error that the caller can mend."""
+    """Base of every error that the caller can fix. Its message is one line of bounded length, whatever it quotes."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(_one_line(message))
+
+
+def _one_line(message: str) -> str:
+    """Control characters and line ends become spaces; the middle of a long text goes, because the fix stands last."""
+    if len(message) > _MAX_CHARACTERS:
+        message = f"{message[: _MAX_CHARACTERS // 2]} … {message[-_MAX_CHARACTERS // 2 :]}"
+    return "".join(" " if unicodedata.category(letter) in ("Cc", "Zl", "Zp") else letter for letter in message)
 
 
 class MediaError(SelvaError, ValueError):

@@ -23,6 +23,8 @@ from .manifest import Graph
 Array = npt.NDArray[Any]
 Tensor = Array | DeviceArray
 BACKENDS = ("cpu", "openvino", "cuda", "tensorrt")
+POLL_S = 0.05
+"""How often what is waited for is looked at, so that Ctrl-C and a cancel event stop it."""
 EXACT, BF16 = PRECISIONS = ("exact", "bf16")
 """What a backend computes in: the bundle's own precision, or bfloat16 for what takes the time."""
 

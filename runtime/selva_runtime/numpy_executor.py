@@ -15,13 +15,11 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from .axes import output_shapes
 from .bundle import Bundle
-from .errors import RequestError
+from .errors import BackendError, RequestError
 from .executor import Array, Tensor, check_cancel, check_feeds, check_process
 from .manifest import Graph
-
-POLL_S = 0.05
-"""How often a running graph is asked whether it is done, so that Ctrl-C and a cancel event stop it."""
 
 
 class NumpyExecutor(ABC):
@@ -57,7 +55,9 @@ class NumpyExecutor(ABC):
         check_feeds(graph, feeds)
         check_cancel(cancel)
         arrays = {port: np.ascontiguousarray(np.asarray(values)) for port, values in feeds.items()}
-        return dict(self._run(graph, arrays, cancel))
+        outputs = self._run(graph, arrays, cancel)
+        _check_outputs(graph, arrays, outputs)
+        return dict(outputs)
 
     def idle(self, name: str) -> None:
         """See `Executor.idle`: memory is what a CPU run has least of."""
@@ -85,3 +85,15 @@ class NumpyExecutor(ABC):
 
     def finish(self) -> None:  # noqa: B027 -- doing nothing is meant
         """See `Executor.finish`: nothing to keep."""
+
+
+def _check_outputs(graph: Graph, feeds: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+    """Raise `BackendError` unless the outputs are what the manifest says: a bundle's graphs may come from anyone."""
+    shapes = output_shapes(graph, {name: values.shape for name, values in feeds.items()})
+    for port in graph.outputs:
+        values = outputs[port.name]
+        if values.shape != shapes[port.name] or values.dtype != np.dtype(port.dtype):
+            raise BackendError(
+                f"graph {graph.name} gave {port.name} as {values.dtype} {list(values.shape)}, "
+                f"not {port.dtype} {list(shapes[port.name])}; export the bundle again"
+            )

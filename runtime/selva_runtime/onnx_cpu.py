@@ -15,10 +15,10 @@ from typing import Any
 from .bundle import Bundle
 from .cores import usable_cores
 from .errors import BackendError, BundleError
-from .executor import Array, check_cancel
+from .executor import POLL_S, Array, check_cancel
 from .manifest import Graph
 from .mapped import giving_back
-from .numpy_executor import POLL_S, NumpyExecutor
+from .numpy_executor import NumpyExecutor
 
 _HOT = "guided_step"
 """The one graph that runs many times over with the same shapes, and so gains from keeping its memory."""

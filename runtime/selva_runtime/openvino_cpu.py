@@ -23,10 +23,10 @@ import numpy as np
 from .bundle import Bundle
 from .cores import usable_cores
 from .errors import BackendError, BundleError
-from .executor import BF16, EXACT, Array, Tensor, check_cancel
+from .executor import BF16, EXACT, POLL_S, Array, Tensor, check_cancel
 from .manifest import Graph
 from .mapped import KeptArrays, giving_back
-from .numpy_executor import POLL_S, NumpyExecutor
+from .numpy_executor import NumpyExecutor
 from .onnx_cpu import OnnxCpuExecutor
 from .openvino_cosine import replace_cosines
 from .openvino_winograd import multiply_less

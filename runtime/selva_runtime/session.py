@@ -7,8 +7,9 @@ a time, the vocoder takes one. Nothing is shared between stems, so that each is 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from threading import Event
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from threading import Event, RLock
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -18,7 +19,7 @@ import numpy.typing as npt
 from .batches import in_batches
 from .bundle import Bundle
 from .errors import RequestError
-from .executor import EXACT, Tensor, make_executor, stacked
+from .executor import EXACT, POLL_S, Tensor, check_cancel, check_process, make_executor, stacked
 from .flow import finite
 from .foreign import is_foreign, stream_handle
 from .generation import Generation
@@ -35,7 +36,7 @@ _CACHED_SELECTIONS = 64
 
 
 class Session:
-    """A bundle on a backend. Calls take turns: one thread at a time.
+    """A bundle on a backend. Calls from several threads take turns; a forked process has to open its own.
 
     `backend` "auto" takes the fastest that runs here (`info.backend_reason`); any other is met or refused. `threads`
     bounds the CPU threads (None: the cores that the process may use). `precision` "bf16" is faster and less exact, on
@@ -60,6 +61,8 @@ class Session:
         keep = self._executor.keeps_text_towers if keep_text_towers is None else keep_text_towers
         self._text = TextEncoder(self._bundle, self._executor, keep=keep)
         self._selections: WeakKeyDictionary[Clip, Recent[str, Tensor]] = WeakKeyDictionary()
+        self._process = os.getpid()
+        self._turn = RLock()
 
     @property
     def info(self) -> SessionInfo:
@@ -116,7 +119,8 @@ class Session:
             on_progress=None if progress is None else lambda done, total: progress("decode", done, total),
             cancelled=cancel,
         )
-        tokens, warnings = self._backbone(video.frames, self._rules.lengths(video.duration_s), progress, cancel)
+        with self._taking_turns(cancel):
+            tokens, warnings = self._backbone(video.frames, self._rules.lengths(video.duration_s), progress, cancel)
         return Clip(
             duration_s=video.duration_s,
             start_s=start_s,
@@ -143,15 +147,16 @@ class Session:
         PyTorch, …), used where it lies. Work in `stream`, a handle of the caller's, is waited for on the GPU.
         """
         check_span(0.0, duration_s, self._rules.min_duration_s, self._rules.max_duration_s)
-        self._wait_for(stream)
-        if is_foreign(frames):
-            frames = self._executor.adopt(frames)
         size, lengths = self._rules.image_size, self._rules.lengths(duration_s)
-        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != (3, size, size):
-            raise RequestError(f"frames are {frames.dtype} {frames.shape}; give uint8 (frames, 3, {size}, {size})")
-        if len(frames) < lengths.frames:
-            raise RequestError(f"{len(frames)} frames do not last {duration_s} s; give {lengths.frames}")
-        tokens, warnings = self._backbone(frames, lengths, progress, cancel)
+        with self._taking_turns(cancel):
+            self._wait_for(stream)
+            if is_foreign(frames):
+                frames = self._executor.adopt(frames)
+            if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != (3, size, size):
+                raise RequestError(f"frames are {frames.dtype} {frames.shape}; give uint8 (frames, 3, {size}, {size})")
+            if len(frames) < lengths.frames:
+                raise RequestError(f"{len(frames)} frames do not last {duration_s} s; give {lengths.frames}")
+            tokens, warnings = self._backbone(frames, lengths, progress, cancel)
         return Clip(
             duration_s=duration_s,
             start_s=0.0,
@@ -211,10 +216,22 @@ class Session:
             cancel=cancel,
             device_output=device_output,
         )
-        self._wait_for(stream)
-        stems = generation.stems(noise)
-        self._executor.finish()
+        with self._taking_turns(cancel):
+            self._wait_for(stream)
+            stems = generation.stems(noise)
+            self._executor.finish()
         return stems
+
+    @contextmanager
+    def _taking_turns(self, cancel: Event | None) -> Iterator[None]:
+        """Wait until no other thread's call runs. Raises `BackendError` after a fork, `Cancelled`."""
+        check_process(self._process)
+        while not self._turn.acquire(timeout=POLL_S):
+            check_cancel(cancel)
+        try:
+            yield
+        finally:
+            self._turn.release()
 
     def _wait_for(self, stream: Any) -> None:
         if stream is not None:
