@@ -80,8 +80,10 @@ def test_a_command_that_looks_stops_where_it_looks(number):
     assert ended(started("StoppableCommand", body), number) == stopped(number, "here\n")
 
 
-def test_an_error_on_the_way_out_is_not_the_news():
-    body = "ready()\ntry:\n    wait()\nexcept KeyboardInterrupt:\n    raise BackendError('initialization failed')"
+@pytest.mark.parametrize("error", ["BackendError('initialization failed')", "ImportError('cannot initialise')"])
+def test_an_error_on_the_way_out_is_not_the_news(error):
+    """Foreign modules turn an interrupted import into errors of their own."""
+    body = f"ready()\ntry:\n    wait()\nexcept KeyboardInterrupt:\n    raise {error}"
     assert ended(started("OneLineCommand", body), signal.SIGINT) == stopped(signal.SIGINT)
 
 

@@ -88,10 +88,12 @@ def run_command(command: click.Command, args: Sequence[str] | None = None, prog_
         _stopped(signal.SIGTERM)
     except MemoryError:
         _fail("out of memory", arguments)
-    except (OSError, SelvaError) as error:
+    except Exception as error:
         if stop.number is not None:  # it was told to stop, and failed over that: `Cancelled`, an import cut short, …
             _stopped(stop.number)
-        _fail(_message(error), arguments)
+        if isinstance(error, (OSError, SelvaError)):
+            _fail(_message(error), arguments)
+        raise
     sys.exit(0)
 
 
