@@ -1,7 +1,7 @@
 """Videos damaged at random, or made to lie about themselves: each is read, and now and then copied with a stem.
 
 Every attack comes to a result or one of the project's errors, in time, without a crash, and leaves nothing half
-written. Attacks run in processes of their own, many in each, which report before and after each one.
+written. Attacks run in processes of their own, many in each, which report after each one.
 """
 
 import json
@@ -15,14 +15,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import av
 from clips import click, numbered, write_video
-from movies import PARENTS, Box, build, parse
+from movies import Box, build, parse
 
 PER_PROCESS = 50
 LIMIT_S = 60
 """For one attack, on a busy machine."""
 LIMIT_MIB = 900
 """512 and the file's size are allowed for tables; the rest is FFmpeg's decoders and Python."""
+MAX_TABLE_BYTES = 24 << 20
+TABLES = dict.fromkeys(b"elst stts ctts stss stsc stco sbgp trun".split(), 4) | {b"stsz": 8, b"sidx": 20}
+"""Where each says how many rows it has."""
 EXAMPLE = Path(__file__).parents[2] / "examples" / "street.mp4"
 SETTINGS = {
     "a.mp4": {"options": {"g": "10"}},
@@ -39,7 +43,17 @@ SETTINGS = {
 def sources(folder: Path) -> list[Path]:
     pictures = [numbered(number, width=32, height=32) for number in range(40)]
     made = [write_video(folder / name, pictures, sound=click(1.6, 1, 48000), **more) for name, more in SETTINGS.items()]
-    return [*made, EXAMPLE]
+    return [*made, fragmented(made[0], folder / "i.mp4"), EXAMPLE]
+
+
+def fragmented(path: Path, out: Path) -> Path:
+    with av.open(str(path)) as source, av.open(str(out), "w", options={"movflags": "frag_keyframe+dash"}) as target:
+        copies = {stream.index: target.add_stream_from_template(stream) for stream in source.streams}
+        for packet in source.demux():
+            if packet.size:
+                packet.stream = copies[packet.stream_index]
+                target.mux(packet)
+    return out
 
 
 def flip(data: bytes, chance: random.Random) -> bytes:
@@ -92,15 +106,23 @@ def splice(data: bytes, chance: random.Random) -> bytes:
 
 
 def counts(data: bytes, chance: random.Random) -> bytes:
-    """A table of a movie says that it has another length, and repeats its rows."""
+    """A table of a movie says that it is longer than it is, or is longer: its rows come again and again."""
     boxes = parse(data)
-    tables = [(holder, index) for holder, index in all_boxes(boxes) if holder[index][0] not in PARENTS]
-    holder, index = chance.choice([item for item in tables if item[0][item[1]][0] != b"mdat"] or tables)
+    tables = [(holder, index) for holder, index in all_boxes(boxes) if holder[index][0] in TABLES]
+    if not tables:
+        return data
+    holder, index = chance.choice(tables)
     kind, content = holder[index]
-    place = 8 if kind in (b"stsz", b"stz2") else 4
-    number = struct.pack(">I", chance.choice([0, 1, 2, 1000, 10**6, 10**8, 2**31, 2**32 - 1]))
-    rows = content[place + 4 :] * chance.choice([1, 1, 100, 3000])
-    holder[index] = (kind, content[:place] + number + rows[: 1 << 22])
+    place = TABLES[kind]
+    number = struct.pack(">I", chance.choice([0, 1, 2, 1000, 10**6, 8 * 10**7, 2**31, 2**32 - 1]))
+    rows = content[place + 4 :]
+    if kind == b"trun":  # no fields for each sample
+        content = content[:1] + b"\0\0" + content[3:]
+    elif kind == b"stsz" and chance.random() < 0.5:  # all samples have one size
+        content = content[:7] + b"\1" + content[8:]
+    elif rows and chance.random() < 0.5:
+        rows *= chance.choice([10, 1000, MAX_TABLE_BYTES // len(rows) + 1])
+    holder[index] = (kind, content[:place] + number + rows[:MAX_TABLE_BYTES])
     return build(boxes)
 
 
