@@ -10,6 +10,7 @@ import pytest
 from clips import numbered, write_video
 
 import selva_runtime.session
+import selva_runtime.text
 from selva_runtime import BackendError, Cancelled, RequestError, Session
 from selva_runtime.executor import make_executor
 from selva_runtime.video import read_clip
@@ -222,12 +223,15 @@ def test_what_is_known_is_not_computed_again(recorded):
     assert executor.runs["video_backbone"] == before["video_backbone"] == len(clip.tokens)
 
 
-def test_more_prompts_than_the_caches_hold(recorded):
-    session, executor = recorded
-    prompts = [f"{number} dogs" for number in range(70)]
-    stems = few_steps(session, encode(session, 0.64), prompts, steps=1)
-    assert [stem.prompt for stem in stems] == prompts
-    assert executor.runs["text_t5"] == 70
+def test_more_prompts_than_the_caches_hold(monkeypatch, request):
+    monkeypatch.setattr(selva_runtime.text, "_CACHED_PROMPTS", 4)
+    monkeypatch.setattr(selva_runtime.session, "_CACHED_SELECTIONS", 4)
+    session, executor = request.getfixturevalue("recorded")
+    clip, prompts = encode(session, 0.64), [f"{number} dogs" for number in range(7)]
+    for _ in range(2):
+        stems = few_steps(session, clip, prompts, steps=1)
+        assert [stem.prompt for stem in stems] == prompts
+    assert executor.runs["text_t5"] == executor.runs["video_select"] == 7 + 3  # the last four were remembered
 
 
 def test_text_towers_can_be_kept(demo_bundle, monkeypatch):
