@@ -105,10 +105,12 @@ def scores(session, scenes, kind_of):
 
 
 def test_a_stem_has_its_source_and_not_the_other(scores):
-    """Of 44 true events, measured: F1 0.95, leak 0.03, 9 ms. What is not selected or not trained stays below 0.80."""
+    """Measured on these 48 events: F1 0.98, no leak of 36, 10 ms, 14 of 14 kinds. The bounds leave room for four wrong
+    onsets and two leaks; without selection or without training F1 stays below 0.80 (`benchmarks/results`).
+    """
     own, swapped = scores
-    assert own.f1 >= 0.90
-    assert own.leak <= 0.10
+    assert own.f1 >= 0.93
+    assert own.leak <= 0.06
     assert own.offset_ms <= 20
     assert own.kind == 1.0
     assert swapped.f1 < 0.5  # the measure itself tells the two sources apart

@@ -107,13 +107,6 @@ def test_layers_as_built_multiply_in_float16(engines: EngineSet, graph: str) -> 
         assert {tensor["dtype"] for tensor in layer["inputs"] if len(tensor["shape"]) == 3} == {"float16"}
 
 
-def test_engines_are_not_slow_by_construction(engines: EngineSet) -> None:
-    # measured, with some room; more means that a pattern no longer fuses
-    most = {"video_backbone": 90, "video_select": 42, "conditions": 58, "guided_step": 108, "decoder": 200}
-    for graph, layers in most.items():
-        assert 0 < engines.engines[graph].engine_layers <= layers, graph
-
-
 def test_profiles_hold_every_clip_that_the_runtime_takes(engines: EngineSet, bundle: Path) -> None:
     manifest = json.loads((bundle / "manifest.json").read_text())
     rules, usual_s = SequenceRules(**manifest["sequence"]), manifest["defaults"]["duration_s"]

@@ -8,11 +8,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 
 import pytest
 from click.testing import CliRunner
 
+import selva_engines
 from selva_engines import (
     EngineError,
     EngineLibraryError,
@@ -267,8 +270,20 @@ def test_layer_tables_that_are_not_understood_give_no_layers() -> None:
 
 
 def test_errors_have_one_base() -> None:
-    for kind in (EngineLibraryError, EngineRefusedError, EngineSourceError, EnginesMissingError):
+    """Whatever exception any module of the package defines: a program catches it as `EngineError`, or as its kind."""
+    modules = [import_module(f"selva_engines.{module.name}") for module in iter_modules(selva_engines.__path__)]
+    kinds = {
+        value
+        for module in modules
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Exception) and value.__module__.startswith("selva_engines")
+    } - {EngineError}
+    assert {kind.__name__ for kind in kinds} == {name for name in selva_engines.__all__ if name.endswith("Error")} - {
+        "EngineError"
+    }
+    for kind in kinds:
         assert issubclass(kind, EngineError)
+        assert issubclass(kind, (OSError, RuntimeError, ValueError)), kind
 
 
 def test_imports_nothing_heavy() -> None:

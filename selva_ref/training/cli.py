@@ -2,40 +2,26 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import sys
 from collections.abc import Callable
 from dataclasses import fields
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import click
 
+from selva_ref.demo.command import demo
 from selva_ref.presets import PRESETS
 from selva_runtime.command import SETTINGS, OneLineCommand
 from selva_runtime.progress import ProgressBars
 
-_DEMO = "selva_ref.demo.command"
 _PATH = click.Path(path_type=Path)
 
 
 class _Commands(OneLineCommand, click.Group):
-    """The subcommands, and `demo` where the package has it."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return [*super().list_commands(ctx), *(["demo"] if _has_demo() else [])]
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name == "demo" and _has_demo():
-            return importlib.import_module(_DEMO).demo
-        return super().get_command(ctx, cmd_name)
-
-
-def _has_demo() -> bool:
-    return find_spec(_DEMO) is not None
+    """Subcommands whose mistakes are one line."""
 
 
 @click.group("selva-train", cls=_Commands, context_settings=SETTINGS)
@@ -183,6 +169,8 @@ def _train(stage: str, options: dict[str, Any]) -> None:
     else:
         click.echo(f"wrote {trained.checkpoint}")
 
+
+main.add_command(demo)
 
 if __name__ == "__main__":
     main()
