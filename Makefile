@@ -2,10 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := out/demo
+MUTANTS := out/mutants
+# One module of them: make mutants ONLY='selva_runtime.audio.*'
+ONLY :=
 # Idle OpenMP threads sleep instead of spinning: on a busy machine that is the difference of minutes.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test test-full attack lint clean help
+.PHONY: demo test test-full attack mutants lint clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -35,6 +38,13 @@ test-full: .venv/installed  ## exports and stems at official widths: 12 GB of di
 
 attack: .venv/installed  ## a thousand attacks of each kind: some hours; ATTACKS=100 for fewer
 	SELVA_ATTACKS=$(or $(ATTACKS),1000) $(BIN)/python -m pytest tests/test_attack_*.py
+
+mutants: .venv/installed  ## change the runtime's code in a thousand places, and list what no fast test notices; an hour
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[mutants]'
+	@rm -rf $(MUTANTS) && mkdir -p $(MUTANTS)/bundles
+	@ln -s ../../runtime/selva_runtime ../../tests ../../pyproject.toml $(MUTANTS)/
+	cd $(MUTANTS) && export SELVA_TEST_BUNDLES=$(CURDIR)/$(MUTANTS)/bundles OMP_NUM_THREADS=1 && \
+		../../$(BIN)/mutmut run $(ONLY) && ../../$(BIN)/mutmut results | grep -v ': killed'
 
 clean:  ## remove what the commands made (not .venv)
 	rm -rf out build dist *.egg-info

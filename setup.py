@@ -67,6 +67,7 @@ setup(
         "export": EXPORT,
         "bench": [*EXPORT, "matplotlib"],
         "train": TRAIN,
+        "mutants": ["mutmut>=3.8"],
         "dev": [*TRAIN, OPENVINO, RTX, CUDA, "ruff", "mypy", "pytest", "build"],
     },
     entry_points={

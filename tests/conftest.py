@@ -1,7 +1,11 @@
-"""Bundles for the tests: exported once a session, from random weights; copy one before altering it."""
+"""Bundles for the tests: exported once a session, from random weights; copy one before altering it.
+
+Where SELVA_TEST_BUNDLES names a folder they are kept there, for the thousand sessions of `make mutants`.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 
@@ -15,8 +19,9 @@ def _export(folder: Path, precision: str) -> Path:
     from selva_export.bundle import ExportRequest, export_bundle
     from selva_ref import get_preset
 
-    out = folder / precision
-    export_bundle(ExportRequest(preset=get_preset("demo"), precision=precision, checkpoints=None, out=out))
+    out = Path(os.environ.get("SELVA_TEST_BUNDLES", folder)) / precision
+    if not out.exists():
+        export_bundle(ExportRequest(preset=get_preset("demo"), precision=precision, checkpoints=None, out=out))
     return out
 
 

@@ -74,24 +74,29 @@ def test_decoder_has_no_transposed_convolution_in_its_activations(demo_bundle: P
 
 
 def test_float16_graphs_carry_float16_weights(demo_bundle_fp16: Path) -> None:
+    floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
     for name in GRAPHS:
-        for tensor in read_graph(demo_bundle_fp16, name).graph.initializer:
-            if np.prod(tensor.dims) > 2048 and tensor.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16):
-                assert tensor.data_type == onnx.TensorProto.FLOAT16, (name, tensor.name, list(tensor.dims))
+        tensors = read_graph(demo_bundle_fp16, name).graph.initializer
+        large = {t.name: t.data_type for t in tensors if np.prod(t.dims) > 2048 and t.data_type in floats}
+        assert large, name
+        assert {tensor: kind for tensor, kind in large.items() if kind != onnx.TensorProto.FLOAT16} == {}, name
 
 
 def test_float32_islands_of_float16_graphs(demo_bundle_fp16: Path) -> None:
     """Softmax, layer norms, sines and cosines read float32; every other matrix product and convolution float16."""
     islands = ("Softmax", "LayerNormalization", "Cos", "Sin")
+    seen = Counter()
     for name in GRAPHS:
         model = onnx.shape_inference.infer_shapes(read_graph(demo_bundle_fp16, name))
         kinds = {v.name: v.type.tensor_type.elem_type for v in (*model.graph.value_info, *model.graph.input)}
         kinds |= {t.name: t.data_type for t in model.graph.initializer}
         for node in model.graph.node:
+            seen[node.op_type] += 1
             if node.op_type in islands:
                 assert kinds[node.input[0]] == onnx.TensorProto.FLOAT, (name, node.name)
             if node.op_type == "Conv" or (node.op_type in ("MatMul", "Gemm") and name != "text_t5"):
                 assert kinds[node.input[0]] == onnx.TensorProto.FLOAT16, (name, node.name)
+    assert all(seen[kind] for kind in (*islands, "MatMul", "Conv")), seen
 
 
 def test_a_graph_out_of_tolerance_fails_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,6 +81,11 @@ def test_wav_is_24_bit_clipped_and_tagged(tmp_path):
         np.testing.assert_allclose(file.read(), np.clip(audio, -1, 1), atol=1.5 / 2**23)
 
 
+def test_wav_without_tags_has_none(tmp_path):
+    with soundfile.SoundFile(write_wav(tmp_path / "a.wav", np.zeros(9, np.float32), 48000)) as file:
+        assert (file.title, file.comment) == ("", "")
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_wav_refuses_what_is_no_number(tmp_path, bad):
     with pytest.raises(RequestError, match="NaN or infinity"):
@@ -106,7 +111,10 @@ def no_link(*_):
     raise PermissionError(1, "Operation not permitted")
 
 
-def test_files_have_the_usual_permissions(tmp_path):
+@pytest.mark.parametrize("links", [True, False], ids=["hard links", "no hard links"])
+def test_files_have_the_usual_permissions(tmp_path, monkeypatch, links):
+    if not links:
+        monkeypatch.setattr(selva_runtime.atomic.os, "link", no_link)
     (tmp_path / "usual").touch()
     path = write_wav(tmp_path / "a.wav", np.zeros(9, np.float32), 16000)
     assert path.stat().st_mode == (tmp_path / "usual").stat().st_mode
@@ -116,7 +124,7 @@ def test_files_have_the_usual_permissions(tmp_path):
     ("name", "words"),
     [
         ("missing/a.wav", "make the folder first"),
-        ("file/a.wav", "Not a directory"),
+        ("file/a.wav", r"\(Not a directory\); choose another folder$"),
         ("a" * 300 + ".wav", "choose a shorter name"),
     ],
 )
@@ -166,6 +174,9 @@ def test_an_interruption_leaves_nothing(tmp_path):
         ("cafe\u0301", "café"),
         ("a\u202egnp.exe", "agnp-exe"),
         ("\ud800lone surrogate", "lone-surrogate"),
+        ("snake_case", "snake_case"),
+        ("dog—bark–ing", "dog-bark-ing"),
+        ("BOX", "BOX"),
         ("CON", "stem-CON"),
         ("com1", "stem-com1"),
         ("", "stem"),

@@ -87,7 +87,7 @@ def test_positions_count_in_latents():
     lengths = rules().lengths(8.0)
     np.testing.assert_array_equal(latent_positions(lengths), np.arange(250, dtype=np.float32))
     np.testing.assert_allclose(clip_positions(lengths), np.arange(64) * 250 / 64, rtol=1e-6)
-    assert clip_positions(lengths).dtype == np.float32
+    assert clip_positions(lengths).dtype == latent_positions(lengths).dtype == np.float32
 
 
 @pytest.mark.parametrize(
@@ -102,11 +102,17 @@ def test_positions_count_in_latents():
         ("min_duration_s", 0.1),
         ("max_duration_s", 0.5),
         ("sample_rate_hz", "16000"),
+        ("sample_rate_hz", 1_000_001),
     ],
 )
 def test_rules_that_cannot_be_meant_are_refused(name, value):
     with pytest.raises(ValueError, match="sequence"):
         rules(**{name: value})
+
+
+def test_rules_up_to_each_limit_are_taken():
+    assert rules(sample_rate_hz=1_000_000, image_size=4096).image_size == 4096
+    assert rules(min_duration_s=0.64, max_duration_s=0.64).lengths(0.64).frames == 16
 
 
 def test_rules_are_plain_values():

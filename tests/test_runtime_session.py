@@ -192,14 +192,6 @@ def test_noise_given_is_the_noise_used(session, clip):
             few_steps(session, clip, ["rain", "sea"], noise=wrong)
 
 
-def test_the_noise_is_the_documented_draw():
-    from selva_runtime.flow import draw_noise
-
-    sequence = np.random.SeedSequence(entropy=7, spawn_key=(2, 1))
-    expected = np.random.Generator(np.random.PCG64(sequence)).standard_normal((5, 20), dtype=np.float32)
-    np.testing.assert_array_equal(draw_noise(7, 2, 1, 5, 20), expected)
-
-
 def test_negative_prompts_and_guidance_change_the_sound(session, clip):
     plain = few_steps(session, clip, ["rain"])[0]
     assert not same(plain, few_steps(session, clip, ["rain"], negative="")[0])
@@ -326,30 +318,16 @@ def test_values_that_are_not_finite_never_become_sound(recorded, graph):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"prompts": []}, "no prompt"),
         ({"prompts": "rain"}, "list of texts"),
-        ({"prompts": [" "]}, "empty"),
-        ({"prompts": [7]}, "is a text, not int"),
-        ({"prompts": ["a" * 1001]}, "1001 characters"),
-        ({"prompts": ["rain\n"]}, "control"),
-        ({"prompts": ["rain\ud800"]}, "control or undecodable"),
         ({"negative": "   "}, "empty"),
-        ({"negative": "a" * 1001}, "1001 characters"),
         ({"steps": 0}, "steps is 0"),
-        ({"steps": 1001}, "steps"),
-        ({"steps": 2.5}, "steps is 2.5"),
-        ({"guidance": float("nan")}, "guidance is nan"),
         ({"guidance": -1}, "guidance"),
-        ({"guidance": 101}, "guidance"),
-        ({"guidance": "4"}, "guidance is '4'"),
-        ({"takes": 0}, "takes"),
         ({"takes": 65}, "takes"),
-        ({"seed": -1}, "seed"),
-        ({"seed": 2**63}, "seed"),
         ({"seed": None}, "seed is None"),
     ],
 )
 def test_requests_out_of_range_are_refused(session, clip, options, message):
+    """Which those are: `test_runtime_request.py`."""
     with pytest.raises(RequestError, match=message):
         session.generate(clip, **{"prompts": ["rain"], **options})
 

@@ -1,0 +1,126 @@
+"""Noise, integration, batches and memory of what was computed, in closed form: no bundle, no graph."""
+
+from itertools import chain
+from threading import Event
+
+import numpy as np
+import pytest
+
+from selva_runtime.batches import in_batches
+from selva_runtime.errors import BackendError, DeviceMemoryError
+from selva_runtime.flow import draw_noise, integrate
+from selva_runtime.recent import Recent
+
+
+def test_the_noise_is_the_documented_draw():
+    sequence = np.random.SeedSequence(entropy=7, spawn_key=(2, 1))
+    expected = np.random.Generator(np.random.PCG64(sequence)).standard_normal((5, 20), dtype=np.float32)
+    np.testing.assert_array_equal(draw_noise(7, 2, 1, 5, 20), expected)
+
+
+def test_a_seed_gives_these_numbers_for_ever():
+    """Noise may not change with a version of NumPy or of this code: a user's seed would sound different."""
+    drawn = draw_noise(7, 0, 0, 250, 20)
+    assert (drawn.shape, drawn.dtype) == ((250, 20), np.float32)
+    np.testing.assert_allclose(drawn[0, :3], [0.923578143119812, -0.2937104403972626, -2.299987554550171], rtol=1e-6)
+    first = {float(draw_noise(*place, 1, 1)[0, 0]) for place in ((7, 0, 0), (7, 0, 1), (7, 1, 0), (8, 0, 0))}
+    assert len(first) == 4
+
+
+class Field:
+    """An executor whose step follows the flow dx/dt = guidance * 3 t²."""
+
+    loop = None
+
+    def __init__(self):
+        self.feeds = []
+
+    def run(self, name, feeds, cancel=None):
+        self.feeds.append((name, feeds, cancel))
+        speed = feeds["guidance"] * 3 * feeds["t"] ** 2
+        return {"next_latents": feeds["latents"] + feeds["dt"] * speed}
+
+
+@pytest.mark.parametrize(("guidance", "used"), [(0.0, 1.0), (1.0, 1.0), (4.5, 4.5)])
+def test_euler_steps_reach_the_known_sum(guidance, used):
+    """Of 3 t² over n steps: (1 - 1/n)(1 - 1/2n), from t = 0 on."""
+    field, noise, cancel, calls = Field(), np.full((2, 3, 4), 0.25, np.float32), Event(), []
+    conditions = {"text": np.ones(1, np.float32)}
+    ended = integrate(
+        field, noise, conditions, steps=8, guidance=guidance, cancel=cancel, on_step=lambda: calls.append(1)
+    )
+    np.testing.assert_allclose(ended, 0.25 + used * (1 - 1 / 8) * (1 - 1 / 16), rtol=1e-5)
+    assert len(calls) == 8
+    assert [float(feeds["t"][0]) for _, feeds, _ in field.feeds] == [i / 8 for i in range(8)]
+    for name, feeds, given in field.feeds:
+        assert (name, given) == ("guided_step", cancel)
+        assert feeds["text"] is conditions["text"]
+        assert {feeds[port].dtype for port in ("t", "dt", "guidance")} == {np.dtype(np.float32)}
+        assert {feeds[port].shape for port in ("t", "dt", "guidance")} == {(1,)}
+
+
+def test_a_backend_with_its_own_loop_runs_that():
+    def loop(noise, conditions, **options):
+        given.append((noise, conditions, options))
+        return noise * 2
+
+    field, given, cancel = Field(), [], Event()
+    field.loop, noise, conditions = loop, np.ones((1, 3, 4), np.float32), {}
+    ended = integrate(field, noise, conditions, steps=9, guidance=0.5, cancel=cancel, on_step=print)
+    np.testing.assert_array_equal(ended, noise * 2)
+    assert given == [(noise, conditions, {"steps": 9, "guidance": 1.0, "cancel": cancel, "on_step": print})]
+    assert field.feeds == []
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("has_loop", [False, True])
+def test_one_value_that_is_not_finite_is_an_error(bad, has_loop):
+    field, spoiled = Field(), np.zeros((1, 3, 4), np.float32)
+    spoiled[0, 1, 2] = bad
+    if has_loop:
+        field.loop = lambda noise, conditions, **options: spoiled
+    with pytest.raises(BackendError, match=r"^graph guided_step gave values that are not finite; try lower guidance"):
+        integrate(field, spoiled, {}, steps=2, guidance=1, cancel=None, on_step=lambda: None)
+    assert len(field.feeds) == (0 if has_loop else 1)
+
+
+def test_batches_cover_every_row_once():
+    for total, limit, sizes in ((0, 3, []), (1, 3, [1]), (6, 3, [3, 3]), (7, 3, [3, 3, 1]), (2, 9, [2])):
+        done = in_batches(total, limit, lambda rows: range(rows.start, rows.stop), pytest.fail)
+        assert [len(rows) for rows in done] == sizes
+        assert [row for rows in done for row in rows] == list(range(total))
+
+
+def test_batches_get_smaller_where_memory_ends_and_stay_so():
+    said, tried = [], []
+
+    def run(rows):
+        tried.append(rows.stop - rows.start)
+        if tried[-1] > 2:
+            raise DeviceMemoryError("full")
+        return list(range(rows.start, rows.stop))
+
+    assert list(chain.from_iterable(in_batches(9, 8, run, said.append))) == list(range(9))
+    assert said == [4, 2]
+    assert tried == [8, 4, 2, 2, 2, 2, 1]
+
+
+def test_a_row_that_does_not_fit_alone_is_an_error():
+    def run(rows):
+        raise DeviceMemoryError("full")
+
+    said = []
+    with pytest.raises(DeviceMemoryError, match="full"):
+        in_batches(3, 3, run, said.append)
+    assert said == [1]
+
+
+def test_what_was_used_last_is_remembered():
+    recent = Recent(2)
+    recent["a"], recent["b"] = 1, 2
+    assert recent["a"] == 1  # now b is the oldest
+    recent["c"] = 3
+    assert ("a" in recent, "b" in recent, "c" in recent) == (True, False, True)
+    recent["a"] = 4  # now c is
+    recent["d"] = 5
+    assert ("c" in recent, recent["a"], recent["d"]) == (False, 4, 5)
