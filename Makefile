@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := out/demo
 MUTANTS := out/mutants
-# One module of them: make mutants ONLY='selva_runtime.audio.*'
+# One module of them: make mutants ONLY='selva_runtime.media.audio.*'
 ONLY :=
 # Idle OpenMP threads sleep instead of spinning: on a busy machine that is the difference of minutes.
 export OMP_WAIT_POLICY := PASSIVE
@@ -42,7 +42,7 @@ attack: .venv/installed  ## a thousand attacks of each kind: some hours; ATTACKS
 mutants: .venv/installed  ## change the runtime's code in a thousand places, and list what no fast test notices; an hour
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[mutants]'
 	@rm -rf $(MUTANTS) && mkdir -p $(MUTANTS)/bundles
-	@ln -s ../../runtime/selva_runtime ../../tests ../../pyproject.toml $(MUTANTS)/
+	@ln -s ../../runtime/selva_runtime ../../runtime/selva_bundle ../../tests ../../pyproject.toml $(MUTANTS)/
 	cd $(MUTANTS) && export SELVA_TEST_BUNDLES=$(CURDIR)/$(MUTANTS)/bundles OMP_NUM_THREADS=1 && \
 		../../$(BIN)/mutmut run $(ONLY) && ../../$(BIN)/mutmut results | grep -v ': killed'
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 FOLDERS = {
+    "selva_bundle": "runtime",
     "selva_ref": ".",
     "selva_export": "export",
     "selva_engines": "engines",
@@ -72,12 +73,12 @@ setup(
     },
     entry_points={
         "console_scripts": [
-            "selva-fetch=selva_runtime.start:fetch",
-            "selva-export=selva_runtime.start:export",
-            "selva-generate=selva_runtime.start:generate",
-            "selva-engines=selva_runtime.start:engines",
-            "selva-bench=selva_runtime.start:bench",
-            "selva-train=selva_runtime.start:train",
+            "selva-fetch=selva_runtime.command.start:fetch",
+            "selva-export=selva_runtime.command.start:export",
+            "selva-generate=selva_runtime.command.start:generate",
+            "selva-engines=selva_runtime.command.start:engines",
+            "selva-bench=selva_runtime.command.start:bench",
+            "selva-train=selva_runtime.command.start:train",
         ]
     },
 )

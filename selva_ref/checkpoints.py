@@ -22,8 +22,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from selva_bundle.errors import SelvaError
 from selva_ref import PARTS, get_preset
-from selva_runtime.errors import SelvaError
 
 LICENCE_NOTICE = (
     "Weights for non-commercial research; not legal advice. The SelVA code and weights state no licence. "

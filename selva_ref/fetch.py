@@ -36,7 +36,7 @@ from selva_ref.checkpoints import (
 )
 from selva_ref.hub import FetchError, Hub, HubCopy, UnreachableError, check_content
 from selva_ref.presets import PRESETS, get_preset
-from selva_runtime.command import SETTINGS, OneLineCommand
+from selva_runtime.command.base import SETTINGS, OneLineCommand
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from selva_bundle.lengths import shown_indices
 from selva_ref.generator_blocks import FinalLayer, FusedBlock, JointBlock, TimeEmbedding, rotation_table
 from selva_ref.layers import Conv1d, GatedMLP
 from selva_ref.official import OfficialModule
 from selva_ref.presets import GeneratorConfig
-from selva_runtime.sequence import shown_indices
 
 
 @dataclass(frozen=True, kw_only=True)

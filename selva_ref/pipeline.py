@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from selva_bundle.lengths import SequenceRules
 from selva_ref.flow_matching import adaptive, euler
 from selva_ref.generator import Conditions, Generator
 from selva_ref.layers import cast
@@ -23,7 +24,6 @@ from selva_ref.vae import VAE
 from selva_ref.video_encoder import VideoEncoder
 from selva_ref.vocoder import Vocoder
 from selva_runtime.flow import draw_noise
-from selva_runtime.sequence import SequenceRules
 
 
 def sequence_rules(preset: Preset) -> SequenceRules:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import selva_runtime
+from selva_bundle.bundle import Bundle
 from selva_export.bundle import ExportRequest, _bounds
 from selva_ref import get_preset
 from selva_ref.demo import evaluation
@@ -20,7 +21,6 @@ from selva_ref.demo.kinds import SCENES as AROUND
 from selva_ref.demo.sounds import Voice, soundtrack
 from selva_ref.demo.world import DURATION_S, SAMPLES, Source
 from selva_runtime import Session
-from selva_runtime.bundle import Bundle
 
 SHIPPED = Path(selva_runtime.__file__).with_name("demo_bundle")
 ROOT = Path(__file__).parents[1]

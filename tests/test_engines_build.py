@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from selva_bundle.lengths import SequenceRules
+from selva_bundle.manifest import GRAPHS
 from selva_engines import BuildRequest, EngineRequestError, EngineSet, build_engines, inspect
 from selva_engines.profiles import SEGMENTS_PER_CALL, describe
 from selva_engines.source import read_source
 from selva_runtime import Bundle
-from selva_runtime.manifest import GRAPHS
-from selva_runtime.sequence import SequenceRules
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'selva-deploy[tensorrt-rtx]'")
 

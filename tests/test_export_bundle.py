@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from safetensors.torch import save_file
 
 import selva_ref
+from selva_bundle.bundle import Bundle
 from selva_export import bundle as bundle_module
 from selva_export import graphs, verify
 from selva_export.bundle import ExportRequest, export_bundle
@@ -24,7 +25,6 @@ from selva_export.verify import TOLERANCES, VERIFY_AXES, compare, reference_outp
 from selva_ref import random_weights
 from selva_ref.checkpoints import CheckpointError, find_checkpoint, get_checkpoint
 from selva_ref.loading import load_part
-from selva_runtime.bundle import Bundle
 
 GRAPHS = tuple(bundle_module.MAKERS)
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import soundfile
 
-import selva_runtime.atomic
-from selva_runtime.atomic import write_new
-from selva_runtime.audio import FILTER_REACH, resample, stem_file_name, write_wav
-from selva_runtime.errors import OutputError, RequestError
+import selva_bundle.atomic
+from selva_bundle.atomic import write_new
+from selva_bundle.errors import OutputError, RequestError
+from selva_runtime.media.audio import FILTER_REACH, resample, stem_file_name, write_wav
 
 RATES_HZ = [8000, 16000, 44100, 48000, 96000]
 PAIRS_HZ = list(itertools.permutations(RATES_HZ, 2))
@@ -98,7 +98,7 @@ def test_wav_refuses_what_is_no_number(tmp_path, bad):
 @pytest.mark.parametrize("links", [True, False], ids=["hard links", "no hard links"])
 def test_nothing_is_overwritten(tmp_path, monkeypatch, links):
     if not links:
-        monkeypatch.setattr(selva_runtime.atomic.os, "link", no_link)
+        monkeypatch.setattr(selva_bundle.atomic.os, "link", no_link)
     (tmp_path / "a-2.wav").write_text("mine")
     names = [write_wav(tmp_path / "a.wav", np.full(9, level, np.float32), 16000).name for level in (0.1, 0.2, 0.3)]
     assert names == ["a.wav", "a-3.wav", "a-4.wav"]
@@ -114,7 +114,7 @@ def no_link(*_):
 @pytest.mark.parametrize("links", [True, False], ids=["hard links", "no hard links"])
 def test_files_have_the_usual_permissions(tmp_path, monkeypatch, links):
     if not links:
-        monkeypatch.setattr(selva_runtime.atomic.os, "link", no_link)
+        monkeypatch.setattr(selva_bundle.atomic.os, "link", no_link)
     (tmp_path / "usual").touch()
     path = write_wav(tmp_path / "a.wav", np.zeros(9, np.float32), 16000)
     assert path.stat().st_mode == (tmp_path / "usual").stat().st_mode

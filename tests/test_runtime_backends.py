@@ -10,12 +10,14 @@ from types import SimpleNamespace
 import onnxruntime
 import pytest
 
-from selva_runtime import BackendError, DeviceMemoryError, Session, backends, cuda_device
-from selva_runtime.bundle import Bundle
-from selva_runtime.cuda_device import CudaDevice
-from selva_runtime.executor import make_executor
-from selva_runtime.host_device import HostDevice
-from selva_runtime.onnx_device import OnnxGraphs
+from selva_bundle.bundle import Bundle
+from selva_runtime import BackendError, DeviceMemoryError, Session
+from selva_runtime.backends import choose as backends
+from selva_runtime.backends.choose import make_executor
+from selva_runtime.backends.gpu import cuda_device
+from selva_runtime.backends.gpu.cuda_device import CudaDevice
+from selva_runtime.backends.gpu.host_device import HostDevice
+from selva_runtime.backends.gpu.onnx_graphs import OnnxGraphs
 
 NO_GPU = "no NVIDIA GPU with a driver for CUDA 13 can be used here"
 
@@ -124,7 +126,7 @@ def test_without_cuda_python_it_says_what_to_install(opened, monkeypatch):
 def test_onnx_runtime_without_cuda_says_what_to_install(opened, monkeypatch, a_gpu):
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this ONNX Runtime has CUDA")
-    monkeypatch.setattr("selva_runtime.onnx_device.CudaDevice", FakeGpu)
+    monkeypatch.setattr("selva_runtime.backends.gpu.onnx_graphs.CudaDevice", FakeGpu)
     with pytest.raises(BackendError, match=r"no CUDA support: pip uninstall onnxruntime, then pip install"):
         make_executor(opened, "cuda", None)
 
@@ -146,7 +148,7 @@ def test_steps_that_no_cuda_graph_can_hold_run_without_one_and_it_says_so(opened
         return SimpleNamespace(get_providers=lambda: ["CUDAExecutionProvider"])
 
     monkeypatch.setattr(FakeGpu, "kind", "cuda")
-    monkeypatch.setattr("selva_runtime.onnx_device.import_onnxruntime", lambda kind: onnxruntime)
+    monkeypatch.setattr("selva_runtime.backends.gpu.onnx_graphs.import_onnxruntime", lambda kind: onnxruntime)
     monkeypatch.setattr(OnnxGraphs, "_session", session)
     executor = make_executor(opened, "cuda", None)
     assert asked == [True, False]
@@ -216,7 +218,7 @@ def test_the_command_says_which_backend_and_why(demo_bundle, tmp_path):
     from clips import numbered, write_video
 
     video = write_video(tmp_path / "video.mp4", map(numbered, range(20)))
-    command = [sys.executable, "-c", "from selva_runtime.cli import main; main()", str(video), "-p", "rain"]
+    command = [sys.executable, "-c", "from selva_runtime.command.cli import main; main()", str(video), "-p", "rain"]
     options = ["-o", str(tmp_path / "out"), "--bundle", str(demo_bundle), "--steps", "1", "--json"]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run([*command, *options], capture_output=True, text=True, check=True, env=environment)

@@ -16,10 +16,10 @@ import soundfile
 from click.testing import CliRunner
 from clips import numbered, write_video
 
-import selva_runtime.deliver
-import selva_runtime.output
-from selva_runtime.cli import main
-from selva_runtime.errors import MediaError
+import selva_runtime.command.deliver
+import selva_runtime.command.output
+from selva_bundle.errors import MediaError
+from selva_runtime.command.cli import main
 
 
 def names(folder: Path) -> list[str]:
@@ -155,7 +155,7 @@ def test_a_film_that_fails_does_not_lose_the_stems(generate, out, monkeypatch, a
         assert names(out) == ["rain.wav", "sea.wav", "wind.wav"]  # all stems are there before the first film
         raise MediaError(f"{video}: is damaged: its streams cannot be copied (for the test); export it again")
 
-    monkeypatch.setattr(selva_runtime.deliver, "mux", fail)
+    monkeypatch.setattr(selva_runtime.command.deliver, "mux", fail)
     result = generate("-p", "sea", "-p", "wind", "--mux", "1", "--mux", "2", *(["--json"] if as_json else []))
     assert result.exit_code == 2
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
@@ -289,13 +289,13 @@ def test_an_output_that_is_a_file(generate, out):
 
 def test_an_output_folder_without_room(generate, out, monkeypatch):
     usage = namedtuple("usage", "total used free")(10**9, 10**9, 1000)
-    monkeypatch.setattr(selva_runtime.output.shutil, "disk_usage", lambda folder: usage)
+    monkeypatch.setattr(selva_runtime.command.output.shutil, "disk_usage", lambda folder: usage)
     assert_refused(generate("-p", "rain"), out, "0.0 MB free", "make room")
     assert_refused(generate("-p", "rain", out=out / "new" / "folder"), out, "make room")
 
 
 def command(bundle, video, out) -> list[str]:
-    code = "from selva_runtime.cli import main; main()"
+    code = "from selva_runtime.command.cli import main; main()"
     common = [str(video), "-p", "rain", "-o", str(out), "--bundle", str(bundle), "--threads", "1", "--steps", "1"]
     return [sys.executable, "-c", code, *common, "--quiet"]
 

@@ -17,13 +17,13 @@ import soundfile
 from click.testing import CliRunner
 from clips import numbered, write_video
 
-import selva_runtime.deliver
+import selva_runtime.command.deliver
 from selva_ref.demo.kinds import KINDS, prompt
 from selva_runtime import Cancelled
-from selva_runtime.cli import main
-from selva_runtime.deliver import generate_files
-from selva_runtime.job import Job
-from selva_runtime.progress import ProgressBars
+from selva_runtime.command.cli import main
+from selva_runtime.command.deliver import generate_files
+from selva_runtime.command.job import Job
+from selva_runtime.command.progress import ProgressBars
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_only_part_of_a_long_video_is_used_and_it_says_so(demo_bundle, tmp_path)
 
 
 def test_the_bundle_comes_from_the_environment_or_the_package(run, demo_bundle, tmp_path, monkeypatch):
-    monkeypatch.setattr(selva_runtime.deliver, "DEMO_BUNDLE", tmp_path / "absent")
+    monkeypatch.setattr(selva_runtime.command.deliver, "DEMO_BUNDLE", tmp_path / "absent")
     monkeypatch.delenv("SELVA_BUNDLE", raising=False)
     result = run("-p", "rain", bundle=None)
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
@@ -137,7 +137,7 @@ def test_the_bundle_comes_from_the_environment_or_the_package(run, demo_bundle, 
     monkeypatch.setenv("SELVA_BUNDLE", str(demo_bundle))
     assert run("-p", "rain", bundle=None).exit_code == 0
     monkeypatch.delenv("SELVA_BUNDLE")
-    monkeypatch.setattr(selva_runtime.deliver, "DEMO_BUNDLE", demo_bundle)
+    monkeypatch.setattr(selva_runtime.command.deliver, "DEMO_BUNDLE", demo_bundle)
     result = run("-p", "rain", bundle=None)
     assert "notice: this is the toy demo model that comes with the software" in result.stderr
 
@@ -206,7 +206,7 @@ def read_terminal(descriptor: int) -> bytes:
 
 
 def generate_command(bundle, video, out, *arguments) -> list[str]:
-    code = "from selva_runtime.cli import main; main()"
+    code = "from selva_runtime.command.cli import main; main()"
     common = [str(video), "-p", "rain", "-o", str(out), "--bundle", str(bundle), "--threads", "1"]
     return [sys.executable, "-c", code, *common, *arguments]
 

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from test_runtime_session import SAMPLE_RATE_HZ, encode, few_steps, moving_frames
 
-from selva_runtime import BackendError, Cancelled, DeviceMemoryError, RequestError, Session, backends
-from selva_runtime.device_array import STAGING_BYTES, DeviceArray, Space
-from selva_runtime.device_executor import DeviceExecutor
-from selva_runtime.flow_plan import STEPS_PER_LAUNCH, FlowPlan
-from selva_runtime.host_device import HostDevice
-from selva_runtime.manifest import Graph, Port
-from selva_runtime.onnx_device import OnnxGraphs
+from selva_bundle.manifest import Graph, Port
+from selva_runtime import BackendError, Cancelled, DeviceMemoryError, RequestError, Session
+from selva_runtime.backends import choose as backends
+from selva_runtime.backends.gpu.device_array import STAGING_BYTES, DeviceArray, Space
+from selva_runtime.backends.gpu.executor import DeviceExecutor
+from selva_runtime.backends.gpu.flow_plan import STEPS_PER_LAUNCH, FlowPlan
+from selva_runtime.backends.gpu.host_device import HostDevice
+from selva_runtime.backends.gpu.onnx_graphs import OnnxGraphs
 
 CLOSE = {"rtol": 0, "atol": 1e-5}
 
@@ -303,7 +304,7 @@ def test_frames_and_sound_pass_by_the_array_interface(session, clip):
     np.testing.assert_array_equal(np.asarray(foreign.tokens), np.asarray(clip.tokens))
     plain = few_steps(session, clip, ["rain", "sea"])
     stems = few_steps(session, foreign, ["rain", "sea"], device_output=True, stream=0)
-    from selva_runtime.foreign import adopt
+    from selva_runtime.backends.gpu.foreign import adopt
 
     for one, other in zip(stems, plain, strict=True):
         assert other.device_audio is None

@@ -8,8 +8,9 @@ import pytest
 from click.testing import CliRunner
 
 import selva_runtime
-from selva_runtime import BackendError, backends
-from selva_runtime.cli import main
+from selva_runtime import BackendError
+from selva_runtime.backends import choose as backends
+from selva_runtime.command.cli import main
 
 SHIPPED = Path(selva_runtime.__file__).with_name("demo_bundle")
 

@@ -6,8 +6,8 @@ from threading import Event
 import numpy as np
 import pytest
 
+from selva_bundle.errors import BackendError, DeviceMemoryError
 from selva_runtime.batches import in_batches
-from selva_runtime.errors import BackendError, DeviceMemoryError
 from selva_runtime.flow import draw_noise, integrate
 from selva_runtime.recent import Recent
 

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from test_runtime_session import encode, few_steps, moving_frames
 
+from selva_bundle.bundle import Bundle
 from selva_runtime import BackendError, Cancelled, DeviceMemoryError, RequestError, Session
-from selva_runtime.bundle import Bundle
-from selva_runtime.cuda_device import CudaDevice
-from selva_runtime.device_array import Space
-from selva_runtime.executor import make_executor
-from selva_runtime.flow_plan import STEPS_PER_LAUNCH
-from selva_runtime.runtime_cache import cache_folder
+from selva_runtime.backends.choose import make_executor
+from selva_runtime.backends.gpu.cuda_device import CudaDevice
+from selva_runtime.backends.gpu.device_array import Space
+from selva_runtime.backends.gpu.flow_plan import STEPS_PER_LAUNCH
+from selva_runtime.backends.gpu.kernel_cache import cache_folder
 
 
 def _why_not() -> str | None:

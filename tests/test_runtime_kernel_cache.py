@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from selva_runtime.runtime_cache import CacheFile, cache_folder
+from selva_runtime.backends.gpu.kernel_cache import CacheFile, cache_folder
 
 
 @pytest.fixture

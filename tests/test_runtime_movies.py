@@ -10,12 +10,12 @@ import pytest
 from clips import click, numbered, write_video
 from movies import box, build, compressed, edits, full, parse, peaks_mib, replaced, table, with_samples
 
-import selva_runtime.boxes
-from selva_runtime.boxes import Source
-from selva_runtime.errors import MediaError
-from selva_runtime.movie_memory import Movie, check_movie
-from selva_runtime.mux import mux
-from selva_runtime.video import read_clip
+import selva_runtime.media.boxes
+from selva_bundle.errors import MediaError
+from selva_runtime.media.boxes import Source
+from selva_runtime.media.movie_memory import Movie, check_movie
+from selva_runtime.media.mux import mux
+from selva_runtime.media.video import read_clip
 
 MANY = 80_000_000
 FRAGMENTED = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
@@ -227,7 +227,7 @@ def test_wherever_ffmpeg_finds_the_header_it_is_checked(tmp_path, movie, layout)
 
 
 def test_millions_of_tiny_boxes_are_not_followed(tmp_path, monkeypatch):
-    monkeypatch.setattr(selva_runtime.boxes, "MAX_BOXES", 1000)
+    monkeypatch.setattr(selva_runtime.media.boxes, "MAX_BOXES", 1000)
     path = tmp_path / "dust.mp4"
     path.write_bytes(box(b"free") * 1001)
     with pytest.raises(MediaError, match="it has more than 1,000 boxes"):

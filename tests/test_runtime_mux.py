@@ -9,10 +9,10 @@ import pytest
 from av.stream import Disposition
 from clips import click, loudest_s, numbered, write_video
 
-import selva_runtime.mux
-from selva_runtime.errors import MediaError, MediaNotFoundError, OutputError, RequestError
-from selva_runtime.mux import mux
-from selva_runtime.video import read_clip
+import selva_runtime.media.mux
+from selva_bundle.errors import MediaError, MediaNotFoundError, OutputError, RequestError
+from selva_runtime.media.mux import mux
+from selva_runtime.media.video import read_clip
 
 VIDEO_S = 4
 CLICK_S, STEM_CLICK_S = 1.5, 0.5
@@ -150,7 +150,7 @@ def test_damage_is_not_blamed_on_the_container(tmp_path, monkeypatch):
         raise av.InvalidDataError(1094995529, "Invalid data found when processing input")
 
     source = video(tmp_path / "s.mp4")
-    monkeypatch.setattr(selva_runtime.mux.Job, "copy", lambda self, source, target: refuse(self))
+    monkeypatch.setattr(selva_runtime.media.mux.Job, "copy", lambda self, source, target: refuse(self))
     with pytest.raises(MediaError, match=r"s\.mp4: is damaged: .*\(Invalid data found.*\); export it again"):
         mux(source, click(1, 0.5, 16000), 16000, tmp_path / "o.mp4")
 
@@ -200,7 +200,7 @@ def test_an_interruption_leaves_nothing(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     source = video(tmp_path / "s.mp4")
-    monkeypatch.setattr(selva_runtime.mux.Rising, "fix", interrupt)
+    monkeypatch.setattr(selva_runtime.media.mux.Rising, "fix", interrupt)
     with pytest.raises(KeyboardInterrupt):
         mux(source, click(1, 0.5, 16000), 16000, tmp_path / "o.mp4")
     assert [path.name for path in tmp_path.iterdir()] == ["s.mp4"]

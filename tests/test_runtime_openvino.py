@@ -21,14 +21,16 @@ from test_runtime_start import with_broken_graph
 
 from selva_bench.job import SideJob
 from selva_bench.measure import _runtime_job
-from selva_runtime import BackendError, Cancelled, RequestError, Session, backends
-from selva_runtime.bundle import Bundle
-from selva_runtime.cli import main
-from selva_runtime.cores import usable_cores
-from selva_runtime.executor import CpuSettings, make_executor
-from selva_runtime.mapped import KeptArrays, give_back, giving_back, mappings
-from selva_runtime.openvino_cosine import replace_cosines
-from selva_runtime.openvino_cpu import OpenVinoExecutor, import_openvino
+from selva_bundle.bundle import Bundle
+from selva_runtime import BackendError, Cancelled, RequestError, Session
+from selva_runtime.backends import choose as backends
+from selva_runtime.backends.choose import make_executor
+from selva_runtime.backends.cores import usable_cores
+from selva_runtime.backends.executor import CpuSettings
+from selva_runtime.backends.mapped import KeptArrays, give_back, giving_back, mappings
+from selva_runtime.backends.openvino.cosine import replace_cosines
+from selva_runtime.backends.openvino.executor import OpenVinoExecutor, import_openvino
+from selva_runtime.command.cli import main
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="OpenVINO is not installed")
 
@@ -235,7 +237,7 @@ class Watched:
 
 def test_cancel_stops_inside_a_graph(opened, monkeypatch):
     """On any CPU: the graph must be cut short, not waited for."""
-    monkeypatch.setattr("selva_runtime.openvino_cpu.POLL_S", 0.001)
+    monkeypatch.setattr("selva_runtime.backends.openvino.executor.POLL_S", 0.001)
     executor = make_executor(opened, "openvino", 1)
     cancel, requests, finish = threading.Event(), [], executor._finish
 
@@ -313,7 +315,9 @@ def test_bf16_is_refused_where_it_cannot_be_had(demo_bundle, backend):
 
 def test_a_cpu_without_bf16_says_so(opened, monkeypatch):
     core = SimpleNamespace(get_property=lambda device, name: ["FP32", "INT8"])
-    monkeypatch.setattr("selva_runtime.openvino_cpu.import_openvino", lambda: SimpleNamespace(Core=lambda: core))
+    monkeypatch.setattr(
+        "selva_runtime.backends.openvino.executor.import_openvino", lambda: SimpleNamespace(Core=lambda: core)
+    )
     with pytest.raises(BackendError, match=r"this CPU has no bfloat16 arithmetic .*; choose the precision exact"):
         OpenVinoExecutor(opened, precision="bf16")
     assert OpenVinoExecutor(opened).backend == "openvino"
@@ -342,7 +346,7 @@ def test_the_benchmark_knows_it_as_a_side():
 
 
 def test_importing_it_reports_nothing_and_leaves_nothing(tmp_path):
-    code = "import sys; from selva_runtime.openvino_cpu import import_openvino as load; ov = load(); "
+    code = "import sys; from selva_runtime.backends.openvino.executor import import_openvino as load; ov = load(); "
     code += "print(callable(ov.convert_model), 'openvino_telemetry' in sys.modules)"
     kept = {name: value for name, value in os.environ.items() if name not in ("CI", "TF_BUILD", "JENKINS_URL")}
     environment = {**kept, "HOME": str(tmp_path), "USERPROFILE": str(tmp_path)}

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from selva_runtime.errors import RequestError
+from selva_bundle.errors import RequestError
 from selva_runtime.request import StemRequest, check_span, check_whole, stem_request
 
 PLAIN = {"negative": None, "seed": 7, "steps": 25, "guidance": 4.5, "takes": 1}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from selva_runtime.resize import resize
+from selva_runtime.media.resize import resize
 
 
 def torch_resize(planes, size):

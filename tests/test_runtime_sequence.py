@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from selva_runtime.sequence import (
+from selva_bundle.lengths import (
     SequenceRules,
     clip_positions,
     latent_positions,

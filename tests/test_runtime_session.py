@@ -12,8 +12,8 @@ from clips import numbered, write_video
 import selva_runtime.session
 import selva_runtime.text
 from selva_runtime import BackendError, Cancelled, RequestError, Session
-from selva_runtime.executor import make_executor
-from selva_runtime.video import read_clip
+from selva_runtime.backends.choose import make_executor
+from selva_runtime.media.video import read_clip
 
 SAMPLE_RATE_HZ = 16000
 
@@ -286,7 +286,7 @@ def test_cancel_while_encoding(session):
 
 def test_cancel_stops_inside_a_graph(demo_bundle, monkeypatch):
     """Cancelled as soon as the graph runs, on any CPU: it must be cut short, not waited for."""
-    monkeypatch.setattr("selva_runtime.onnx_cpu.POLL_S", 0.001)
+    monkeypatch.setattr("selva_runtime.backends.onnx_cpu.POLL_S", 0.001)
     executor = make_executor(selva_runtime.Bundle.open(demo_bundle), "cpu", 1)
     executor.load("decoder")
     run, cancel, ended = executor._sessions["decoder"].run, threading.Event(), []

@@ -13,10 +13,10 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals are sent the PO
 
 COMMAND = """
 import signal, sys, time, click
-from selva_runtime import signals
-from selva_runtime.command import OneLineCommand, StoppableCommand
-from selva_runtime.errors import BackendError
-from selva_runtime.executor import check_cancel
+from selva_runtime.command import signals
+from selva_runtime.command.base import OneLineCommand, StoppableCommand
+from selva_bundle.errors import BackendError
+from selva_runtime.backends.executor import check_cancel
 
 class Raising:
     def __init__(self, number):
@@ -112,7 +112,7 @@ def test_ctrl_c_during_the_imports_is_silent(tmp_path: Path, entry):
     (tmp_path / "click.py").write_text("import time\nprint('ready', flush=True)\ntime.sleep(30)\n")
     path = os.pathsep.join([str(tmp_path), *sys.path])
     process = subprocess.Popen(
-        [sys.executable, "-c", f"from selva_runtime.start import {entry}; {entry}()"],
+        [sys.executable, "-c", f"from selva_runtime.command.start import {entry}; {entry}()"],
         env={**os.environ, "PYTHONPATH": path},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -11,7 +11,7 @@ from test_runtime_session import encode
 
 import selva_runtime
 from selva_runtime import BackendError, BundleError, Session
-from selva_runtime.cores import usable_cores
+from selva_runtime.backends.cores import usable_cores
 
 
 def with_broken_graph(demo_bundle, folder):
@@ -65,7 +65,7 @@ from selva_runtime import Session
 session = Session(sys.argv[1], threads=1)
 clip = session.encode_frames(np.zeros((25, 3, 64, 64), np.uint8), 1.0)
 stems = session.generate(clip, ["rain"], steps=1)
-import selva_runtime.deliver
+import selva_runtime.command.deliver
 print(len(stems[0].audio))
 """
 

@@ -58,7 +58,7 @@ def test_a_full_disk_behind_stdout_is_said(tmp_path):
 
 def test_no_file_gets_the_number_of_a_closed_stream(tmp_path):
     code = (
-        "from selva_runtime.streams import secure_standard_streams; secure_standard_streams(); import os, sys;"
+        "from selva_runtime.command.streams import secure_standard_streams; secure_standard_streams(); import os, sys;"
         f"file = open({str(tmp_path / 'stem.wav')!r}, 'wb'); os.write(2, b'a log line'); print(1, file=sys.stderr);"
         "sys.exit(file.fileno() < 3)"
     )

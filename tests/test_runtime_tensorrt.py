@@ -10,13 +10,14 @@ import pytest
 from test_runtime_backends import FakeGpu
 from test_runtime_session import encode, few_steps
 
-from selva_runtime import BackendError, DeviceMemoryError, Session, backends
-from selva_runtime.axes import output_shapes
-from selva_runtime.bundle import Bundle
-from selva_runtime.device_array import Space
-from selva_runtime.device_executor import DeviceExecutor
-from selva_runtime.runtime_cache import CacheFile, cache_folder
-from selva_runtime.tensorrt_graphs import TensorRtGraphs
+from selva_bundle.bundle import Bundle
+from selva_runtime import BackendError, DeviceMemoryError, Session
+from selva_runtime.backends import choose as backends
+from selva_runtime.backends.axes import output_shapes
+from selva_runtime.backends.gpu.device_array import Space
+from selva_runtime.backends.gpu.executor import DeviceExecutor
+from selva_runtime.backends.gpu.kernel_cache import CacheFile, cache_folder
+from selva_runtime.backends.gpu.tensorrt_graphs import TensorRtGraphs
 
 
 @pytest.fixture

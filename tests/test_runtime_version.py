@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import selva_runtime
-from selva_runtime import start
+from selva_runtime.command import start
 
 SETUP = (Path(__file__).parents[1] / "setup.py").read_text()
 SCRIPTS = dict(re.findall(r'"(selva-\w+)=selva_runtime\.start:(\w+)"', SETUP))

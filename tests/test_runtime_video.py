@@ -13,8 +13,8 @@ import pytest
 from av.stream import Disposition
 from clips import click, numbered, numbers_of, write_video
 
-from selva_runtime.errors import Cancelled, MediaError, MediaNotFoundError, RequestError, SelvaError
-from selva_runtime.video import read_clip
+from selva_bundle.errors import Cancelled, MediaError, MediaNotFoundError, RequestError, SelvaError
+from selva_runtime.media.video import read_clip
 
 SIZE = 32
 LOSSLESS = {"codec": "ffv1", "pixels": "yuv444p"}

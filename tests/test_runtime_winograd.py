@@ -7,7 +7,7 @@ import pytest
 
 openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed")
 
-from selva_runtime.openvino_winograd import OUTPUTS, WORTH_FROM, filtering, multiply_less  # noqa: E402
+from selva_runtime.backends.openvino.minimal_filtering import OUTPUTS, WORTH_FROM, filtering, multiply_less  # noqa: E402
 
 ops = openvino.opset13
 WIDTH = WORTH_FROM // 3 + 1

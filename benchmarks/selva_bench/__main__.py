@@ -1,5 +1,5 @@
 """python -m selva_bench, for a checkout that is not installed."""
 
-from selva_runtime.start import bench
+from selva_runtime.command.start import bench
 
 bench()

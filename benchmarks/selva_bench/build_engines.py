@@ -28,7 +28,7 @@ from selva_engines.build import Built, build_engine
 from selva_engines.layers import Layer
 from selva_engines.library import TARGETS, Library, load_library
 from selva_engines.profiles import EngineDescription, describe
-from selva_engines.source import GraphSource, Port, Source
+from selva_engines.source import GraphSource, Source
 from selva_export.bundle import ExportRequest, export_part
 from selva_export.signatures import Signature, signatures
 from selva_ref.pipeline import sequence_rules
@@ -115,7 +115,6 @@ def _counts(layers: list[Layer]) -> dict[str, int]:
 
 
 def _description(preset: Preset, signature: Signature) -> EngineDescription:
-    ports = tuple(Port(name=p.name, dtype=p.dtype, shape=p.shape) for p in signature.inputs)
     source = Source(
         path=Path(),
         preset=preset.name,
@@ -123,7 +122,7 @@ def _description(preset: Preset, signature: Signature) -> EngineDescription:
         sequence=asdict(sequence_rules(preset)),
         default_duration_s=8.0,
         max_tokens=preset.text.t5_max_tokens,
-        graphs={signature.name: GraphSource(name=signature.name, hashes={}, inputs=ports)},
+        graphs={signature.name: GraphSource(name=signature.name, hashes={}, inputs=signature.inputs)},
     )
     return describe(source)[signature.name]
 

@@ -9,7 +9,7 @@ import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
-from .errors import BenchError
+from selva_bench.errors import BenchError
 
 _EXPORTERS = ("selva_export", "selva_ref")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .stages import STAGES
-from .table import seconds
-from .totals import AFTER_DECODE
+from selva_bench.stages import STAGES
+from selva_bench.table import seconds
+from selva_bench.totals import AFTER_DECODE
 
 _BAR = 0.8
 

@@ -8,9 +8,8 @@ from typing import Any
 
 import click
 
-from selva_runtime.command import OneLineCommand
-
-from .run import BenchRequest, run_bench
+from selva_bench.run import BenchRequest, run_bench
+from selva_runtime.command.base import OneLineCommand
 
 
 def _list(_context: click.Context, _parameter: click.Parameter, text: str | None) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import av
 from av.video.frame import VideoFrame
 
-from .errors import BenchError
+from selva_bench.errors import BenchError
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "street.mp4"
 """In a checkout; an installed package has none."""

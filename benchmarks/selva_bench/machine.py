@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from selva_runtime.cores import usable_cores
+from selva_runtime.backends.cores import usable_cores
 
 _LIBRARIES = (
     "selva-deploy",

@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from selva_runtime.executor import BF16, EXACT
-
-from .clip import clip_of
-from .errors import BenchError
-from .job import BF16_SUFFIX, CPU_BACKENDS, RUNTIME, TORCH, SideJob
-from .machine import gpu_used_bytes
-from .process import WorkerError, WorkerProcess
+from selva_bench.clip import clip_of
+from selva_bench.errors import BenchError
+from selva_bench.job import BF16_SUFFIX, CPU_BACKENDS, RUNTIME, TORCH, SideJob
+from selva_bench.machine import gpu_used_bytes
+from selva_bench.process import WorkerError, WorkerProcess
+from selva_runtime.backends.executor import BF16, EXACT
 
 AUTO = "auto"
 BASELINES = ("torch", "torch-compile")

@@ -18,8 +18,8 @@ from time import perf_counter
 from types import TracebackType
 from typing import Any, Self
 
-from .errors import BenchError
-from .job import SideJob
+from selva_bench.errors import BenchError
+from selva_bench.job import SideJob
 
 _FREEZES = hasattr(signal, "SIGSTOP")
 _FOLDERS = re.compile(r"(?<![\w.])/(?:[^\s/'\":;,()]+/)+")

@@ -20,6 +20,8 @@ import numpy.typing as npt
 import torch
 
 import selva_runtime
+from selva_bench import machine
+from selva_bench.measure import snr_db
 from selva_ref.checkpoints import written_whole
 from selva_ref.demo.evaluation import TestScene, composed_tests, mixed_tests
 from selva_ref.demo.events import Score, score
@@ -29,10 +31,7 @@ from selva_ref.demo.world import DURATION_S
 from selva_ref.mel import MelSpectrogram
 from selva_ref.presets import PRESETS
 from selva_runtime import BackendError, Session
-from selva_runtime.executor import BF16, EXACT
-
-from . import machine
-from .measure import snr_db
+from selva_runtime.backends.executor import BF16, EXACT
 
 WAYS = (("cpu", EXACT), ("openvino", EXACT), ("openvino", BF16))
 """Backend and precision; the first is what the others are compared with."""

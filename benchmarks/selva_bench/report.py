@@ -7,11 +7,11 @@ from dataclasses import asdict
 from statistics import median
 from typing import Any
 
-from . import machine
-from .job import RUNTIME
-from .measure import Plan, Side, snr_db
-from .statistics import ratios, real_time_factor, summarise_rounds
-from .totals import stems_in
+from selva_bench import machine
+from selva_bench.job import RUNTIME
+from selva_bench.measure import Plan, Side, snr_db
+from selva_bench.statistics import ratios, real_time_factor, summarise_rounds
+from selva_bench.totals import stems_in
 
 FORMAT_VERSION = 1
 

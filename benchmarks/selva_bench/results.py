@@ -10,9 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from selva_runtime.atomic import output_error
-
-from .chart import draw
+from selva_bench.chart import draw
+from selva_bundle.atomic import output_error
 
 
 def name_of(document: dict[str, Any]) -> str:

@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from selva_runtime.bundle import Bundle
-from selva_runtime.cores import usable_cores
-from selva_runtime.executor import BACKENDS, EXACT
+from selva_bench.bundles import random_bundle
+from selva_bench.errors import BenchError
+from selva_bench.job import BF16_BACKENDS, RUNTIME, SideJob
+from selva_bench.measure import AUTO, BASELINES, Plan, measure
+from selva_bench.report import report
+from selva_bench.results import save
+from selva_bench.table import table
+from selva_bundle.bundle import Bundle
+from selva_runtime.backends.choose import BACKENDS
+from selva_runtime.backends.cores import usable_cores
+from selva_runtime.backends.executor import EXACT
 from selva_runtime.request import check_span
-
-from .bundles import random_bundle
-from .errors import BenchError
-from .job import BF16_BACKENDS, RUNTIME, SideJob
-from .measure import AUTO, BASELINES, Plan, measure
-from .report import report
-from .results import save
-from .table import table
 
 MAX_STEMS = 64
 ALL = "all"

@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from selva_bench.errors import BenchError
+from selva_bench.job import SideJob, endless_prompts
+from selva_bench.stages import StageClock
+from selva_bench.totals import round_totals
 from selva_runtime.results import Clip, Stem
 from selva_runtime.session import Session
-
-from .errors import BenchError
-from .job import SideJob, endless_prompts
-from .stages import StageClock
-from .totals import round_totals
 
 
 class RuntimeSide:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from selva_runtime.executor import BF16
-
-from .stages import STAGES
+from selva_bench.stages import STAGES
+from selva_runtime.backends.executor import BF16
 
 _LABEL_WIDTH, _WIDTH = 26, 28
 

@@ -14,12 +14,11 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from selva_bench.errors import BenchError
+from selva_bench.job import SideJob, endless_prompts
+from selva_bench.totals import round_totals
 from selva_ref.pipeline import Pipeline
-from selva_runtime.video import read_clip
-
-from .errors import BenchError
-from .job import SideJob, endless_prompts
-from .totals import round_totals
+from selva_runtime.media.video import read_clip
 
 _PRODUCT = 2048
 """Side of the square matrices whose product tells this CPU's rate."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .statistics import further_stem_s
+from selva_bench.statistics import further_stem_s
 
 FIRST, NEW = "first_stem", "new_prompt"
 AFTER_DECODE = "_after_decode"

@@ -20,9 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from selva_bench.job import RUNTIME, TORCH, SideJob
 from selva_runtime import SelvaError
-
-from .job import RUNTIME, TORCH, SideJob
 
 
 class Worker:

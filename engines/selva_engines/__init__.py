@@ -4,9 +4,9 @@
 engines to the library. Imports neither PyTorch nor the runtime; the libraries are extras, loaded at one seam.
 """
 
-from .assemble import BuildRequest, build_engines
-from .device import device_capability
-from .errors import (
+from selva_engines.assemble import BuildRequest, build_engines
+from selva_engines.device import device_capability
+from selva_engines.errors import (
     EngineBuildError,
     EngineError,
     EngineLibraryError,
@@ -15,11 +15,11 @@ from .errors import (
     EnginesMissingError,
     EngineSourceError,
 )
-from .library import TARGETS, Library, installed_targets, load_library
-from .loading import EngineLoader
-from .records import EngineRecord
-from .report import inspect
-from .store import EngineSet, find_engines
+from selva_engines.library import TARGETS, Library, installed_targets, load_library
+from selva_engines.loading import EngineLoader
+from selva_engines.records import EngineRecord
+from selva_engines.report import inspect
+from selva_engines.store import EngineSet, find_engines
 
 __all__ = [
     "TARGETS",

@@ -12,16 +12,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .build import Built, build_engine, check_capabilities
-from .cancellable import run_cancellable
-from .device import device_capability
-from .errors import EngineError, EngineRequestError
-from .layers import Layer
-from .library import Library, load_library
-from .profiles import MAX_STEMS, EngineDescription, describe
-from .records import EngineRecord
-from .source import Source, read_source
-from .store import FOLDER, FORMAT, FORMAT_VERSION, MANIFEST, EngineSet, open_engines, set_name
+from selva_engines.build import Built, build_engine, check_capabilities
+from selva_engines.cancellable import run_cancellable
+from selva_engines.device import device_capability
+from selva_engines.errors import EngineError, EngineRequestError
+from selva_engines.layers import Layer
+from selva_engines.library import Library, load_library
+from selva_engines.profiles import MAX_STEMS, EngineDescription, describe
+from selva_engines.records import EngineRecord
+from selva_engines.source import Source, read_source
+from selva_engines.store import FOLDER, FORMAT, FORMAT_VERSION, MANIFEST, EngineSet, open_engines, set_name
 
 
 @dataclass(frozen=True, kw_only=True)

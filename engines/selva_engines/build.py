@@ -12,11 +12,11 @@ from threading import Event
 from time import perf_counter
 from typing import Any
 
-from .errors import EngineBuildError, EngineLibraryError, EngineRequestError
-from .layers import Layer, parse_layers
-from .library import Library
-from .network import NetworkSummary, summarise
-from .profiles import EngineDescription
+from selva_engines.errors import EngineBuildError, EngineLibraryError, EngineRequestError
+from selva_engines.layers import Layer, parse_layers
+from selva_engines.library import Library
+from selva_engines.network import NetworkSummary, summarise
+from selva_engines.profiles import EngineDescription
 
 
 @dataclass(frozen=True, kw_only=True)

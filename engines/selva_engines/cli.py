@@ -10,11 +10,11 @@ from typing import TypeVar
 
 import click
 
-from .assemble import BuildRequest, build_engines
-from .errors import EngineError
-from .library import TARGETS
-from .profiles import MAX_STEMS
-from .report import inspect, summary, table
+from selva_engines.assemble import BuildRequest, build_engines
+from selva_engines.errors import EngineError
+from selva_engines.library import TARGETS
+from selva_engines.profiles import MAX_STEMS
+from selva_engines.report import inspect, summary, table
 
 T = TypeVar("T")
 _SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .errors import EngineLibraryError
+from selva_engines.errors import EngineLibraryError
 
 
 def device_capability(ordinal: int = 0) -> str:

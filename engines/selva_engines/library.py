@@ -10,7 +10,7 @@ import importlib
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import EngineLibraryError
+from selva_engines.errors import EngineLibraryError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,9 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .errors import EngineRefusedError
-from .library import Library
-from .store import EngineSet
+from selva_engines.errors import EngineRefusedError
+from selva_engines.library import Library
+from selva_engines.store import EngineSet
 
 
 class EngineLoader:

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
-from .errors import EngineRequestError, EngineSourceError
-from .source import Dimension, GraphSource, Port, Source
+from selva_bundle.ports import Port, Size, split_axis
+from selva_engines.errors import EngineRequestError, EngineSourceError
+from selva_engines.source import GraphSource, Source
 
 MAX_STEMS = 8
 SEGMENTS_PER_CALL = 32
@@ -115,13 +116,13 @@ def _profile(port: Port, axes: Mapping[str, Range]) -> InputProfile:
     return InputProfile(name=port.name, dtype=port.dtype, ranges=tuple(_range(n, axes) for n in port.shape))
 
 
-def _range(dimension: Dimension, axes: Mapping[str, Range]) -> Range:
-    if isinstance(dimension, int):
-        return Range(min=dimension, opt=dimension, max=dimension)
-    factor, _, axis = dimension.rpartition("*")
+def _range(size: Size, axes: Mapping[str, Range]) -> Range:
+    factor, axis = split_axis(size)
+    if not axis:
+        return Range(min=factor, opt=factor, max=factor)
     if axis not in axes:
-        raise EngineSourceError(f"axis {dimension!r} is unknown: the bundle is another version's; export it again")
-    return axes[axis].times(int(factor or 1))
+        raise EngineSourceError(f"axis {size!r} is unknown: the bundle is another version's; export it again")
+    return axes[axis].times(factor)
 
 
 def _axes(source: Source, max_stems: int) -> dict[str, Range]:
@@ -138,7 +139,7 @@ def _axes(source: Source, max_stems: int) -> dict[str, Range]:
 
 
 def _lengths(rules: Mapping[str, float], duration_s: float) -> dict[str, int]:
-    """As `selva_runtime.sequence.SequenceRules.lengths`; a test compares the two."""
+    """As `selva_bundle.lengths.SequenceRules.lengths`; a test compares the two."""
     seconds = Fraction(duration_s).limit_denominator(1_000_000)
     frames = math.floor(seconds * int(rules["fps"]))
     return {

@@ -6,10 +6,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from .errors import EnginesMissingError
-from .profiles import describe
-from .source import Source, read_source
-from .store import FOLDER, EngineSet, open_engines
+from selva_engines.errors import EnginesMissingError
+from selva_engines.profiles import describe
+from selva_engines.source import Source, read_source
+from selva_engines.store import FOLDER, EngineSet, open_engines
 
 
 def inspect(path: Path) -> list[dict[str, Any]]:

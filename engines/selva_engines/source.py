@@ -15,25 +15,14 @@ from fractions import Fraction
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from .errors import EngineSourceError
-from .fields import SHA256, count, items, number, parse, section, text
+from selva_bundle.manifest import FORMAT, FORMAT_VERSION
+from selva_bundle.ports import Port
+from selva_engines.errors import EngineSourceError
+from selva_engines.fields import SHA256, count, items, number, parse, section, text
 
-FORMAT_VERSION = 2
-"""Of a bundle's manifest."""
 _WHOLE = ("sample_rate_hz", "hop", "fps", "clip_fps", "segment_frames", "segment_step")
 _SECONDS = ("min_duration_s", "max_duration_s")
 _TYPES = r"float32|float16|int64|int32|uint8|bool"
-Dimension = int | str
-"""A fixed size or the name of an axis; "2*stems" is a multiple of one."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Port:
-    """One input of a graph."""
-
-    name: str
-    dtype: str
-    shape: tuple[Dimension, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +88,8 @@ def file_sha256(path: Path) -> str:
 
 def _parse(root: Path, manifest: dict[str, Any]) -> Source:
     found = manifest["format"], count(manifest["format_version"], "format_version")
-    if found != ("selva-bundle", FORMAT_VERSION):
-        raise ValueError(f"{found[0]} {found[1]}, not selva-bundle {FORMAT_VERSION}")
+    if found != (FORMAT, FORMAT_VERSION):
+        raise ValueError(f"{found[0]} {found[1]}, not {FORMAT} {FORMAT_VERSION}")
     files = section(manifest["files"], "files")
     graphs = {name: _graph(root, name, entry, files) for name, entry in section(manifest["graphs"], "graphs").items()}
     rules = _rules(section(manifest["sequence"], "sequence"))

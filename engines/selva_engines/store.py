@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import EngineRefusedError, EnginesMissingError
-from .fields import count, flag, items, parse, section, text
-from .records import EngineRecord, parse_layer_table, parse_record
-from .source import Source, read_source
+from selva_engines.errors import EngineRefusedError, EnginesMissingError
+from selva_engines.fields import count, flag, items, parse, section, text
+from selva_engines.records import EngineRecord, parse_layer_table, parse_record
+from selva_engines.source import Source, read_source
 
 FOLDER = "engines"
 MANIFEST = "engines.json"

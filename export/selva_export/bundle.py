@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from selva_bundle.manifest import FORMAT, FORMAT_VERSION
 from selva_export import graphs
 from selva_export.errors import ExportError
 from selva_export.signatures import Signature, example_inputs, signatures
@@ -29,7 +30,6 @@ from selva_ref.pipeline import sequence_rules
 from selva_ref.presets import Preset
 from selva_ref.text_tokenizers import CLIP_PAD_ID, save
 
-FORMAT_VERSION = 2
 RANDOM_NOTICE = "Random weights: for latency work and tests; the sounds mean nothing."
 DEMO_NOTICE = "Toy model of the selva-deploy project, MIT licence."
 
@@ -144,7 +144,7 @@ def _manifest(
 ) -> dict[str, Any]:
     preset, text = request.preset, request.preset.text
     return {
-        "format": "selva-bundle",
+        "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "preset": preset.name,
         "precision": request.precision,

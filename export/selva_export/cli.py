@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from selva_ref.presets import PRESETS
-from selva_runtime.command import SETTINGS, OneLineCommand
+from selva_runtime.command.base import SETTINGS, OneLineCommand
 
 
 @click.command("selva-export", cls=OneLineCommand, context_settings=SETTINGS)
@@ -78,3 +78,7 @@ def main(
     click.echo(table(rows))
     click.echo(f"sealed {out}")
     click.echo(f"engines {folder}" if folder else "no engines built (selva-engines builds them later)")
+
+
+if __name__ == "__main__":
+    main()

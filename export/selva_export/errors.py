@@ -1,6 +1,6 @@
 """What can go wrong between checkpoints and a bundle."""
 
-from selva_runtime.errors import SelvaError
+from selva_bundle.errors import SelvaError
 
 
 class ExportError(SelvaError, ValueError):

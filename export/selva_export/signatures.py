@@ -11,23 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from selva_bundle.ports import Port, Size
 from selva_ref.presets import Preset
-
-Dimension = int | str
-"""A fixed size, or the name of a dynamic axis; "2*stems" and the like are multiples of one."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Port:
-    """One input or output of a graph."""
-
-    name: str
-    dtype: str
-    shape: tuple[Dimension, ...]
-
-    def sizes(self, axes: Mapping[str, int]) -> tuple[int, ...]:
-        """The shape with `axes` filled in."""
-        return tuple(n if isinstance(n, int) else _resolve(n, axes) for n in self.shape)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,18 +24,7 @@ class Signature:
     outputs: tuple[Port, ...]
 
 
-def split_axis(axis: str) -> tuple[int, str]:
-    """ "2*stems" → (2, "stems"); "stems" → (1, "stems")."""
-    factor, _, name = axis.rpartition("*")
-    return int(factor or 1), name
-
-
-def _resolve(axis: str, axes: Mapping[str, int]) -> int:
-    factor, name = split_axis(axis)
-    return factor * axes[name]
-
-
-def _float(name: str, *shape: Dimension) -> Port:
+def _float(name: str, *shape: Size) -> Port:
     return Port(name=name, dtype="float32", shape=shape)
 
 

@@ -15,7 +15,8 @@ from onnxscript import optimizer
 from torch import nn
 from torch.export import Dim
 
-from selva_export.signatures import Signature, split_axis
+from selva_bundle.ports import split_axis
+from selva_export.signatures import Signature
 
 OPSET = 20
 EXTERNAL_DATA_BYTES = 64 * 2**20

@@ -9,7 +9,7 @@ Names load at their first use, so that `import selva_runtime` costs a host nothi
 
 from importlib import import_module
 
-from .errors import (
+from selva_bundle.errors import (
     BackendError,
     BundleError,
     Cancelled,
@@ -23,9 +23,9 @@ from .errors import (
 
 TYPE_CHECKING = False  # typing's own takes longer to import than all of this
 if TYPE_CHECKING:
-    from .bundle import Bundle
-    from .results import Clip, SessionInfo, Stem
-    from .session import Session
+    from selva_bundle.bundle import Bundle
+    from selva_runtime.results import Clip, SessionInfo, Stem
+    from selva_runtime.session import Session
 
     __version__: str
 
@@ -46,7 +46,13 @@ __all__ = [
     "Stem",
 ]
 
-_LAZY = {"Bundle": "bundle", "Clip": "results", "SessionInfo": "results", "Stem": "results", "Session": "session"}
+_LAZY = {
+    "Bundle": "selva_bundle.bundle",
+    "Clip": "selva_runtime.results",
+    "SessionInfo": "selva_runtime.results",
+    "Stem": "selva_runtime.results",
+    "Session": "selva_runtime.session",
+}
 
 
 def __getattr__(name: str) -> object:
@@ -56,4 +62,4 @@ def __getattr__(name: str) -> object:
         return version("selva-deploy")
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+    return getattr(import_module(_LAZY[name]), name)

@@ -1,5 +1,5 @@
 """python -m selva_runtime: selva-generate, for a checkout that is not installed."""
 
-from .start import generate
+from selva_runtime.command.start import generate
 
 generate()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from .errors import DeviceMemoryError
+from selva_bundle.errors import DeviceMemoryError
 
 T = TypeVar("T")
 

@@ -13,8 +13,8 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from .errors import BackendError
-from .executor import Executor, Tensor
+from selva_bundle.errors import BackendError
+from selva_runtime.backends.executor import Executor, Tensor
 
 T = TypeVar("T", bound=Tensor)
 

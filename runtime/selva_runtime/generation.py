@@ -13,16 +13,16 @@ from threading import Event
 import numpy as np
 import numpy.typing as npt
 
-from .batches import in_batches
-from .device_array import DeviceArray
-from .errors import BackendError, DeviceMemoryError, RequestError
-from .executor import Executor, Tensor, joined, stacked
-from .flow import draw_noise, finite, integrate
-from .recent import Recent
-from .request import StemRequest
-from .results import Clip, Stem
-from .sequence import SequenceRules, clip_positions, latent_positions, sync_rows
-from .text import TextEncoder
+from selva_bundle.errors import BackendError, DeviceMemoryError, RequestError
+from selva_bundle.lengths import SequenceRules, clip_positions, latent_positions, sync_rows
+from selva_runtime.backends.executor import Executor, Tensor, joined, stacked
+from selva_runtime.backends.gpu.device_array import DeviceArray
+from selva_runtime.batches import in_batches
+from selva_runtime.flow import draw_noise, finite, integrate
+from selva_runtime.recent import Recent
+from selva_runtime.request import StemRequest
+from selva_runtime.results import Clip, Stem
+from selva_runtime.text import TextEncoder
 
 Float32 = npt.NDArray[np.float32]
 

@@ -7,9 +7,9 @@ import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .errors import RequestError
-from .manifest import MAX_GUIDANCE, MAX_STEPS
-from .text import check_prompt
+from selva_bundle.errors import RequestError
+from selva_bundle.manifest import MAX_GUIDANCE, MAX_STEPS
+from selva_runtime.text import check_prompt
 
 MAX_TAKES = 64
 MAX_START_S = 1e7

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .device_array import DeviceArray
-from .manifest import Defaults
+from selva_bundle.manifest import Defaults
+from selva_runtime.backends.gpu.device_array import DeviceArray
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

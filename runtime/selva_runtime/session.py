@@ -16,18 +16,19 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import numpy.typing as npt
 
-from .batches import in_batches
-from .bundle import Bundle
-from .errors import RequestError
-from .executor import EXACT, POLL_S, Tensor, check_cancel, check_process, make_executor, stacked
-from .flow import finite
-from .foreign import is_foreign, stream_handle
-from .generation import Generation
-from .recent import Recent
-from .request import check_span, stem_request
-from .results import Clip, SessionInfo, Stem
-from .sequence import Lengths
-from .text import TextEncoder
+from selva_bundle.bundle import Bundle
+from selva_bundle.errors import RequestError
+from selva_bundle.lengths import Lengths
+from selva_runtime.backends.choose import make_executor
+from selva_runtime.backends.executor import EXACT, POLL_S, Tensor, check_cancel, check_process, stacked
+from selva_runtime.backends.gpu.foreign import is_foreign, stream_handle
+from selva_runtime.batches import in_batches
+from selva_runtime.flow import finite
+from selva_runtime.generation import Generation
+from selva_runtime.recent import Recent
+from selva_runtime.request import check_span, stem_request
+from selva_runtime.results import Clip, SessionInfo, Stem
+from selva_runtime.text import TextEncoder
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage ("decode", "encode", "text", "select", "conditions", "step", "vocode") and done of how many."""
@@ -105,7 +106,7 @@ class Session:
 
         `duration_s` None is the bundle's default, 8 s. Raises `RequestError`, `MediaError`, `Cancelled`.
         """
-        from .video import read_clip
+        from selva_runtime.media.video import read_clip
 
         duration_s = self._defaults.duration_s if duration_s is None else duration_s
         check_span(start_s, duration_s, self._rules.min_duration_s, self._rules.max_duration_s)

@@ -15,10 +15,10 @@ from threading import Event
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
-from .bundle import Bundle
-from .errors import BundleError, RequestError
-from .executor import Array, Executor, Tensor
-from .recent import Recent
+from selva_bundle.bundle import Bundle
+from selva_bundle.errors import BundleError, RequestError
+from selva_runtime.backends.executor import Array, Executor, Tensor
+from selva_runtime.recent import Recent
 
 MAX_PROMPT_CHARACTERS = 1000
 _CACHED_PROMPTS = 64

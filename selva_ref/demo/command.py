@@ -13,7 +13,7 @@ import click
 if TYPE_CHECKING:
     from selva_ref.demo.workshop import Workshop
 
-from selva_runtime.command import SETTINGS, OneLineCommand
+from selva_runtime.command.base import SETTINGS, OneLineCommand
 
 _LANES = {
     "sound": (("vae", "vae"), ("vocoder", "vocoder_true"), ("voicing", "vocoder"), ("listener", "listener")),
@@ -100,13 +100,11 @@ def _ablations(shop: Workshop) -> None:
 
 
 def _export(out: Path) -> None:
-    from selva_export.bundle import ExportRequest, export_bundle
-    from selva_ref.presets import PRESETS
-
+    """By the command that a user would take: the export knows this package, so this package does not know it."""
     bundle = out / "bundle"
     if not bundle.exists():
-        request = ExportRequest(
-            preset=PRESETS["demo"], precision="fp32", checkpoints=out, out=bundle, half_weights=True
-        )
-        export_bundle(request, say=lambda line: click.echo(line, err=True))
+        options = ["--preset", "demo", "--checkpoints", str(out), "--half-weights", "--out", str(bundle)]
+        export = [sys.executable, "-m", "selva_export.cli", *options]
+        if subprocess.run(export, stdout=sys.stderr.fileno(), check=False).returncode:
+            raise click.ClickException("the export failed; its own lines above say why")
     click.echo(f"sealed {bundle}")

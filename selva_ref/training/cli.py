@@ -14,8 +14,8 @@ import click
 
 from selva_ref.demo.command import demo
 from selva_ref.presets import PRESETS
-from selva_runtime.command import SETTINGS, OneLineCommand
-from selva_runtime.progress import ProgressBars
+from selva_runtime.command.base import SETTINGS, OneLineCommand
+from selva_runtime.command.progress import ProgressBars
 
 _PATH = click.Path(path_type=Path)
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from selva_bundle.errors import MediaError, MediaNotFoundError, SelvaError
+from selva_bundle.lengths import SequenceRules
 from selva_ref.training.errors import SkippedClip
 from selva_ref.training.sound import read_sound
-from selva_runtime.errors import MediaError, MediaNotFoundError, SelvaError
-from selva_runtime.sequence import SequenceRules
-from selva_runtime.video import VideoClip, read_clip
+from selva_runtime.media.video import VideoClip, read_clip
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

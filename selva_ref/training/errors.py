@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from selva_runtime.errors import SelvaError
+from selva_bundle.errors import SelvaError
 
 
 class TrainingError(SelvaError, ValueError):

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from selva_bundle.errors import SelvaError
+from selva_bundle.lengths import SequenceRules
 from selva_ref.training.clips import read_frames
 from selva_ref.training.draws import held_out_generator, item_at, item_generator, split
 from selva_ref.training.errors import TrainingError
 from selva_ref.training.mixing import different_label, draw_share, side_by_side
 from selva_ref.training.settings import RunSettings
 from selva_ref.training.store import Features
-from selva_runtime.errors import SelvaError
-from selva_runtime.sequence import SequenceRules
 
 NULL_PROBABILITY = 0.1
 """How often the generator's video, and independently its text, is the learned empty one."""

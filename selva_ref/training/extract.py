@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from selva_bundle.lengths import SequenceRules
 from selva_ref.checkpoints import written_whole
 from selva_ref.pipeline import sequence_rules
 from selva_ref.presets import Preset
@@ -34,7 +35,6 @@ from selva_ref.training.store import (
     write_table,
 )
 from selva_ref.training.workers import in_order
-from selva_runtime.sequence import SequenceRules
 
 FLUSH_CLIPS = 16
 """Features go to disk, and then the journal says so, this many clips at a time."""

@@ -15,8 +15,8 @@ from av.container import InputContainer
 from numpy.typing import NDArray
 
 from selva_ref.training.errors import SkippedClip
-from selva_runtime.audio import check_rate, resample
-from selva_runtime.media import AV_ERRORS, open_media, packets
+from selva_runtime.media.audio import check_rate, resample
+from selva_runtime.media.container import AV_ERRORS, open_media, packets
 
 SILENCE_PEAK = 1e-3
 """A clip that never gets louder than -60 dB of full scale is silent."""

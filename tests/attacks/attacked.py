@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from selva_runtime.errors import SelvaError
-from selva_runtime.mux import mux
-from selva_runtime.video import read_clip
+from selva_bundle.errors import SelvaError
+from selva_runtime.media.mux import mux
+from selva_runtime.media.video import read_clip
 
 LIMIT_S = 60
 MUX_EVERY = 3

@@ -1,0 +1,266 @@
+"""The bundle's manifest.json as typed values.
+
+Nothing vouches for this one file, so it is parsed strictly: its size is bounded, every name is plain and relative,
+every number that the runtime uses is checked here, and whatever does not fit raises `BundleError`.
+Unknown keys of a known format version are ignored, so that later exporters can add to it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+from selva_bundle.errors import BundleError
+from selva_bundle.lengths import SequenceRules
+from selva_bundle.ports import PORTS, Port, check_ports, known_sizes
+
+FORMAT = "selva-bundle"
+FORMAT_VERSION = 2
+"""1 had the sync features at the latent's rate."""
+MAX_MANIFEST_BYTES = 4_000_000
+GRAPHS = tuple(PORTS)
+
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*(/[A-Za-z0-9_][A-Za-z0-9._+-]*)*")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_RESERVED = ("manifest.json", "engines/")
+MAX_STEPS = 1000
+MAX_GUIDANCE = 100.0
+_MAX_TOKEN_ID = 2**31 - 1
+_MAX_FILE_BYTES = 1 << 40
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileEntry:
+    """What a file of the bundle must be."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graph:
+    """One network: where it lies and what it takes and gives."""
+
+    name: str
+    file: str
+    data: tuple[str, ...]
+    """Files that hold the graph's weights outside the ONNX file."""
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextRules:
+    """How prompts become token ids."""
+
+    t5_tokenizer: str
+    t5_max_tokens: int
+    clip_tokenizer: str
+    clip_tokens: int
+    """Length that every CLIP prompt is cut or padded to."""
+    clip_pad_id: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Defaults:
+    """What the exporter found to work well."""
+
+    steps: int = 25
+    guidance: float = 4.5
+    duration_s: float = 8.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """All of manifest.json that the runtime acts on."""
+
+    preset: str
+    precision: str
+    weights: str
+    """"official", "trained" or "random"."""
+    notice: str
+    sequence: SequenceRules
+    defaults: Defaults
+    text: TextRules
+    graphs: Mapping[str, Graph]
+    files: Mapping[str, FileEntry]
+    hears: tuple[str, ...]
+    """Plain prompts, one for each kind of sound, of a model that knows only these; empty for one without bounds."""
+    words: tuple[str, ...]
+    """All words that such a model was trained with."""
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Parse a manifest; raises `BundleError` that says what is wrong with it."""
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_MANIFEST_BYTES + 1)
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error.strerror}") from error
+    if len(raw) > MAX_MANIFEST_BYTES:
+        raise BundleError(f"{path} is larger than {MAX_MANIFEST_BYTES} bytes; export the bundle again")
+    try:
+        return _manifest(_section(_loads(raw), "the manifest"))
+    except (ValueError, KeyError, RecursionError) as error:
+        if isinstance(error, BundleError):
+            raise BundleError(f"{path}: {error}") from error
+        detail = f"{error} is missing" if isinstance(error, KeyError) else str(error).splitlines()[0]
+        raise BundleError(f"{path} is damaged ({detail}); export the bundle again") from error
+
+
+def _loads(raw: bytes) -> object:
+    def no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        section = dict(pairs)
+        if len(section) != len(pairs):
+            raise ValueError("a name is given twice")
+        return section
+
+    def no_constant(name: str) -> NoReturn:
+        raise ValueError(f"{name} is not a number")
+
+    return json.loads(raw.decode("utf-8"), object_pairs_hook=no_duplicates, parse_constant=no_constant)
+
+
+def _manifest(top: dict[str, Any]) -> Manifest:
+    if top.get("format") != FORMAT:
+        raise BundleError(f"this is not a {FORMAT} manifest; make one with selva-export")
+    version = top.get("format_version")
+    if version != FORMAT_VERSION or isinstance(version, bool):
+        what, mend = ("out of date", "export the bundle again") if version == 1 else ("unknown", "update selva-deploy")
+        raise BundleError(f"format version {version!r} is {what}: this runtime reads {FORMAT_VERSION}; {mend}")
+    files = {_file_name(name): _file_entry(name, entry) for name, entry in _section(top["files"], "files").items()}
+    listed = _section(top["graphs"], "graphs")
+    if missing := [name for name in GRAPHS if name not in listed]:
+        raise ValueError(f"no graph {', '.join(missing)}")
+    sequence: SequenceRules = _record(SequenceRules, _section(top["sequence"], "sequence"))
+    text = _text_rules(_section(top["text"], "text"), files)
+    graphs = {name: _graph(name, _section(listed[name], f"graph {name}"), files) for name in GRAPHS}
+    sizes = known_sizes(sequence, text.clip_tokens)
+    for name, graph in graphs.items():
+        check_ports(name, graph.inputs, graph.outputs, sizes)
+    return Manifest(
+        preset=_text(top["preset"], "preset"),
+        precision=_text(top["precision"], "precision"),
+        weights=_text(top["weights"], "weights"),
+        notice=" ".join(_text(top["notice"], "notice").split()),
+        sequence=sequence,
+        defaults=_defaults(_section(top.get("defaults", {}), "defaults"), sequence),
+        text=text,
+        graphs=graphs,
+        files=files,
+        hears=_texts(top.get("hears", []), "hears"),
+        words=_texts(top.get("words", []), "words"),
+    )
+
+
+def _record(kind: type[Any], section: dict[str, Any]) -> Any:
+    """A dataclass from the keys of `section` that it knows."""
+    known = {field.name for field in fields(kind)}
+    try:
+        return kind(**{name: value for name, value in section.items() if name in known})
+    except TypeError as error:
+        raise ValueError(str(error).partition("() ")[2] or str(error)) from error
+
+
+def _graph(name: str, section: dict[str, Any], files: Mapping[str, FileEntry]) -> Graph:
+    return Graph(
+        name=name,
+        file=_listed(section["file"], files),
+        data=tuple(_listed(item, files) for item in _list(section.get("data", []), f"data of graph {name}")),
+        inputs=_ports(section["inputs"], f"inputs of graph {name}"),
+        outputs=_ports(section["outputs"], f"outputs of graph {name}"),
+    )
+
+
+def _ports(value: object, what: str) -> tuple[Port, ...]:
+    ports = []
+    for item in _list(value, what):
+        section = _section(item, what)
+        shape = tuple(_list(section["shape"], what))
+        if not all(isinstance(size, str) or _is_count(size) for size in shape):
+            raise ValueError(f"{what}: shape {shape}")
+        ports.append(Port(name=_text(section["name"], what), dtype=_text(section["dtype"], what), shape=shape))
+    return tuple(ports)
+
+
+def _text_rules(section: dict[str, Any], files: Mapping[str, FileEntry]) -> TextRules:
+    t5, clip = _section(section["t5"], "text.t5"), _section(section["clip"], "text.clip")
+    counts = {"text.t5.max_tokens": t5["max_tokens"], "text.clip.tokens": clip["tokens"]}
+    for what, value in counts.items():
+        if not _is_count(value) or not 3 <= value <= 65536:
+            raise ValueError(f"{what} is {value!r}")
+    if not _is_count(clip["pad_id"]) or clip["pad_id"] > _MAX_TOKEN_ID:
+        raise ValueError(f"text.clip.pad_id is {clip['pad_id']!r}")
+    return TextRules(
+        t5_tokenizer=_listed(t5["tokenizer"], files),
+        t5_max_tokens=t5["max_tokens"],
+        clip_tokenizer=_listed(clip["tokenizer"], files),
+        clip_tokens=clip["tokens"],
+        clip_pad_id=clip["pad_id"],
+    )
+
+
+def _defaults(section: dict[str, Any], sequence: SequenceRules) -> Defaults:
+    defaults: Defaults = _record(Defaults, section)
+    ranges = {
+        "steps": (1, MAX_STEPS),
+        "guidance": (0, MAX_GUIDANCE),
+        "duration_s": (sequence.min_duration_s, sequence.max_duration_s),
+    }
+    for name, (low, high) in ranges.items():
+        value = getattr(defaults, name)
+        kinds = int if name == "steps" else (int, float)
+        if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
+            raise ValueError(f"defaults.{name} is {value!r:.40}, not a number from {low:g} to {high:g}")
+    return defaults
+
+
+def _file_name(name: str) -> str:
+    if not _PLAIN_NAME.fullmatch(name) or name.startswith(_RESERVED):
+        raise BundleError(f"the file name {name!r} is not a plain relative path inside the bundle; do not trust it")
+    return name
+
+
+def _file_entry(name: str, value: object) -> FileEntry:
+    section = _section(value, name)
+    sha256, size = section["sha256"], section["bytes"]
+    if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256) or not _is_count(size) or size > _MAX_FILE_BYTES:
+        raise ValueError(f"the entry of {name} has no SHA-256 or size")
+    return FileEntry(sha256=sha256, bytes=size)
+
+
+def _listed(value: object, files: Mapping[str, FileEntry]) -> str:
+    name = _file_name(_text(value, "a file name"))
+    if name not in files:
+        raise BundleError(f"{name} is used but not listed under files; export the bundle again")
+    return name
+
+
+def _section(value: object, what: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{what} is not an object")
+    return value
+
+
+def _list(value: object, what: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError(f"{what} is not a list")
+    return value
+
+
+def _texts(value: object, what: str) -> tuple[str, ...]:
+    return tuple(_text(item, what) for item in _list(value, what))
+
+
+def _text(value: object, what: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{what} is not a text")
+    return value
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

@@ -1,0 +1,129 @@
+"""The ports of every graph, and whether a manifest's graphs have them.
+
+Backends allocate memory and bind addresses by what the manifest says of a port, so all of it is compared with this
+table when a bundle is opened: names, element types, ranks, axes, and sizes that must be equal in several places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from selva_bundle.lengths import SequenceRules
+
+_AXES = frozenset({"prompts", "tokens", "stems", "2*stems", "segments", "latent", "clip"})
+"""Axes whose size may differ from run to run."""
+_MAX_SIZE = 1_000_000
+Size = int | str
+"""A number where the size is fixed, the name of an axis where it may vary; "2*stems" is a multiple of one."""
+
+PORTS = {
+    "text_t5": (
+        "ids int64 prompts tokens; mask bool prompts tokens",
+        "features float32 prompts tokens T5_WIDTH",
+    ),
+    "text_clip": (
+        "ids int64 prompts CLIP_TOKENS",
+        "features float32 prompts CLIP_TOKENS CLIP_WIDTH",
+    ),
+    "video_backbone": (
+        "segments uint8 segments SEGMENT_FRAMES 3 IMAGE_SIZE IMAGE_SIZE",
+        "tokens float32 segments TOKENS_PER_SEGMENT VIDEO_WIDTH",
+    ),
+    "video_select": (
+        "tokens float32 segments TOKENS_PER_SEGMENT VIDEO_WIDTH; text float32 stems tokens T5_WIDTH; "
+        "mask bool stems tokens",
+        "sync float32 stems SYNC SYNC_WIDTH",
+    ),
+    "conditions": (
+        "sync float32 stems SYNC SYNC_WIDTH; text float32 stems CLIP_TOKENS CLIP_WIDTH; "
+        "negative_text float32 1 CLIP_TOKENS CLIP_WIDTH; use_negative bool 1; "
+        "latent_positions float32 latent; clip_positions float32 clip",
+        "sync_f float32 stems SYNC WIDTH; clip_f float32 2*stems clip WIDTH; "
+        "text_f float32 2*stems CLIP_TOKENS WIDTH; global_f float32 2*stems WIDTH; "
+        "latent_rope float32 latent 2 HALF_HEAD; clip_rope float32 clip 2 HALF_HEAD",
+    ),
+    "guided_step": (
+        "latents float32 stems latent LATENT_WIDTH; t float32 1; dt float32 1; guidance float32 1; "
+        "sync_row int64 2*stems latent; sync_f float32 stems SYNC WIDTH; clip_f float32 2*stems clip WIDTH; "
+        "text_f float32 2*stems CLIP_TOKENS WIDTH; global_f float32 2*stems WIDTH; "
+        "latent_rope float32 latent 2 HALF_HEAD; clip_rope float32 clip 2 HALF_HEAD",
+        "next_latents float32 stems latent LATENT_WIDTH",
+    ),
+    "decoder": (
+        "latents float32 stems latent LATENT_WIDTH",
+        "audio float32 stems SAMPLES",
+    ),
+}
+"""Graph → inputs, outputs: "name dtype size size …", separated by semicolons. A size is a number, an axis, or, in
+capitals, a size that the bundle chooses and that is the same wherever its name stands."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Port:
+    """One input or output of a graph."""
+
+    name: str
+    dtype: str
+    """NumPy's name of the element type."""
+    shape: tuple[Size, ...]
+
+    def sizes(self, axes: Mapping[str, int]) -> tuple[int, ...]:
+        """The shape with `axes` filled in."""
+        return tuple(factor * axes[axis] if axis else factor for factor, axis in map(split_axis, self.shape))
+
+
+def split_axis(size: Size) -> tuple[int, str]:
+    """ "2*stems" → (2, "stems"); "stems" → (1, "stems"); 16 → (16, "")."""
+    if isinstance(size, int):
+        return size, ""
+    factor, _, axis = size.rpartition("*")
+    return int(factor or 1), axis
+
+
+def check_ports(graph: str, inputs: tuple[Port, ...], outputs: tuple[Port, ...], sizes: dict[str, Size]) -> None:
+    """Compare a graph's ports with the table.
+
+    `sizes` holds what is known of the sizes in capitals and receives those that are met here for the first time.
+
+    Raises:
+        ValueError: says which port differs, and what was expected.
+    """
+    for ports, expected, kind in zip((inputs, outputs), PORTS[graph], ("inputs", "outputs"), strict=True):
+        rows = [row.split() for row in expected.split("; ")]
+        names = [name for name, *_ in rows]
+        if [port.name for port in ports] != names:
+            found = ", ".join(port.name for port in ports)
+            raise ValueError(f"the {kind} of graph {graph} are {found or 'none'}, not {', '.join(names)}")
+        for port, (_, dtype, *shape) in zip(ports, rows, strict=True):
+            where = f"{port.name} of graph {graph}"
+            if port.dtype != dtype:
+                raise ValueError(f"{where} is {port.dtype:.40}, not {dtype}")
+            if len(port.shape) != len(shape):
+                raise ValueError(f"{where} has {len(port.shape)} axes, not {len(shape)}")
+            for found_size, wanted in zip(port.shape, shape, strict=True):
+                _check_size(where, found_size, wanted, sizes)
+
+
+def _check_size(where: str, found: Size, wanted: str, sizes: dict[str, Size]) -> None:
+    expected: Size
+    if wanted.isupper():
+        if wanted not in sizes and (isinstance(found, str) or not 1 <= found <= _MAX_SIZE):
+            raise ValueError(f"{where} has an axis of {found!r:.40}, not a size from 1 to {_MAX_SIZE}")
+        expected = sizes.setdefault(wanted, found)
+    else:
+        expected = wanted if wanted in _AXES else int(wanted)
+    if found != expected:
+        raise ValueError(f"{where} has an axis of {found!r:.40}, not {expected!r}")
+
+
+def known_sizes(sequence: SequenceRules, clip_tokens: int) -> dict[str, Size]:
+    """The sizes in capitals that follow from the manifest's `sequence` and the length of a CLIP prompt."""
+    return {
+        "CLIP_TOKENS": clip_tokens,
+        "SEGMENT_FRAMES": sequence.segment_frames,
+        "IMAGE_SIZE": sequence.image_size,
+        "SYNC": f"{sequence.sync_per_segment}*segments",
+        "LATENT_WIDTH": sequence.latent_width,
+        "SAMPLES": f"{2 * sequence.hop}*latent",
+    }

@@ -1,0 +1,129 @@
+"""The backends by name, and which one `auto` takes. An explicit choice is met or refused, never replaced."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+
+from selva_bundle.bundle import Bundle
+from selva_bundle.errors import BackendError
+from selva_runtime.backends.executor import BF16, EXACT, CpuSettings, Executor
+from selva_runtime.backends.gpu.cuda_device import CudaDevice, gpu_is_there
+from selva_runtime.backends.gpu.device_array import Space
+
+_ON_GPU = ("tensorrt", "cuda")
+"""Fastest first."""
+_WITH_BF16 = ("openvino",)
+TITLES = {
+    "cpu": "CPU",
+    "openvino": "CPU with OpenVINO",
+    "cuda": "NVIDIA GPU with CUDA",
+    "tensorrt": "NVIDIA GPU with TensorRT",
+}
+"""The backends as a person calls them."""
+_X86 = {"x86_64", "amd64"}
+_WORTH_COMPILING_BYTES = 200_000_000
+"""Below, as the toy demo is, OpenVINO takes longer to compile a bundle than it saves on a stem."""
+
+
+def make_executor(bundle: Bundle, backend: str, threads: int | None, precision: str = EXACT) -> Executor:
+    """The executor called `backend` ("auto": the best there is); raises `BackendError` when there is none."""
+    if backend not in ("auto", *BACKENDS):
+        raise BackendError(f"no backend {backend!r}; choose one of auto, {', '.join(BACKENDS)}")
+    settings = CpuSettings(threads=threads, precision=precision)
+    if backend == "auto":
+        return best(bundle, settings)
+    return make(backend, bundle, settings, "asked for")
+
+
+def make(name: str, bundle: Bundle, settings: CpuSettings, reason: str) -> Executor:
+    """The backend of this name; raises `BackendError` where it cannot do what the settings ask for."""
+    if settings.precision == BF16 and name not in _WITH_BF16:
+        raise BackendError(
+            f"the {name} backend cannot compute in bf16 (ONNX Runtime has no bfloat16 on x86, engines have their own "
+            "precision); choose the backend openvino (pip install 'selva-deploy[openvino]'), or the precision exact"
+        )
+    return MAKERS[name](bundle, settings, reason)
+
+
+def best(bundle: Bundle, settings: CpuSettings) -> Executor:
+    """The fastest backend that runs this bundle here. Its reason says what was passed over and why, its notice in short
+    what a user should know or can mend."""
+    if settings.precision == BF16:
+        return _noted(make("openvino", bundle, settings, "the one that computes in bf16"), "it computes in bfloat16")
+    try:
+        CudaDevice()
+    except BackendError as error:
+        short = f"the NVIDIA GPU here cannot be used: {error}" if gpu_is_there() else "no NVIDIA GPU found"
+        return _noted(_best_on_cpu(bundle, settings, f"no GPU backend: {error}"), short)
+    refused: list[str] = []
+    for name in _ON_GPU:
+        try:
+            executor = make(name, bundle, settings, "; ".join(["the fastest that runs here", *refused]))
+            return _noted(executor, f"the faster {refused[0]}" if refused else "the fastest here")
+        except BackendError as error:
+            refused.append(f"{name}: {error}")
+    short = f"the NVIDIA GPU here cannot be used: {'; '.join(refused)}"
+    return _noted(_best_on_cpu(bundle, settings, "; ".join(refused)), short)
+
+
+def _noted(executor: Executor, short: str) -> Executor:
+    executor.notice = f"{TITLES[executor.backend]} ({short})"
+    return executor
+
+
+def _best_on_cpu(bundle: Bundle, settings: CpuSettings, why: str) -> Executor:
+    """OpenVINO where it was measured to be the faster: a bundle of full size, on x86."""
+    if platform.machine().lower() not in _X86 or _bytes(bundle) < _WORTH_COMPILING_BYTES:
+        return make("cpu", bundle, settings, why)
+    try:
+        return make("openvino", bundle, settings, f"{why}; OpenVINO is faster than ONNX Runtime on x86")
+    except BackendError as error:
+        return make("cpu", bundle, settings, f"{why}; slower than openvino: {error}")
+
+
+def _bytes(bundle: Bundle) -> int:
+    return sum(file.bytes for file in bundle.manifest.files.values())
+
+
+def _cpu(bundle: Bundle, settings: CpuSettings, reason: str) -> Executor:
+    from selva_runtime.backends.onnx_cpu import OnnxCpuExecutor
+
+    return OnnxCpuExecutor(bundle, threads=settings.threads, reason=reason)
+
+
+def _openvino(bundle: Bundle, settings: CpuSettings, reason: str) -> Executor:
+    from selva_runtime.backends.openvino.executor import OpenVinoExecutor
+
+    return OpenVinoExecutor(bundle, threads=settings.threads, precision=settings.precision, reason=reason)
+
+
+def _cuda(bundle: Bundle, _settings: CpuSettings, reason: str) -> Executor:
+    from selva_runtime.backends.gpu.executor import DeviceExecutor
+    from selva_runtime.backends.gpu.onnx_graphs import OnnxGraphs
+
+    device = CudaDevice()
+    graphs = OnnxGraphs(bundle, device)
+    what = f"{reason}; on {device.name}{graphs.shortfall}"
+    return DeviceExecutor(bundle, Space(device), graphs, backend="cuda", reason=what)
+
+
+def _tensorrt(bundle: Bundle, _settings: CpuSettings, reason: str) -> Executor:
+    from selva_runtime.backends.gpu.executor import DeviceExecutor
+    from selva_runtime.backends.gpu.tensorrt_graphs import open_graphs
+
+    device = CudaDevice()
+    space = Space(device)
+    graphs = open_graphs(bundle, device, space)
+    what = f"{reason}; {graphs.library} on {device.name}"
+    return DeviceExecutor(bundle, space, graphs, backend="tensorrt", reason=what)
+
+
+MAKERS: dict[str, Callable[[Bundle, CpuSettings, str], Executor]] = {
+    "cpu": _cpu,
+    "openvino": _openvino,
+    "cuda": _cuda,
+    "tensorrt": _tensorrt,
+}
+"""Each takes the bundle, what the CPU is to be used for, and the reason for the choice; raises `BackendError`."""
+BACKENDS = tuple(MAKERS)

@@ -1,0 +1,176 @@
+"""An NVIDIA GPU through cuda-python: memory, one stream, events and CUDA graphs.
+
+cuda-python is an extra, imported here alone. The GPU is CUDA's device 0 (CUDA_VISIBLE_DEVICES chooses which that is),
+in the process's own context, so that pointers and streams of PyTorch, CuPy and most other programs fit.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import weakref
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from selva_bundle.errors import BackendError, DeviceMemoryError, RequestError
+
+_OUT_OF_MEMORY = ("cudaErrorMemoryAllocation",)
+_NO_GPU = {
+    "cudaErrorNoDevice": "see CUDA_VISIBLE_DEVICES",
+    "cudaErrorInsufficientDriver": "install NVIDIA's driver 580 or newer",
+    "cudaErrorStubLibrary": "install NVIDIA's driver 580 or newer",
+}
+"""What CUDA says where no GPU can be reached, and what helps."""
+_NVIDIA, _DISPLAY = "0x10de", "0x03"
+"""PCI's vendor, and how the class of anything that draws or computes begins."""
+
+
+def gpu_is_there(devices: Path = Path("/sys/bus/pci/devices")) -> bool:
+    """Whether the machine seems to have an NVIDIA GPU, whatever CUDA says: by its driver's tool or on the PCI bus."""
+    if shutil.which("nvidia-smi"):
+        return True
+    kinds = ((device / "vendor", device / "class") for device in (devices.iterdir() if devices.is_dir() else ()))
+    return any(
+        vendor.is_file() and vendor.read_text().strip() == _NVIDIA and kind.read_text().startswith(_DISPLAY)
+        for vendor, kind in kinds
+    )
+
+
+class CudaDevice:
+    """See `device.Device`. Raises `BackendError` where there is no GPU, no driver or no cuda-python."""
+
+    kind = "cuda"
+
+    def __init__(self) -> None:
+        self._cuda = _import_cuda()
+        count = self._call("cudaGetDeviceCount")
+        if count == 0:
+            raise BackendError("no NVIDIA GPU is visible (see CUDA_VISIBLE_DEVICES)")
+        self._call("cudaSetDevice", 0)
+        self.name, self.capability = self._properties()
+        self.stream = int(self._call("cudaStreamCreateWithFlags", self._cuda.cudaStreamNonBlocking))
+        """Handle of the one stream that all of a session's work goes through."""
+        weakref.finalize(self, self._cuda.cudaStreamDestroy, self.stream).atexit = False
+
+    @property
+    def free_bytes(self) -> int:
+        """Memory of the GPU that nobody uses."""
+        free, _ = self._call("cudaMemGetInfo")
+        return int(free)
+
+    def allocate(self, nbytes: int) -> int:
+        """See `Device.allocate`."""
+        return int(self._call("cudaMalloc", nbytes))
+
+    def free(self, pointer: int) -> None:
+        """See `Device.free`: CUDA itself waits for the whole device first."""
+        self._call("cudaFree", pointer)
+
+    def staging(self, nbytes: int) -> npt.NDArray[np.uint8]:
+        """See `Device.staging`."""
+        pointer = int(self._call("cudaHostAlloc", nbytes, self._cuda.cudaHostAllocDefault))
+        memory = (ctypes.c_uint8 * nbytes).from_address(pointer)
+        weakref.finalize(memory, self._cuda.cudaFreeHost, pointer).atexit = False
+        return np.ctypeslib.as_array(memory)
+
+    def copy(self, target: int, source: int, nbytes: int) -> None:
+        """See `Device.copy`."""
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDefault
+        self._call("cudaMemcpyAsync", target, source, nbytes, kind, self.stream)
+
+    def enqueue(self, work: Callable[[], None]) -> None:
+        """See `Device.enqueue`."""
+        work()
+
+    def mark(self) -> Any:
+        """See `Device.mark`."""
+        return self._record(self.stream)
+
+    def wait(self, mark: Any) -> None:
+        """See `Device.wait`."""
+        self._call("cudaEventSynchronize", mark.event)
+
+    def synchronise(self) -> None:
+        """See `Device.synchronise`."""
+        self._call("cudaStreamSynchronize", self.stream)
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        """See `Device.record`: a CUDA graph. Other threads may go on using the GPU meanwhile."""
+        self._call(
+            "cudaStreamBeginCapture", self.stream, self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        )
+        try:
+            work()
+        except BaseException:
+            self._cuda.cudaStreamEndCapture(self.stream)
+            raise
+        graph = self._call("cudaStreamEndCapture", self.stream)
+        try:
+            executable = self._call("cudaGraphInstantiate", graph, 0)
+        finally:
+            self._cuda.cudaGraphDestroy(graph)
+
+        def replay() -> None:
+            self._call("cudaGraphLaunch", executable, self.stream)
+
+        weakref.finalize(replay, self._cuda.cudaGraphExecDestroy, executable).atexit = False
+        self._call("cudaGraphUpload", executable, self.stream)
+        return replay
+
+    def after(self, stream: int) -> None:
+        """See `Device.after`. 0 and 1 are CUDA's default stream, 2 the calling thread's."""
+        self._call("cudaStreamWaitEvent", self.stream, self._record(stream).event, 0)
+
+    def check_pointer(self, pointer: int) -> None:
+        """See `Device.check_pointer`."""
+        kinds = self._cuda.cudaMemoryType
+        found = self._call("cudaPointerGetAttributes", pointer)
+        if found.type not in (kinds.cudaMemoryTypeDevice, kinds.cudaMemoryTypeManaged) or found.device != 0:
+            raise RequestError(f"the array is not in the memory of {self.name}, which this session runs on; copy it")
+
+    def _record(self, stream: int) -> _Mark:
+        mark = _Mark(self._call("cudaEventCreateWithFlags", self._cuda.cudaEventDisableTiming))
+        weakref.finalize(mark, self._cuda.cudaEventDestroy, mark.event).atexit = False
+        self._call("cudaEventRecord", mark.event, stream)
+        return mark
+
+    def _properties(self) -> tuple[str, str]:
+        found = self._call("cudaGetDeviceProperties", 0)
+        return found.name.decode(errors="replace").rstrip("\0"), f"{found.major}.{found.minor}"
+
+    def _call(self, function: str, *arguments: Any) -> Any:
+        error, *values = getattr(self._cuda, function)(*arguments)
+        if error != self._cuda.cudaError_t.cudaSuccess:
+            self._cuda.cudaGetLastError()  # else the next call would report it again
+            kind = DeviceMemoryError if error.name in _OUT_OF_MEMORY else BackendError
+            raise kind(_message(self._cuda, function, error))
+        return values[0] if len(values) == 1 else tuple(values)
+
+
+class _Mark:
+    """A recorded event; the binding's own object takes no finaliser."""
+
+    def __init__(self, event: Any) -> None:
+        self.event = event
+
+
+def _import_cuda() -> Any:
+    try:
+        return import_module("cuda.bindings.runtime")
+    except Exception as error:  # missing, or a broken installation, which raises what it likes
+        missing = "cuda-python is not installed" if isinstance(error, ImportError) else f"cuda-python fails ({error})"
+        raise BackendError(f"{missing}; GPU backends need it: pip install 'selva-deploy[gpu]'") from error
+
+
+def _message(cuda: Any, function: str, error: Any) -> str:
+    if error.name in _OUT_OF_MEMORY:
+        return "the GPU is out of memory; close other programs, or choose fewer prompts or a shorter duration"
+    if error.name in _NO_GPU:
+        return f"no NVIDIA GPU with a driver for CUDA 13 can be used here ({error.name}); {_NO_GPU[error.name]}"
+    _, text = cuda.cudaGetErrorString(error)
+    return f"CUDA: {function} failed: {text.decode(errors='replace')} ({error.name})"

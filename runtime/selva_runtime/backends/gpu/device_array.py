@@ -1,0 +1,225 @@
+"""Arrays that live on a device, and the memory that they come from.
+
+A `DeviceArray` goes where a NumPy array goes in this package: its first axis can be sliced (a view) and assigned to
+(a queued copy), and NumPy functions read it. Freed blocks are used again, in the order of the one queue, so that a
+session that has met a length before allocates nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from selva_bundle.errors import BackendError, DeviceMemoryError
+from selva_runtime.backends.gpu.device import Device
+
+Array = npt.NDArray[Any]
+STAGING_BYTES = 32 * 2**20
+_IDLE_BYTES = 2**30
+"""Most freed memory that is kept for later."""
+_BLOCK_BYTES = 512
+
+
+class Block:
+    """A piece of device memory. `given_out` is set once a program outside may be using it, in its own order."""
+
+    def __init__(self, pointer: int, nbytes: int, owner: object = None) -> None:
+        self.pointer = pointer
+        self.nbytes = nbytes
+        self.owner = owner
+        """Of memory that is not ours: the object that keeps it."""
+        self.state = {"given_out": False}
+
+
+class _Returned:
+    """Blocks that nothing refers to any more. While their space lives they are only noted here: a finaliser may run
+    amid anything, a recording included, where a call to free memory would do harm."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._notes: deque[tuple[int, int, bool]] = deque()
+        self._closed = False
+
+    def add(self, pointer: int, nbytes: int, state: dict[str, bool]) -> None:
+        """Called when a block is no more."""
+        if self._closed:
+            self._release(pointer)
+        else:
+            self._notes.append((pointer, nbytes, state["given_out"]))
+
+    def take(self) -> Iterator[tuple[int, int, bool]]:
+        """(pointer, bytes, given out) of each."""
+        while self._notes:
+            yield self._notes.popleft()
+
+    def close(self, free: dict[int, list[int]]) -> None:
+        """The space is no more: neither are its blocks."""
+        self._closed = True
+        for pointer in [pointer for idle in free.values() for pointer in idle] + [note[0] for note in self.take()]:
+            self._release(pointer)
+
+    def _release(self, pointer: int) -> None:
+        with suppress(BackendError):
+            self._device.free(pointer)
+
+
+class Space:
+    """The memory of one device: blocks, and the staging memory that host data passes through."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self._free: dict[int, list[int]] = {}
+        self._returned = _Returned(device)
+        self._staging: npt.NDArray[np.uint8] | None = None
+        self._staged = 0
+        weakref.finalize(self, self._returned.close, self._free).atexit = False
+
+    def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> DeviceArray:
+        """A new array, its values undefined; raises `DeviceMemoryError`."""
+        return DeviceArray(self, self.block(math.prod(shape) * np.dtype(dtype).itemsize), 0, shape, np.dtype(dtype))
+
+    def block(self, nbytes: int) -> Block:
+        """At least `nbytes`, given back when nothing refers to it any more; raises `DeviceMemoryError`."""
+        self._take_back()
+        size = max(1, math.ceil(nbytes / _BLOCK_BYTES)) * _BLOCK_BYTES
+        idle = self._free.get(size)
+        block = Block(idle.pop() if idle else self._allocate(size), size)
+        weakref.finalize(block, self._returned.add, block.pointer, size, block.state).atexit = False
+        return block
+
+    def view(self, pointer: int, shape: tuple[int, ...], dtype: npt.DTypeLike, owner: object) -> DeviceArray:
+        """An array in memory that `owner` keeps."""
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        return DeviceArray(self, Block(pointer, size, owner), 0, shape, np.dtype(dtype))
+
+    def put(self, values: Array) -> DeviceArray:
+        """A copy of `values` on the device."""
+        array = self.empty(values.shape, values.dtype)
+        self.write(array, values)
+        return array
+
+    def write(self, target: DeviceArray, values: Array | DeviceArray) -> None:
+        """Queue a copy into `target`. NumPy values may change at once: they are in the staging memory by then."""
+        if values.shape != target.shape or values.dtype != target.dtype:
+            raise BackendError(f"{values.dtype} {values.shape} does not go into {target.dtype} {target.shape}")
+        if isinstance(values, DeviceArray) and values.space.device.kind == self.device.kind:
+            self.device.copy(target.pointer, values.pointer, target.nbytes)
+            return
+        source = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+        for start in range(0, len(source), STAGING_BYTES):
+            piece = source[start : start + STAGING_BYTES]
+            staged = self._stage(len(piece))
+            staged[:] = piece
+            self.device.copy(target.pointer + start, staged.ctypes.data, len(piece))
+
+    def read(self, array: DeviceArray) -> Array:
+        """A NumPy copy; waits for all queued work."""
+        values = np.empty(array.shape, array.dtype)
+        target = values.reshape(-1).view(np.uint8)
+        for start in range(0, len(target), STAGING_BYTES):
+            staged = self._stage(min(STAGING_BYTES, len(target) - start))
+            self.device.copy(staged.ctypes.data, array.pointer + start, len(staged))
+            self.device.synchronise()
+            target[start : start + len(staged)] = staged
+        return values
+
+    def trim(self) -> None:
+        """Give idle blocks back to the device."""
+        self._take_back()
+        self.device.synchronise()
+        for pointers in self._free.values():
+            while pointers:
+                self.device.free(pointers.pop())
+
+    def _allocate(self, size: int) -> int:
+        try:
+            return self.device.allocate(size)
+        except DeviceMemoryError:
+            self.trim()
+            return self.device.allocate(size)
+
+    def _take_back(self) -> None:
+        for pointer, size, given_out in self._returned.take():
+            idle = sum(each * len(pointers) for each, pointers in self._free.items())
+            if given_out or idle + size > _IDLE_BYTES:
+                self.device.free(pointer)
+            else:
+                self._free.setdefault(size, []).append(pointer)
+
+    def _stage(self, nbytes: int) -> npt.NDArray[np.uint8]:
+        if self._staging is None:
+            self._staging = self.device.staging(STAGING_BYTES)
+        if self._staged + nbytes > STAGING_BYTES:
+            self.device.synchronise()  # what was staged has been copied by then
+            self._staged = 0
+        piece = self._staging[self._staged : self._staged + nbytes]
+        self._staged += nbytes
+        return piece
+
+
+class DeviceArray:
+    """A contiguous array on a device. Reading one (`numpy.asarray`) waits for the work that makes it."""
+
+    def __init__(self, space: Space, block: Block, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self.space = space
+        self.shape = shape
+        self.dtype = dtype
+        self._block = block
+        self._offset = offset
+
+    @property
+    def pointer(self) -> int:
+        """Address on the device."""
+        return self._block.pointer + self._offset
+
+    @property
+    def nbytes(self) -> int:
+        """Size, bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        """For PyCUDA, CuPy, PyTorch, …: no copy is made, and the values are there (nothing to wait for)."""
+        self._block.state["given_out"] = True
+        return {
+            "shape": self.shape,
+            "typestr": self.dtype.str,
+            "data": (self.pointer, False),
+            "strides": None,
+            "stream": None,
+            "version": 3,
+        }
+
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
+        values = self.space.read(self)
+        return values if dtype is None else values.astype(dtype, copy=False)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, key: int | slice | None) -> DeviceArray:
+        if key is None:
+            return DeviceArray(self.space, self._block, self._offset, (1, *self.shape), self.dtype)
+        rows = range(len(self))[key]
+        row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
+        if isinstance(rows, int):
+            return DeviceArray(self.space, self._block, self._offset + rows * row_bytes, self.shape[1:], self.dtype)
+        if rows.step != 1:
+            raise IndexError("rows of a device array are taken one after the other")
+        offset = self._offset + rows.start * row_bytes
+        return DeviceArray(self.space, self._block, offset, (len(rows), *self.shape[1:]), self.dtype)
+
+    def __setitem__(self, key: int | slice, values: Array | DeviceArray) -> None:
+        self.space.write(self[key], values)

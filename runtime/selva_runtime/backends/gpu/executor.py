@@ -1,0 +1,165 @@
+"""An executor whose data stays on a device: the backends `cuda` and `tensorrt`, and their double on the CPU.
+
+Results of one graph feed the next where they lie. Only prompts' token ids, noise and frames go up; only latents (to
+be checked) and sound come down.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from threading import Event
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from selva_bundle.bundle import Bundle
+from selva_bundle.errors import DeviceMemoryError
+from selva_bundle.manifest import MAX_STEPS
+from selva_runtime.backends.axes import output_shapes
+from selva_runtime.backends.executor import Tensor, check_cancel, check_feeds
+from selva_runtime.backends.gpu.device import Graphs
+from selva_runtime.backends.gpu.device_array import Array, DeviceArray, Space
+from selva_runtime.backends.gpu.flow_plan import FlowPlan
+from selva_runtime.backends.gpu.foreign import adopt
+from selva_runtime.recent import Recent
+
+_PLANS = 4
+"""Combinations of stems and length whose buffers and recordings are kept."""
+_ALIGNMENT_BYTES = 256
+"""What TensorRT asks of an address."""
+T = TypeVar("T")
+
+
+class DeviceExecutor:
+    """See `Executor`. `recorded` false queues each step by itself."""
+
+    notice = ""
+    keeps_text_towers = True
+
+    def __init__(
+        self, bundle: Bundle, space: Space, graphs: Graphs, *, backend: str, reason: str, recorded: bool = True
+    ) -> None:
+        self.backend = backend
+        self.reason = reason
+        self.space = space
+        self.recorded = recorded
+        self.segments_per_batch = graphs.segments_per_batch
+        self.stems_per_batch = self.stems_per_decode = graphs.stems_per_batch
+        self._manifest = bundle.manifest
+        self._graphs = graphs
+        self._plans: Recent[tuple[Any, ...], FlowPlan] = Recent(_PLANS)
+
+    def load(self, name: str) -> None:
+        """See `Executor.load`."""
+        self._with_room(lambda: self._graphs.load(name))
+
+    def run(self, name: str, feeds: Mapping[str, Tensor], cancel: Event | None = None) -> dict[str, Tensor]:
+        """See `Executor.run`. It is done when this returns, so that a failure is known by its graph."""
+        check_cancel(cancel)
+        graph = self._manifest.graphs[name]
+        check_feeds(graph, feeds)
+        shapes = output_shapes(graph, {port: values.shape for port, values in feeds.items()})
+
+        def queue() -> dict[str, Tensor]:
+            inputs = {port: self._at_hand(values) for port, values in feeds.items()}
+            outputs = {port.name: self.space.empty(shapes[port.name], port.dtype) for port in graph.outputs}
+            self._graphs.bind(name, {**inputs, **outputs}, repeated=False)()
+            self.space.device.synchronise()
+            return dict(outputs)
+
+        return self._with_room(queue)
+
+    def release(self, name: str) -> None:
+        """See `Executor.release`."""
+        self._graphs.release(name)
+
+    def idle(self, name: str) -> None:
+        """See `Executor.idle`: engines that stay are what makes the next call fast."""
+
+    def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Tensor:
+        """See `Executor.empty`."""
+        return self._with_room(lambda: self.space.empty(shape, dtype))
+
+    def put(self, values: Tensor) -> Tensor:
+        """See `Executor.put`."""
+        return self._with_room(lambda: self._at_hand(values))
+
+    def adopt(self, array: Any) -> Tensor:
+        """See `Executor.adopt`."""
+        return adopt(self.space, array)
+
+    def after(self, stream: int) -> None:
+        """See `Executor.after`."""
+        self.space.device.after(stream)
+
+    def finish(self) -> None:
+        """See `Executor.finish`."""
+        self._graphs.save()
+
+    def loop(
+        self,
+        noise: Array,
+        conditions: Mapping[str, Tensor],
+        *,
+        steps: int,
+        guidance: float,
+        cancel: Event | None,
+        on_step: Callable[[], None],
+    ) -> Tensor:
+        """See `Loop`. One launch is always queued behind the one that runs, so the device never waits for Python."""
+        check_cancel(cancel)
+        given = {"latents": noise, **conditions}
+        plan = self._with_room(lambda: self._plan(given))
+        plan.start(given, steps=steps, guidance=guidance)
+        under_way: deque[tuple[Any, int]] = deque()
+        for first, count in plan.parts(steps):
+            check_cancel(cancel)
+            plan.launch(first, count)
+            under_way.append((self.space.device.mark(), count))
+            if len(under_way) > 1:
+                self._reach(*under_way.popleft(), on_step)
+        while under_way:
+            self._reach(*under_way.popleft(), on_step)
+        latents = self.space.empty(noise.shape, noise.dtype)
+        self.space.write(latents, plan.latents)
+        return latents
+
+    def _reach(self, mark: Any, steps: int, on_step: Callable[[], None]) -> None:
+        self.space.device.wait(mark)
+        for _ in range(steps):
+            on_step()
+
+    def _plan(self, given: Mapping[str, Tensor]) -> FlowPlan:
+        key = (self.recorded, *((name, values.shape) for name, values in sorted(given.items())))
+        if key not in self._plans:
+            graph = self._manifest.graphs["guided_step"]
+            sized = {port.name: given[port.name] for port in graph.inputs if port.name in given}
+            self._plans[key] = FlowPlan(
+                self.space, self._graphs, graph, sized, max_steps=MAX_STEPS, recorded=self.recorded
+            )
+        return self._plans[key]
+
+    def _at_hand(self, values: Tensor) -> DeviceArray:
+        """On this device, where a library can take it from."""
+        device = self.space.device
+        if isinstance(values, DeviceArray) and values.space.device.kind == device.kind:
+            if values.pointer % _ALIGNMENT_BYTES == 0:
+                return values
+            copy = self.space.empty(values.shape, values.dtype)
+            self.space.write(copy, values)
+            return copy
+        return self.space.put(np.asarray(values))
+
+    def _with_room(self, work: Callable[[], T]) -> T:
+        """`work`, once more after everything that can be made again was let go."""
+        try:
+            return work()
+        except DeviceMemoryError:
+            self.space.device.synchronise()
+            self._plans = Recent(_PLANS)
+            for name in ("text_t5", "text_clip"):
+                self._graphs.release(name)
+            self.space.trim()
+            return work()

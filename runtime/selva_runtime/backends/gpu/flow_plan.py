@@ -1,0 +1,87 @@
+"""The buffers and recordings of one flow: everything that its steps touch, at places that never move.
+
+A step is `guided_step` from fixed inputs, then a copy of its output over its input. A few steps are recorded as one
+launch (a CUDA graph), which is queued again and again: inside there is no allocation, no waiting and no Python. The
+time of each step is a number in device memory, so that one recording serves every part of every integration: before
+a launch the times of its steps are copied to where it reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+
+from selva_bundle.manifest import Graph
+from selva_runtime.backends.axes import output_shapes
+from selva_runtime.backends.gpu.device import Graphs
+from selva_runtime.backends.gpu.device_array import Array, DeviceArray, Space
+
+STEPS_PER_LAUNCH = 5
+"""Few enough for progress and cancel to feel immediate, many enough that launches cost nothing."""
+
+
+class FlowPlan:
+    """Buffers for one number of stems and one length; `max_steps` bounds an integration."""
+
+    def __init__(
+        self,
+        space: Space,
+        graphs: Graphs,
+        graph: Graph,
+        given: Mapping[str, Array | DeviceArray],
+        *,
+        max_steps: int,
+        recorded: bool,
+    ) -> None:
+        """`given` has the shapes: the conditions and the latents. Raises `DeviceMemoryError`."""
+        self._space = space
+        ports = {port.name: port for port in graph.inputs}
+        shapes = {name: given[name].shape if name in given else (1,) for name in ports}
+        self._inputs = {name: space.empty(shapes[name], port.dtype) for name, port in ports.items()}
+        (output,) = graph.outputs
+        self._next = space.empty(output_shapes(graph, shapes)[output.name], output.dtype)
+        self._times = space.empty((max_steps,), np.float32)
+        self._launch_times = space.empty((STEPS_PER_LAUNCH,), np.float32)
+        self._step = graphs.bind(graph.name, {**self._inputs, output.name: self._next}, repeated=True)
+        self._recorded = recorded and self._step.recordable
+        self._launches: dict[int, Callable[[], None]] = {}
+
+    @property
+    def latents(self) -> DeviceArray:
+        """The state of the flow."""
+        return self._inputs["latents"]
+
+    def start(self, given: Mapping[str, Array | DeviceArray], *, steps: int, guidance: float) -> None:
+        """Queue the copies of `given` to their places, and the times of `steps` equal steps."""
+        for name, values in given.items():
+            self._space.write(self._inputs[name], values)
+        self._space.write(
+            self._times[:steps], np.arange(steps, dtype=np.float64).astype(np.float32) / np.float32(steps)
+        )
+        self._space.write(self._inputs["dt"], np.array([1 / steps], dtype=np.float32))
+        self._space.write(self._inputs["guidance"], np.array([guidance], dtype=np.float32))
+
+    def parts(self, steps: int) -> Iterator[tuple[int, int]]:
+        """(first step, how many) of each launch: full ones, then single steps."""
+        full = steps - steps % STEPS_PER_LAUNCH
+        yield from ((first, STEPS_PER_LAUNCH) for first in range(0, full, STEPS_PER_LAUNCH))
+        yield from ((first, 1) for first in range(full, steps))
+
+    def launch(self, first: int, count: int) -> None:
+        """Queue `count` steps."""
+        self._space.write(self._launch_times[:count], self._times[first : first + count])
+        if not self._recorded:
+            self._queue(count)
+            return
+        if not self._launches:
+            self._step()  # the library prepares itself at its first run, which a recording must not hold
+        if count not in self._launches:
+            self._launches[count] = self._space.device.record(lambda: self._queue(count))
+        self._launches[count]()
+
+    def _queue(self, count: int) -> None:
+        for i in range(count):
+            self._space.write(self._inputs["t"], self._launch_times[i : i + 1])
+            self._step()
+            self._space.write(self.latents, self._next)

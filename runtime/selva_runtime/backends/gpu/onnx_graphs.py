@@ -1,0 +1,155 @@
+"""ONNX Runtime on a device's own memory: inputs and outputs are bound to addresses, nothing is copied around it.
+
+The CUDA provider works on the session's stream and keeps its own CUDA graph of the repeated graph. The CPU provider
+does the same on a `HostDevice`: that is how the device path is exercised where there is no GPU.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from itertools import count
+from typing import Any
+
+from selva_bundle.bundle import Bundle
+from selva_bundle.errors import BackendError, DeviceMemoryError
+from selva_runtime.backends.gpu.cuda_device import CudaDevice
+from selva_runtime.backends.gpu.device import Device
+from selva_runtime.backends.gpu.device_array import DeviceArray
+from selva_runtime.backends.onnx_cpu import first_line, import_onnxruntime, open_session
+
+_CUDA = "CUDAExecutionProvider"
+_INSTALL = "pip uninstall onnxruntime, then pip install 'selva-deploy[gpu]' (the two install the same module)"
+_REPEATED = "guided_step"
+_NO_CUDA_GRAPH = -1
+_OUT_OF_MEMORY = ("failed to allocate memory", "out of memory", "alloc_failed", "bad allocation")
+
+
+class OnnxGraphs:
+    """See `device.Graphs`."""
+
+    segments_per_batch = 8
+    stems_per_batch = 8
+
+    def __init__(self, bundle: Bundle, device: Device, *, threads: int | None = None) -> None:
+        """Raises `BackendError` when ONNX Runtime is not installed or cannot use the GPU."""
+        self.shortfall = ""
+        """What is slower than it could be here, and why; empty when nothing is."""
+        self._bundle = bundle
+        self._device = device
+        self._threads = threads
+        self._sessions: dict[str, Any] = {}
+        self._graph_ids = count(1)
+        self._ort = import_onnxruntime(device.kind)
+        if isinstance(device, CudaDevice):
+            if _CUDA not in self._ort.get_available_providers():
+                raise BackendError(f"the installed ONNX Runtime has no CUDA support: {_INSTALL}")
+            self._ort.preload_dlls()  # finds CUDA and cuDNN where pip put them
+        self.load(_REPEATED)
+
+    def load(self, name: str) -> None:
+        """See `Graphs.load`."""
+        if name in self._sessions:
+            return
+        try:
+            session = self._session(name, cuda_graph=name == _REPEATED)
+        except DeviceMemoryError:
+            raise
+        except BackendError as error:
+            if name != _REPEATED or self._device.kind != "cuda":
+                raise
+            session = self._session(name, cuda_graph=False)  # it has nodes that a CUDA graph cannot hold
+            self.shortfall = f"; its steps without a CUDA graph ({error})"
+        if self._device.kind == "cuda" and _CUDA not in session.get_providers():
+            raise BackendError(
+                f"ONNX Runtime cannot use the GPU (CUDA 13 and cuDNN 9 libraries are needed): {_INSTALL}"
+            )
+        self._sessions[name] = session
+
+    def bind(self, name: str, arrays: Mapping[str, DeviceArray], *, repeated: bool) -> OnnxBound:
+        """See `Graphs.bind`."""
+        self.load(name)
+        session, graph = self._sessions[name], self._bundle.manifest.graphs[name]
+        binding = session.io_binding()
+        kind = self._device.kind
+        for port in graph.inputs:
+            array = arrays[port.name]
+            binding.bind_input(port.name, kind, 0, array.dtype.type, list(array.shape), array.pointer)
+        for port in graph.outputs:
+            array = arrays[port.name]
+            binding.bind_output(port.name, kind, 0, array.dtype.type, list(array.shape), array.pointer)
+        graph_id = next(self._graph_ids) if repeated else _NO_CUDA_GRAPH
+        bound = OnnxBound(self._device, self._call(name, session, binding, graph_id), arrays)
+        if repeated and kind == "cuda":
+            weakref.finalize(bound, _forget, session, graph_id).atexit = False
+        return bound
+
+    def release(self, name: str) -> None:
+        """See `Graphs.release`."""
+        self._sessions.pop(name, None)
+
+    def save(self) -> None:
+        """See `Graphs.save`: nothing that ONNX Runtime makes is worth keeping."""
+
+    def _call(self, name: str, session: Any, binding: Any, graph_id: int) -> Callable[[], None]:
+        options = self._ort.RunOptions()
+        if self._device.kind == "cuda":
+            options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+            options.add_run_config_entry("gpu_graph_id", str(graph_id))
+
+        def call() -> None:
+            try:
+                session.run_with_iobinding(binding, options)
+            except Exception as error:
+                raise _kind(error)(f"ONNX Runtime failed in graph {name}: {first_line(error)}") from error
+
+        return call
+
+    def _session(self, name: str, *, cuda_graph: bool) -> Any:
+        options = self._ort.SessionOptions()
+        options.log_severity_level = 3
+        if self._threads is not None:
+            options.intra_op_num_threads = self._threads
+        try:
+            return open_session(self._ort, self._bundle, name, options, self._providers(cuda_graph), enable_fallback=0)
+        except BackendError as error:
+            raise _kind(error.__cause__)(str(error)) from error
+
+    def _providers(self, cuda_graph: bool) -> list[Any]:
+        if not isinstance(self._device, CudaDevice):
+            return ["CPUExecutionProvider"]
+        cuda = {
+            "device_id": "0",
+            "user_compute_stream": str(self._device.stream),
+            "enable_cuda_graph": str(int(cuda_graph)),
+            "use_tf32": str(int(self._bundle.manifest.precision != "fp32")),  # an fp32 bundle promises float32
+            "arena_extend_strategy": "kSameAsRequested",
+            "cudnn_conv_algo_search": "HEURISTIC",
+        }
+        return [(_CUDA, cuda), "CPUExecutionProvider"]
+
+
+class OnnxBound:
+    """See `device.Bound`. Holds the arrays whose addresses it was given."""
+
+    def __init__(self, device: Device, call: Callable[[], None], arrays: Mapping[str, DeviceArray]) -> None:
+        self.recordable = device.kind != "cuda"
+        """On CUDA the library has recorded the graph itself, and one recording cannot hold another."""
+        self._device = device
+        self._call = call
+        self._arrays = dict(arrays)
+
+    def __call__(self) -> None:
+        """See `Bound`."""
+        self._device.enqueue(self._call)
+
+
+def _kind(error: BaseException | None) -> type[BackendError]:
+    text = str(error).lower()
+    return DeviceMemoryError if any(sign in text for sign in _OUT_OF_MEMORY) else BackendError
+
+
+def _forget(session: Any, graph_id: int) -> None:
+    with suppress(Exception):  # it may never have been recorded
+        session.release_captured_graph(graph_id)

@@ -1,0 +1,207 @@
+"""TensorRT and TensorRT-RTX engines on a GPU: verified, deserialised, bound to addresses, sharing scratch memory.
+
+`selva_engines` finds and checks the engines; both libraries come through it and have one API. Activations live in
+one block that all engines take turns with, for they run one after another. A graph that is recorded gets an
+execution context of its own, because a recording holds the state that its context had.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
+
+from selva_bundle.bundle import Bundle
+from selva_bundle.errors import BackendError, DeviceMemoryError
+from selva_runtime.backends.gpu.cuda_device import CudaDevice
+from selva_runtime.backends.gpu.device_array import Block, DeviceArray, Space
+from selva_runtime.backends.gpu.kernel_cache import CacheFile
+
+_REPEATED = "guided_step"
+_OUT_OF_MEMORY = ("out of memory", "outofmemory", "memory allocation", "cudaerrormemoryallocation")
+
+
+def open_graphs(bundle: Bundle, device: CudaDevice, space: Space) -> TensorRtGraphs:
+    """The engines of the first library that is installed, has engines in the bundle and runs them on this GPU.
+
+    Raises `BackendError` that says of each library what is missing, or `DeviceMemoryError`.
+    """
+    try:
+        engines = import_module("selva_engines")
+    except ImportError as error:
+        raise BackendError("the tensorrt backend needs the package selva_engines; install selva-deploy anew") from error
+    refused = []
+    for target in engines.TARGETS:
+        try:
+            return TensorRtGraphs(bundle, device, space, engines, target)
+        except DeviceMemoryError:
+            raise
+        except BackendError as error:
+            refused.append(str(error))
+    raise BackendError("; ".join(refused))
+
+
+class TensorRtGraphs:
+    """See `device.Graphs`. Raises `BackendError` unless the engines run here."""
+
+    def __init__(self, bundle: Bundle, device: CudaDevice, space: Space, engines: Any, target: str) -> None:
+        self._bundle, self._device, self._space = bundle, device, space
+        self._engine_error = engines.EngineError
+        with self._as_backend_errors():
+            self._api = engines.load_library(target)
+            found = engines.find_engines(bundle.path, target, self._api.version, device.capability)
+            self._loader = engines.EngineLoader(self._api, found)
+        self.library = f"{target} {self._api.version}"
+        self.segments_per_batch = _most(found, "video_backbone", "segments")
+        self.stems_per_batch = _most(found, _REPEATED, "latents")
+        self._engines: dict[str, Any] = {}
+        self._contexts: dict[str, Any] = {}
+        self._met: set[tuple[Any, ...]] = set()
+        self._has_new = False
+        self._scratch: Block | None = None
+        self._cache = RuntimeCache(found, self.library, device) if target == "tensorrt-rtx" else None
+        if self._cache is not None:
+            weakref.finalize(self, self._cache.save)  # also at exit: some kernels are compiled in the background
+        self.load(_REPEATED)
+
+    def load(self, name: str) -> None:
+        """See `Graphs.load`."""
+        if name not in self._engines:
+            with self._as_backend_errors():
+                self._engines[name] = self._loader.load(name)
+
+    def bind(self, name: str, arrays: Mapping[str, DeviceArray], *, repeated: bool) -> TensorRtBound:
+        """See `Graphs.bind`."""
+        self.load(name)
+        self._api.log.clear()
+        self._note(name, arrays)
+        if repeated or name not in self._contexts:
+            context = self._context(self._engines[name], repeated=repeated)
+            if not repeated:
+                self._contexts[name] = context
+        else:
+            context = self._contexts[name]
+        for port in self._bundle.manifest.graphs[name].inputs:
+            if not context.set_input_shape(port.name, arrays[port.name].shape):
+                shape = list(arrays[port.name].shape)
+                raise self._failure(f"the engine of {name} does not take {port.name} {shape}: export or build it anew")
+        for port_name, array in arrays.items():
+            if not context.set_tensor_address(port_name, array.pointer):
+                raise self._failure(f"the engine of {name} has no {port_name}")
+        scratch = self._scratch_of(context.update_device_memory_size_for_shapes())
+        context.set_device_memory(scratch.pointer, scratch.nbytes)
+
+        def execute() -> None:
+            if not context.execute_async_v3(self._device.stream):
+                raise self._failure(f"the engine of {name} did not run")
+
+        capturable = getattr(context, "is_stream_capturable", None)  # TensorRT proper always is
+        recordable = capturable is None or bool(capturable(self._device.stream))
+        return TensorRtBound(self._device, execute, recordable, (context, scratch, dict(arrays)))
+
+    def release(self, name: str) -> None:
+        """See `Graphs.release`."""
+        self._contexts.pop(name, None)
+        self._engines.pop(name, None)
+
+    def save(self) -> None:
+        """See `Graphs.save`: RTX's compiled kernels, when a shape came up that was not met before."""
+        if self._cache is not None and self._has_new:
+            self._cache.save()
+            self._has_new = False
+
+    def _note(self, name: str, arrays: Mapping[str, DeviceArray]) -> None:
+        met = (name, *((port, array.shape) for port, array in sorted(arrays.items())))
+        self._has_new = self._has_new or met not in self._met
+        self._met.add(met)
+
+    def _context(self, engine: Any, *, repeated: bool) -> Any:
+        api = self._api.api
+        ours = api.ExecutionContextAllocationStrategy.USER_MANAGED
+        if self._cache is None:
+            context = engine.create_execution_context(ours)
+        else:
+            config = engine.create_runtime_config()
+            config.set_execution_context_allocation_strategy(ours)
+            strategy = api.DynamicShapesKernelSpecializationStrategy
+            # a recording keeps the kernels that it met, so they must be the final ones
+            config.dynamic_shapes_kernel_specialization_strategy = strategy.EAGER if repeated else strategy.LAZY
+            self._cache.attach(config)
+            context = engine.create_execution_context(config)
+        if context is None:
+            raise self._failure("no execution context could be made")
+        return context
+
+    def _scratch_of(self, nbytes: int) -> Block:
+        """Memory for activations. A larger block takes the place of a smaller one, which recordings may still hold."""
+        if self._scratch is None or nbytes > self._scratch.nbytes:
+            self._scratch = None  # so that its memory can be part of the new one's
+            self._scratch = self._space.block(nbytes)
+        return self._scratch
+
+    def _failure(self, what: str) -> BackendError:
+        said = self._api.log.error_line()
+        kind = DeviceMemoryError if any(sign in said.lower() for sign in _OUT_OF_MEMORY) else BackendError
+        return kind(f"{self.library}: {what} ({said})")
+
+    @contextmanager
+    def _as_backend_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except self._engine_error as error:
+            kind = DeviceMemoryError if any(sign in str(error).lower() for sign in _OUT_OF_MEMORY) else BackendError
+            raise kind(str(error)) from error
+
+
+class TensorRtBound:
+    """See `device.Bound`. `kept` is what the queued work uses."""
+
+    def __init__(
+        self, device: CudaDevice, execute: Callable[[], None], recordable: bool, kept: tuple[Any, ...]
+    ) -> None:
+        self.recordable = recordable
+        self._device = device
+        self._execute = execute
+        self._kept = kept
+
+    def __call__(self) -> None:
+        """See `Bound`."""
+        self._device.enqueue(self._execute)
+
+
+class RuntimeCache:
+    """RTX's cache of compiled kernels, one for all engines of a set, kept in a file."""
+
+    def __init__(self, engines: Any, library: str, device: CudaDevice) -> None:
+        hashes = "".join(record.sha256 for _, record in sorted(engines.engines.items()))
+        key = hashlib.sha256(hashes.encode()).hexdigest()[:16]
+        self._file = CacheFile(f"{library}-{device.name}-{key}")
+        self._cache: Any = None
+        self._saved_bytes = 0
+
+    def attach(self, config: Any) -> None:
+        """Let contexts that are made with `config` use the cache; it is read at the first of them."""
+        if self._cache is None:
+            self._cache = config.create_runtime_cache()
+            stored = self._file.read()
+            # the library itself refuses what another version, GPU or driver has made
+            if stored is not None and self._cache.deserialize(stored):
+                self._saved_bytes = len(stored)
+        config.set_runtime_cache(self._cache)
+
+    def save(self) -> None:
+        """Write the file when there is more in the cache than it holds."""
+        if self._cache is None:
+            return
+        content = bytes(self._cache.serialize())
+        if len(content) > self._saved_bytes and self._file.write(content):
+            self._saved_bytes = len(content)
+
+
+def _most(engines: Any, graph: str, port: str) -> int:
+    """Most rows that an engine takes. 1 where the set lacks it: loading it will say what to run."""
+    record = engines.engines.get(graph)
+    return 1 if record is None else int(record.profile[port]["max"][0])

@@ -1,0 +1,105 @@
+"""ONNX Runtime on the CPU: the backend that runs everywhere.
+
+onnxruntime is an extra and heavy to import, so it is imported here alone, when a session asks for it. A run goes
+through a worker thread, so that Ctrl-C and the caller's cancel event stop a graph that takes many seconds (the
+vocoder, a backbone segment) between two of its nodes rather than after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from threading import Event
+from typing import Any
+
+from selva_bundle.bundle import Bundle
+from selva_bundle.errors import BackendError, BundleError
+from selva_bundle.manifest import Graph
+from selva_runtime.backends.cores import usable_cores
+from selva_runtime.backends.executor import POLL_S, Array, check_cancel
+from selva_runtime.backends.mapped import giving_back
+from selva_runtime.backends.numpy_executor import NumpyExecutor
+
+_HOT = "guided_step"
+"""The one graph that runs many times over with the same shapes, and so gains from keeping its memory."""
+_ONCE_A_PROMPT = ("text_t5", "text_clip")
+"""Loaded for one short run: packing their weights takes three times as long as the run gains by it, and a gigabyte."""
+
+
+class OnnxCpuExecutor(NumpyExecutor):
+    """Runs a bundle's graphs on `threads` CPU threads (None: as many as the process may use)."""
+
+    backend = "cpu"
+
+    def __init__(self, bundle: Bundle, *, threads: int | None = None, reason: str = "asked for") -> None:
+        super().__init__(bundle, reason)
+        self._threads = threads or usable_cores()
+        self._ort = import_onnxruntime(self.backend)
+        self._sessions: dict[str, Any] = {}
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="selva-onnx")
+
+    def load(self, name: str) -> None:
+        """See `Executor.load`."""
+        if name in self._sessions:
+            return
+        options = self._ort.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        options.enable_cpu_mem_arena = name == _HOT
+        if name in _ONCE_A_PROMPT:
+            options.add_session_config_entry("session.disable_prepacking", "1")
+        self._sessions[name] = open_session(self._ort, self._bundle, name, options, ["CPUExecutionProvider"])
+
+    def release(self, name: str) -> None:
+        """See `Executor.release`."""
+        self._sessions.pop(name, None)
+
+    def _run(self, graph: Graph, feeds: Mapping[str, Array], cancel: Event | None) -> dict[str, Array]:
+        self.load(graph.name)
+        names = [port.name for port in graph.outputs]
+        options = self._ort.RunOptions()
+        mapped = graph.data if graph.name in _ONCE_A_PROMPT else ()
+        with giving_back([self._bundle.path / file for file in mapped]):
+            future = self._pool.submit(self._sessions[graph.name].run, names, dict(feeds), options)
+            try:
+                while not wait([future], timeout=POLL_S).done:
+                    check_cancel(cancel)
+            except BaseException:
+                options.terminate = True
+                wait([future])
+                raise
+        try:
+            return dict(zip(names, future.result(), strict=True))
+        except Exception as error:
+            raise BackendError(f"ONNX Runtime failed in graph {graph.name}: {first_line(error)}") from error
+
+
+def import_onnxruntime(backend: str) -> Any:
+    """The module; raises `BackendError` that says what to install."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        extra = "cpu" if backend == "cpu" else "gpu"
+        raise BackendError(
+            f"the {backend} backend needs ONNX Runtime: pip install 'selva-deploy[{extra}]' ({first_line(error)})"
+        ) from error
+    return onnxruntime
+
+
+def open_session(ort: Any, bundle: Bundle, name: str, options: Any, providers: Sequence[Any], **more: Any) -> Any:
+    """An `InferenceSession` on a graph whose files are verified; raises `BundleError` or `BackendError`."""
+    folder = (bundle.path / bundle.manifest.graphs[name].file).parent
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    try:
+        with bundle.loading(name) as source:
+            return ort.InferenceSession(source, options, providers=providers, **more)
+    except BundleError:
+        raise
+    except Exception as error:
+        raise BackendError(f"ONNX Runtime cannot load graph {name}: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    """What an exception says, for a message of one line."""
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -1,0 +1,181 @@
+"""OpenVINO on the CPU: the fastest backend on x86, and the one that computes in bfloat16 when the user says so.
+
+It reads the bundle's own ONNX files. Each graph is compiled for the very sizes it is given: sizes left open cost 4 to
+7 % of a run (the conditions take twice as long), compiling takes about a second a graph and 5 s for the decoder, and a
+session seldom changes a clip's length. Only the number of a prompt's tokens stays open, for every prompt has another.
+Exact means float32: left to itself OpenVINO would take bfloat16 wherever the hardware has it.
+
+The text towers run on ONNX Runtime, which computes with their mapped files: they are loaded for one short run per
+prompt, and OpenVINO's own copy of their weights would take longer to make than to use.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from importlib import import_module
+from threading import Event
+from typing import Any
+
+import numpy as np
+
+from selva_bundle.bundle import Bundle
+from selva_bundle.errors import BackendError, BundleError
+from selva_bundle.manifest import Graph
+from selva_bundle.ports import Port
+from selva_runtime.backends.cores import usable_cores
+from selva_runtime.backends.executor import BF16, EXACT, POLL_S, Array, Tensor, check_cancel
+from selva_runtime.backends.mapped import KeptArrays, giving_back
+from selva_runtime.backends.numpy_executor import NumpyExecutor
+from selva_runtime.backends.onnx_cpu import OnnxCpuExecutor
+from selva_runtime.backends.openvino.cosine import replace_cosines
+from selva_runtime.backends.openvino.minimal_filtering import multiply_less
+
+_OPEN_AXIS = "tokens"
+_ON_ONNX_RUNTIME = ("text_t5", "text_clip")
+_IN_FLOAT32 = ("conditions",)
+"""30 ms a prompt, and every step depends on it; OpenVINO 2026.4 crashes when it compiles this one for bfloat16."""
+_WITH_COSINES = "decoder"
+_WITH_WIDE_FILTERS = {"guided_step": 60, "decoder": 96}
+"""Fewest tiles for which the convolutions are rewritten: the step's weights are read 25 times a stem, the decoder's
+once. Only in float32: bfloat16 has no digits to spare, and its products are cheaper than the additions."""
+_TELEMETRY = "openvino_telemetry"
+Sizes = tuple[tuple[int, ...], ...]
+"""Of a graph's inputs in the manifest's order; -1 is open."""
+
+
+class OpenVinoExecutor(NumpyExecutor):
+    """Runs a bundle's graphs on `threads` CPU threads (None: as many as the process may use), pinned to no core."""
+
+    backend = "openvino"
+
+    def __init__(
+        self, bundle: Bundle, *, threads: int | None = None, precision: str = EXACT, reason: str = "asked for"
+    ) -> None:
+        """Raises `BackendError` when OpenVINO is not installed, or the CPU has no bfloat16 and `precision` wants it."""
+        super().__init__(bundle, reason)
+        self._onnx_runtime = OnnxCpuExecutor(bundle, threads=threads)
+        self._threads = threads or usable_cores()
+        self._precision = precision
+        self._ov = import_openvino()
+        self._core = self._ov.Core()
+        if precision == BF16 and "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            raise BackendError("this CPU has no bfloat16 arithmetic (AMX or AVX512-BF16); choose the precision exact")
+        self._models: dict[str, Any] = {}
+        self._compiled: dict[str, tuple[Sizes, Any]] = {}
+
+    def load(self, name: str) -> None:
+        """See `Executor.load`. Compiled is a graph at its first run, when its sizes are known."""
+        if name in _ON_ONNX_RUNTIME:
+            self._onnx_runtime.load(name)
+        elif name not in self._models:
+            self._models[name] = self._read(name)
+
+    def _read(self, name: str) -> Any:
+        try:
+            with self._bundle.loading(name) as source:
+                model = self._core.read_model(source)
+            if name == _WITH_COSINES:
+                replace_cosines(self._ov, model)
+        except BundleError:
+            raise
+        except Exception as error:
+            raise BackendError(f"OpenVINO cannot load graph {name}: {last_line(error)}") from error
+        return model
+
+    def run(self, name: str, feeds: Mapping[str, Tensor], cancel: Event | None = None) -> dict[str, Tensor]:
+        """See `Executor.run`."""
+        if name in _ON_ONNX_RUNTIME:
+            return self._onnx_runtime.run(name, feeds, cancel)
+        return super().run(name, feeds, cancel)
+
+    def release(self, name: str) -> None:
+        """See `Executor.release`."""
+        self._onnx_runtime.release(name)
+        self._compiled.pop(name, None)
+        self._models.pop(name, None)
+
+    def _run(self, graph: Graph, feeds: Mapping[str, Array], cancel: Event | None) -> dict[str, Array]:
+        request = self._request(graph, tuple(_sizes(port, feeds[port.name]) for port in graph.inputs))
+        try:
+            for name, values in feeds.items():
+                request.set_tensor(name, self._ov.Tensor(values, shared_memory=True))
+            self._finish(request, cancel)
+            outputs = {port.name: np.array(request.get_tensor(port.name).data) for port in graph.outputs}
+        except RuntimeError as error:  # what OpenVINO raises
+            raise BackendError(f"OpenVINO failed in graph {graph.name}: {last_line(error)}") from error
+        return outputs
+
+    def _finish(self, request: Any, cancel: Event | None) -> None:
+        """Run it in OpenVINO's own threads; when this is left early it has stopped between two of its nodes."""
+        request.start_async()
+        try:
+            while not request.wait_for(int(POLL_S * 1000)):
+                check_cancel(cancel)
+        except BaseException:
+            request.cancel()
+            with suppress(RuntimeError):
+                request.wait()
+            raise
+
+    def _request(self, graph: Graph, sizes: Sizes) -> Any:
+        """What runs the graph at these sizes; compiled unless the last run had the same."""
+        known, request = self._compiled.get(graph.name, (None, None))
+        if known == sizes:
+            return request
+        self.load(graph.name)
+        self._compiled.pop(graph.name, None)
+        for _, other in self._compiled.values():  # compiling takes the most memory: scratch comes back at the next run
+            other.get_compiled_model().release_memory()
+        model, kept = self._models[graph.name], KeptArrays()
+        try:
+            model.reshape({port.name: list(shape) for port, shape in zip(graph.inputs, sizes, strict=True)})
+            if graph.name in _WITH_WIDE_FILTERS and self._precision != BF16:
+                model = model.clone()  # what is rewritten fits these sizes alone
+                multiply_less(self._ov, model, tiles=_WITH_WIDE_FILTERS[graph.name], keep=kept.keep)
+            with giving_back([*(self._bundle.path / file for file in graph.data), *kept.files]):
+                compiled = self._core.compile_model(model, "CPU", self._settings(graph.name))
+                request = compiled.create_infer_request()
+        except Exception as error:
+            raise BackendError(f"OpenVINO cannot compile graph {graph.name}: {last_line(error)}") from error
+        self._compiled[graph.name] = sizes, request
+        return request
+
+    def _settings(self, name: str) -> dict[str, Any]:
+        in_bf16 = self._precision == BF16 and name not in _IN_FLOAT32
+        return {
+            "INFERENCE_PRECISION_HINT": "bf16" if in_bf16 else "f32",
+            "INFERENCE_NUM_THREADS": self._threads,
+            "NUM_STREAMS": 1,
+            "ENABLE_CPU_PINNING": False,  # in a host the cores are not ours to choose
+        }
+
+
+def import_openvino() -> Any:
+    """The module; raises `BackendError` that says what to install.
+
+    Imported plainly it reports the import to its maker and leaves an identifier in the user's home. Without its
+    telemetry package it does neither, so that is kept away from it.
+    """
+    if keep_away := _TELEMETRY not in sys.modules:
+        sys.modules[_TELEMETRY] = None  # type: ignore[assignment]
+    try:
+        return import_module("openvino")
+    except ImportError as error:
+        raise BackendError(
+            f"the openvino backend needs OpenVINO: pip install 'selva-deploy[openvino]' ({last_line(error)})"
+        ) from error
+    finally:
+        if keep_away:
+            del sys.modules[_TELEMETRY]
+
+
+def last_line(error: Exception) -> str:
+    """Where OpenVINO's messages, which begin with places in its source, come to the point."""
+    lines: Iterable[str] = (line.strip() for line in reversed(str(error).splitlines()))
+    return next(filter(None, lines), type(error).__name__)
+
+
+def _sizes(port: Port, values: Array) -> tuple[int, ...]:
+    return tuple(-1 if size == _OPEN_AXIS else real for size, real in zip(port.shape, values.shape, strict=True))

@@ -1,0 +1,1 @@
+"""`selva-generate`, and what every command of this project does: streams, signals, one line for a failure."""

@@ -1,0 +1,149 @@
+"""selva-generate: arguments in, `generate_files`, and what it made on stdout; talk and bars go to stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import asdict
+from threading import Event
+from typing import Any
+
+import click
+
+from selva_runtime.command.base import USER_ERROR, StoppableCommand
+
+
+class _Generate(StoppableCommand):
+    """Its help says what the toy demo can hear."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The section after the options."""
+        from selva_bundle.manifest import read_manifest
+        from selva_runtime.command.deliver import DEMO_BUNDLE
+
+        super().format_epilog(ctx, formatter)
+        if DEMO_BUNDLE.is_dir():
+            heard = ", ".join(read_manifest(DEMO_BUNDLE / "manifest.json").hears)
+            with formatter.section("The toy demo hears"):
+                formatter.write_text(heard)
+
+
+class _UnlessListing:
+    """What a run needs, and --list, which click processes first, does not."""
+
+    def process_value(self, ctx: click.Context, value: Any) -> Any:
+        """The value, or click's error where it is missing."""
+        return None if ctx.params["listing"] else super().process_value(ctx, value)  # type: ignore[misc]
+
+
+class _NeededArgument(_UnlessListing, click.Argument):
+    """An argument that a run needs."""
+
+
+class _NeededOption(_UnlessListing, click.Option):
+    """An option that a run needs."""
+
+
+@click.command("selva-generate", cls=_Generate, context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("video", cls=_NeededArgument)
+@click.option(
+    "-p",
+    "--prompt",
+    "prompts",
+    cls=_NeededOption,
+    multiple=True,
+    required=True,
+    help="What to hear; one stem for each -p.",
+)
+@click.option(
+    "-o", "--out", cls=_NeededOption, required=True, help="Folder for the stems; nothing in it is overwritten."
+)
+@click.option("--bundle", help="Bundle folder from selva-export.  [default: $SELVA_BUNDLE, else the toy demo]")
+@click.option("--start", "start_s", type=float, default=0.0, show_default=True, help="Seconds into the video.")
+@click.option("--duration", "duration_s", type=float, help="Seconds to use.  [default: the bundle's, 8 s]")
+@click.option("--sample-rate", "sample_rate_hz", type=int, help="Hz of the files.  [default: the model's]")
+@click.option("--negative", help="What not to hear.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same sound.")
+@click.option("--steps", type=int, help="Integration steps, 1 to 1000.  [default: the bundle's, 25]")
+@click.option(
+    "--guidance", type=float, help="How closely to follow the prompt, 0 to 100.  [default: the bundle's, 4.5]"
+)
+@click.option("--takes", type=int, default=1, show_default=True, help="Stems to choose from for each prompt.")
+@click.option(
+    "--mux",
+    type=int,
+    multiple=True,
+    metavar="N",
+    help="Also copy the video with prompt N's stem as its sound, the original sound as a second track. Repeatable.",
+)
+@click.option("--backend", default="auto", show_default=True, help="auto, cpu, openvino, cuda or tensorrt.")
+@click.option("--threads", type=int, help="CPU threads.  [default: the cores that may be used]")
+@click.option(
+    "--precision",
+    default="exact",
+    show_default=True,
+    help="exact, or bf16: two to four times as fast on a CPU that has bfloat16 (with OpenVINO), and less exact.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of file names.")
+@click.option("--quiet", is_flag=True, help="No notices and no progress bars; warnings stay.")
+@click.option(
+    "--list",
+    "listing",
+    is_flag=True,
+    is_eager=True,
+    help="Show the bundles and backends that are here and what is wrong with them; takes no VIDEO, -p or -o.",
+)
+@click.pass_obj
+def main(stop: Event, /, listing: bool, as_json: bool, quiet: bool, **options: Any) -> None:
+    """One audio stem for each prompt from VIDEO, synchronised with it, as 24-bit WAV.
+
+    \b
+    selva-generate street.mp4 -p "dog barking" -p footsteps -o stems
+    """
+    if listing:
+        _list(options["bundle"], as_json)
+        return
+    from selva_runtime.backends.executor import check_cancel
+    from selva_runtime.command.deliver import generate_files
+    from selva_runtime.command.job import Job
+    from selva_runtime.command.progress import ProgressBars
+
+    check_cancel(stop)
+    bars = ProgressBars(sys.stderr) if sys.stderr.isatty() and not quiet else None
+
+    def say(kind: str, text: str) -> None:
+        if bars is not None:
+            bars.close()
+        if kind == "warning" or not quiet:
+            click.echo(f"{kind}: {' '.join(text.split())}", err=True)
+
+    def progress(stage: str, done: int, total: int) -> None:
+        check_cancel(stop)
+        if bars is not None:
+            bars(stage, done, total)
+
+    try:
+        report = generate_files(Job(**options), say=say, progress=progress, cancel=stop)
+    finally:
+        if bars is not None:
+            bars.close()
+    if as_json:
+        document = asdict(report)
+        if report.error is None:
+            del document["error"]
+        click.echo(json.dumps(document, indent=2))
+    else:
+        for stem in report.stems:
+            for path in filter(None, (stem.file, stem.video)):
+                click.echo(os.fsencode(path))
+    if report.error is not None:
+        click.echo(f"error: {report.error}", err=True)
+        raise click.exceptions.Exit(USER_ERROR)
+
+
+def _list(bundle: str | None, as_json: bool) -> None:
+    from selva_runtime.command.doctor import examine, lines
+
+    findings = examine(bundle)
+    click.echo(json.dumps(asdict(findings), indent=2) if as_json else "\n".join(lines(findings)))

@@ -1,0 +1,236 @@
+"""A video and prompts in, files out: what `selva-generate` does, as one function that a program can call too.
+
+Everything that can be refused is refused first (bundle, arguments, output folder, room on the disk), because the
+computation may take minutes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from threading import Event
+
+from selva_bundle.errors import BundleError, SelvaError
+from selva_runtime.command.job import Job, Report, StemFile
+from selva_runtime.command.output import output_folder
+from selva_runtime.command.progress import StageClock
+from selva_runtime.media.audio import check_rate, resample, stem_file_name, write_wav
+from selva_runtime.media.container import find_video_stream, open_media
+from selva_runtime.media.mux import mux
+from selva_runtime.request import StemRequest, check_span, check_whole, stem_request
+from selva_runtime.results import Clip, SessionInfo, Stem
+from selva_runtime.session import Progress, Session
+from selva_runtime.text import short
+
+DEMO_BUNDLE = Path(__file__).parents[1] / "demo_bundle"
+_WAV_BYTES_PER_SAMPLE = 3
+_WAV_HEADER_BYTES = 4096
+
+Say = Callable[[str, str], None]
+"""Called with "notice" or "warning", and a line to show."""
+
+
+def default_bundle() -> Path:
+    """The bundle to use when none is named: SELVA_BUNDLE, else the demo that comes with the package."""
+    if named := os.environ.get("SELVA_BUNDLE"):
+        return Path(named)
+    if DEMO_BUNDLE.is_dir():
+        return DEMO_BUNDLE
+    raise BundleError("no bundle: make one with selva-export and name it with --bundle or SELVA_BUNDLE")
+
+
+def generate_files(
+    job: Job, *, say: Say | None = None, progress: Progress | None = None, cancel: Event | None = None
+) -> Report:
+    """Write one 24-bit WAV per prompt and take, then the copies of the video; nothing is ever overwritten.
+
+    A copy that cannot be written does not lose the stems: the report's `error` says why. Raises other `SelvaError`s.
+    """
+    return _Run(job, say or _say_nothing, progress, cancel).report()
+
+
+class _Run:
+    """A job, its None values resolved and everything checked that can be before the work."""
+
+    def __init__(self, job: Job, say: Say, progress: Progress | None, cancel: Event | None) -> None:
+        self.job, self.cancel = job, cancel
+        self.clock = StageClock(progress)
+        self.warnings: list[str] = []
+        self.error: str | None = None
+        self._say = say
+        self.bundle = default_bundle() if job.bundle is None else Path(job.bundle)
+        self.session = Session(self.bundle, backend=job.backend, threads=job.threads, precision=job.precision)
+        self.info = self.session.info
+        self.request = _request(job, self.info)
+        self.duration_s = self.info.defaults.duration_s if job.duration_s is None else job.duration_s
+        check_span(job.start_s, self.duration_s, self.info.min_duration_s, self.info.max_duration_s)
+        self.rate_hz = self.info.sample_rate_hz if job.sample_rate_hz is None else job.sample_rate_hz
+        check_rate(self.rate_hz)
+        for number in job.mux:
+            check_whole(number, "mux", 1, len(self.request.prompts))
+        with open_media(job.video) as container:
+            find_video_stream(container, job.video)
+
+    def report(self) -> Report:
+        with output_folder(self.job.out, self._needed_bytes()) as folder:
+            self._announce()
+            self.session.verify(self.clock)
+            clip = self.session.encode(
+                self.job.video,
+                duration_s=self.duration_s,
+                start_s=self.job.start_s,
+                progress=self.clock,
+                cancel=self.cancel,
+            )
+            self._tell_what_was_used(clip)
+            stems = self.session.generate(
+                clip,
+                self.request.prompts,
+                negative=self.request.negative,
+                seed=self.request.seed,
+                steps=self.request.steps,
+                guidance=self.request.guidance,
+                takes=self.request.takes,
+                progress=self.clock,
+                cancel=self.cancel,
+            )
+            for warning in dict.fromkeys(warning for stem in stems for warning in stem.warnings):
+                if warning not in self.warnings:
+                    self._warn(warning)
+            files = self._write(folder, stems, clip)
+        return self._report(clip, files)
+
+    def _warn(self, text: str) -> None:
+        self.warnings.append(text)
+        self._say("warning", text)
+
+    def _announce(self) -> None:
+        """What the user must know before waiting: whose weights these are, and what of the prompts will not count.
+
+        The most important comes last, where it is still seen when the work has begun.
+        """
+        self._say("notice", self.info.notice)
+        if self.info.backend_notice:
+            self._say("notice", self.info.backend_notice)
+        for prompt, times in Counter(self.request.prompts).items():
+            if times > 1:
+                self._warn(f"the prompt {short(prompt)} is given {times} times; its stems differ only in their noise")
+            for warning in self.session.prompt_warnings(prompt):
+                self._warn(warning)
+        if self.info.preset == "demo":
+            which = "" if self.job.bundle or os.environ.get("SELVA_BUNDLE") else " that comes with the software"
+            self._say("notice", f"this is the toy demo model{which}, not SelVA's quality; --bundle names another")
+        if self.info.weights == "random":
+            self._say("notice", "the weights of this bundle are random: the stems are noise, made only to try it out")
+
+    def _tell_what_was_used(self, clip: Clip) -> None:
+        for warning in clip.warnings:
+            self._warn(warning)
+        end_s, whole_s = clip.start_s + clip.duration_s, clip.source_duration_s
+        if self.job.duration_s is not None and clip.duration_s < self.job.duration_s:
+            self._warn(f"the video ends at {end_s:.2f} s: the stems are {clip.duration_s:.2f} s long")
+        if self.job.duration_s is None and whole_s is not None and whole_s > end_s + 0.1:
+            used = f"used {clip.start_s:.1f}-{end_s:.1f} s of {whole_s:.1f} s"
+            self._say("notice", f"{used} (choose with --start, --duration)")
+
+    def _write(self, folder: Path, stems: list[Stem], clip: Clip) -> list[StemFile]:
+        """All stems first: a copy of the video may fail, and the stems are what took the time."""
+        takes = self.request.takes
+        films = [(number - 1) * takes for number in sorted(set(self.job.mux))]
+        total = len(stems) + len(films)
+        files = []
+        for stem in stems:
+            files.append(self._write_stem(folder, stem))
+            self.clock("write", len(files), total)
+        for done, index in enumerate(films, len(stems) + 1):
+            try:
+                film = self._mux(Path(files[index].file).with_suffix(""), stems[index], clip)
+                files[index] = replace(files[index], video=film)
+            except SelvaError as error:
+                self.error = self.error or f"the stems are written, but not the film: {' '.join(str(error).split())}"
+            self.clock("write", done, total)
+        return files
+
+    def _write_stem(self, folder: Path, stem: Stem) -> StemFile:
+        audio = resample(stem.audio, stem.sample_rate_hz, self.rate_hz)
+        name = stem_file_name(stem.prompt) + (f"-take{stem.take + 1}" if self.request.takes > 1 else "")
+        comment = (
+            f"selva-deploy, {self.info.preset} ({self.info.weights} weights), seed {stem.seed}; {self.info.notice}"
+        )
+        path = write_wav(folder / f"{name}.wav", audio, self.rate_hz, title=stem.prompt, comment=comment)
+        return StemFile(
+            prompt=stem.prompt,
+            take=stem.take + 1,
+            seed=stem.seed,
+            file=str(path),
+            video=None,
+            samples=len(audio),
+            sample_rate_hz=self.rate_hz,
+            duration_s=len(audio) / self.rate_hz,
+            warnings=stem.warnings,
+        )
+
+    def _mux(self, out: Path, stem: Stem, clip: Clip) -> str:
+        result = mux(
+            self.job.video,
+            resample(stem.audio, stem.sample_rate_hz, self.rate_hz),
+            self.rate_hz,
+            out,
+            start_s=clip.start_s,
+            video_start_s=clip.video_start_s,
+            title=stem.prompt,
+        )
+        for warning in result.warnings:
+            self._warn(warning)
+        return str(result.path)
+
+    def _needed_bytes(self) -> int:
+        stems = len(self.request.prompts) * self.request.takes
+        stem_bytes = int(self.duration_s * self.rate_hz) * _WAV_BYTES_PER_SAMPLE + _WAV_HEADER_BYTES
+        video_bytes = 0
+        with suppress(OSError, ValueError):
+            video_bytes = Path(self.job.video).stat().st_size
+        return stems * stem_bytes + len(set(self.job.mux)) * (video_bytes + stem_bytes)
+
+    def _report(self, clip: Clip, files: list[StemFile]) -> Report:
+        return Report(
+            stems=tuple(files),
+            video=os.fspath(self.job.video),
+            video_duration_s=clip.source_duration_s,
+            start_s=clip.start_s,
+            duration_s=clip.duration_s,
+            seed=self.request.seed,
+            steps=self.request.steps,
+            guidance=self.request.guidance,
+            negative=self.request.negative,
+            bundle=str(self.bundle),
+            preset=self.info.preset,
+            precision=self.info.precision,
+            compute_precision=self.info.compute_precision,
+            weights=self.info.weights,
+            backend=self.info.backend,
+            backend_reason=self.info.backend_reason,
+            notice=self.info.notice,
+            warnings=tuple(self.warnings),
+            timings_s={stage: round(seconds, 3) for stage, seconds in self.clock.seconds.items()},
+            error=self.error,
+        )
+
+
+def _request(job: Job, info: SessionInfo) -> StemRequest:
+    return stem_request(
+        job.prompts,
+        negative=job.negative,
+        seed=job.seed,
+        steps=info.defaults.steps if job.steps is None else job.steps,
+        guidance=info.defaults.guidance if job.guidance is None else job.guidance,
+        takes=job.takes,
+    )
+
+
+def _say_nothing(kind: str, text: str) -> None:
+    """For a caller that does not listen."""

@@ -1,0 +1,191 @@
+"""How many entries FFmpeg's index of one track has, before and after its edits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from selva_runtime.media.boxes import Box, Source, TooMuch
+
+INDEX_BYTES, TIME_BYTES = 24, 12
+"""Of one sample: its place, size and time; its duration and offset."""
+MAX_ROWS = 8 << 20
+"""Larger tables are not read here."""
+MAX_STEPS = 10_000_000_000
+"""FFmpeg counts from the first sample for each edit."""
+PCM = (b"sowt", b"twos", b"raw ", b"NONE", b"in24", b"in32", b"fl32", b"fl64", b"lpcm", b"ipcm", b"fpcm")
+PCM_STEP, PACKED_STEP = 1024, 160
+"""Samples of sound in one entry; at least, where the codec packs them."""
+NEGATIVE = 1 << 31
+"""FFmpeg takes larger durations for negative ones, and changes those that follow."""
+MAX_TITLE_BYTES = 1 << 17
+
+Numbers = NDArray[np.int64]
+
+
+class Table(NamedTuple):
+    """Where its rows are."""
+
+    source: Source
+    begin: int
+    length: int
+
+    def column(self, index: int, *types: str) -> Numbers:
+        """One column of rows of these NumPy types."""
+        if self.length > MAX_ROWS:
+            raise TooMuch(f"one of its tables has more than {MAX_ROWS:,} rows")
+        layout = [(str(place), kind) for place, kind in enumerate(types)]
+        rows: NDArray[Any] = self.source.rows(self.begin, layout, self.length)
+        return rows[str(index)].astype(np.int64)
+
+
+@dataclass
+class Track:
+    """What the boxes of one track say."""
+
+    number: int = 0
+    samples: int = 0
+    sample_bytes: int = 0
+    """0: a table says."""
+    time_scale: int = 0
+    handlers: set[bytes] = field(default_factory=set)
+    description: bytes = b""
+    """Begin of its table of codecs."""
+    tables: dict[bytes, Table] = field(default_factory=dict)
+    groups: list[Table] = field(default_factory=list)
+    wide_edits: bool = False
+    doubled: bool = False
+    """A table occurs twice: which one FFmpeg takes is not worth knowing."""
+
+    def note(self, source: Source, box: Box) -> None:
+        """What a box of fixed fields says, if it is one of those that matter."""
+        wide = source.number(box.begin, 1) == 1
+        if box.kind == b"hdlr":
+            self.handlers.add(source.at(box.begin + 8, 4))
+        elif box.kind == b"mdhd":
+            self.time_scale = max(self.time_scale, source.number(box.begin + (20 if wide else 12)))
+        elif box.kind == b"tkhd":
+            self.number = source.number(box.begin + (20 if wide else 12))
+
+    def add(self, kind: bytes, table: Table) -> None:
+        if kind == b"sbgp":
+            self.groups.append(table)
+            return
+        kind = b"stco" if kind == b"co64" else kind
+        self.doubled |= kind in self.tables
+        self.tables[kind] = table
+
+    def add_samples(self, count: int, each_bytes: int) -> None:
+        self.doubled |= bool(self.samples)
+        self.samples, self.sample_bytes = max(self.samples, count), each_bytes
+
+    def count(self, kind: bytes) -> int:
+        return self.tables[kind].length if kind in self.tables else 0
+
+    def index_bytes(self, movie_scale: int, allowed: int, *, chapters: bool) -> tuple[int, int]:
+        """What FFmpeg keeps for the index, and what it frees once the edits are applied.
+
+        Tables are read only where the answer could be above `allowed`.
+        """
+        plain = self._is_plain_sound()
+        runs = self._sound_runs() if plain else np.array([[self.samples, 0]], np.int64)
+        entries = int(runs[:, 0].sum())
+        timed = not plain or self.count(b"ctts") > 0
+        index, kept = entries * INDEX_BYTES + self.samples * TIME_BYTES * timed, self._unrolled_groups() * 4
+        if chapters:
+            kept += entries * min(2 * self.sample_bytes or MAX_TITLE_BYTES, MAX_TITLE_BYTES)
+        edits = self.count(b"elst")
+        if not edits:
+            return index + kept, 0
+        if self.count(b"ctts") and edits * entries > MAX_STEPS:
+            raise TooMuch("its edits would take minutes to follow")
+        covered, entry_bytes = edits * entries, INDEX_BYTES + TIME_BYTES * timed
+        known = not self.doubled and self.time_scale and movie_scale and entries
+        if known and covered * entry_bytes > allowed - index - kept:
+            covered = min(covered, self._covered(runs if plain else self._sample_runs(), movie_scale))
+        return covered * entry_bytes + kept, index
+
+    def _is_plain_sound(self) -> bool:
+        """Whether FFmpeg puts many samples into one entry."""
+        if self.doubled or not self.handlers & {b"soun", b"m1a "} or self.handlers & {b"vide", b"subp", b"clcp"}:
+            return False
+        times = self.tables.get(b"stts")
+        return times is not None and times.length == 1 and times.source.number(times.begin + 4) == 1
+
+    def _sound_runs(self) -> Numbers:
+        """(entries, duration of each), run by run."""
+        chunks = self.count(b"stco")
+        if not chunks or not self.count(b"stsc"):
+            return np.zeros((1, 2), np.int64)
+        version, packed = self.description[24:26], int.from_bytes(self.description[44:48], "big")
+        known = self.description[4:8] == b"\0\0\0\1" and self.description[12:16] in PCM
+        step = PCM_STEP if known and (version != b"\0\1" or packed <= 1) else PACKED_STEP
+        first = self.tables[b"stsc"].column(0, ">u4", ">u4", ">u4")
+        samples = self.tables[b"stsc"].column(1, ">u4", ">u4", ">u4")
+        entries, lengths = -(-samples // step), np.diff(first, append=chunks + 1)
+        if (lengths <= 0).any() or first[0] != 1:  # FFmpeg corrects such a table in its own way
+            return np.array([[chunks * int(entries.max()), 0]], np.int64)
+        return np.stack([lengths * entries, samples // np.maximum(entries, 1)], 1)
+
+    def _sample_runs(self) -> Numbers:
+        if not self.count(b"stts"):
+            return np.array([[self.samples, 0]], np.int64)
+        counts, durations = (self.tables[b"stts"].column(index, ">u4", ">u4") for index in (0, 1))
+        ends = np.minimum(np.cumsum(counts), self.samples)
+        ends[-1] = self.samples
+        if (durations >= NEGATIVE).any():
+            durations[:] = 0
+        return np.stack([np.diff(ends, prepend=0), durations], 1)
+
+    def _unrolled_groups(self) -> int:
+        """For HEVC with groups of samples, FFmpeg unrolls those and the offsets as long as they say."""
+        tables = [*self.groups, *filter(None, [self.tables.get(b"ctts")])] if self.groups else []
+        return sum(int(table.column(0, ">u4", ">u4").sum()) for table in tables)
+
+    def _covered(self, runs: Numbers, movie_scale: int) -> int:
+        """Entries that the edits cover together: each from a key frame before it to one after it.
+
+        Where the order of decoding is not that of showing, FFmpeg goes on to the second one after it.
+        """
+        layout = (">i8", ">i8", ">u4") if self.wide_edits else (">u4", ">i4", ">u4")
+        lengths, begins = (self.tables[b"elst"].column(index, *layout) for index in (0, 1))
+        shown = next(iter(np.flatnonzero(begins != -1)), len(begins))
+        sound = bool(self.handlers & {b"soun", b"m1a "}) or b"vide" not in self.handlers
+        offsets = self.tables[b"ctts"].column(1, ">u4", ">i4") if self.count(b"ctts") else np.zeros(1, np.int64)
+        earlier, later = max(0, -int(offsets.min())), max(0, int(offsets.max()))
+        begin = begins[shown:] - (earlier + later) - (self.time_scale if sound else 0)
+        end = begins[shown:] + earlier + np.ceil(lengths[shown:] * (self.time_scale / movie_scale)) + 1
+
+        samples = np.concatenate([[0], np.cumsum(runs[:, 0])])
+        times = np.concatenate([[0], np.cumsum(runs[:, 0] * runs[:, 1])])
+        total = int(samples[-1])
+
+        def first_at(time: NDArray[Any]) -> Numbers:
+            """The first sample that begins at `time` or later."""
+            run = np.clip(np.searchsorted(times, time, "left") - 1, 0, len(runs) - 1)
+            within = np.ceil((time - times[run]) / np.maximum(runs[run, 1], 1)).clip(0, total)
+            return np.where(time <= 0, 0, np.minimum(samples[run] + within, total)).astype(np.int64)
+
+        before = np.maximum(first_at(begin) - 1, 0)
+        run = np.clip(np.searchsorted(samples, before, "right") - 1, 0, len(runs) - 1)
+        start = first_at(times[run] + (before - samples[run]) * runs[run, 1])
+        stop = np.maximum(first_at(end), start)
+        if b"stss" in self.tables:
+            keys = self._key_samples()
+            place = np.searchsorted(keys, start, "right") - 1
+            start = np.where(place < 0, 0, keys[np.maximum(place, 0)])
+            following = np.searchsorted(keys, stop, "left") + (self.count(b"ctts") > 0)
+            stop = np.where(following < len(keys), keys[np.minimum(following, len(keys) - 1)], total)
+        return int((np.minimum(stop + 3, total) - start).sum())
+
+    def _key_samples(self) -> Numbers:
+        """Those that FFmpeg finds: it stops at a number that does not rise."""
+        keys = self.tables[b"stss"].column(0, ">u4")
+        if not len(keys):
+            return np.zeros(1, np.int64)
+        keys = keys - (1 if keys[0] else 0)
+        falls = np.flatnonzero(np.diff(keys) <= 0)
+        return keys[: falls[0] + 1] if len(falls) else keys

@@ -1,0 +1,285 @@
+"""From a video file to the frames of one clip, as the model was trained to see them.
+
+Frames are taken by presentation time, counted from the first presented frame: walking the decoded frames, each due
+time (start + k / fps) takes the first frame that is not earlier. Times are exact fractions, because the sum of
+floats would take the neighbour of a frame that lies exactly on a due time. A file may be damaged, cut short or
+made to harm: what decodes is used, and memory never exceeds the clip and a few frames.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import chain
+from pathlib import Path
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from selva_bundle.errors import MediaError, RequestError
+from selva_runtime.media.container import AV_ERRORS, Decoder, find_video_stream, open_media
+from selva_runtime.media.pictures import Pictures
+from selva_runtime.media.resize import Planes
+
+MAX_CLIP_BYTES = 4 << 30
+SEEK_MARGIN_S = 5
+"""Seeking aims this much before the start: some formats land after the key frame that was asked for."""
+SLACK_S = Fraction(2, 1000)
+"""Matroska and others round times to milliseconds: an end this close to a due time or to the request is on it."""
+TRUNCATED_S = Fraction(1, 2)
+"""A video that ends this much before its header's promise is reported."""
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class VideoClip:
+    """What one generation sees of a video."""
+
+    path: Path
+    frames: Planes
+    """uint8 (T, 3, size, size), T = floor(fps * duration)."""
+    fps: float
+    start_s: float
+    """Where the clip begins, counted from the first presented frame."""
+    duration_s: float
+    """Real length: what was asked for, or less when the video ends earlier."""
+    source_duration_s: float | None
+    """Length of the whole video, where its header says so."""
+    video_start_s: float
+    """When the first frame is presented, on the file's own timeline."""
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A checked request, its times exact."""
+
+    size: int
+    fps: Fraction
+    start: Fraction
+    duration: Fraction
+    minimum: Fraction
+
+    @property
+    def frames(self) -> int:
+        return math.floor(self.duration * self.fps)
+
+
+class SeekMissed(Exception):  # noqa: N818 -- a signal within this module
+    """The file cannot be entered in the middle: it has to be decoded from its beginning."""
+
+
+def exact(value: float) -> Fraction:
+    """0.04 as 1/25 and 0.1 + 0.2 as 3/10: what was meant, not its nearest binary fraction."""
+    return Fraction(value).limit_denominator(1_000_000)
+
+
+def checked_request(*, size: int, fps: float, start_s: float, duration_s: float, min_duration_s: float) -> Request:
+    if not (math.isfinite(start_s) and start_s >= 0):
+        raise RequestError(f"start {start_s} s: must be 0 or more seconds into the video")
+    if not (math.isfinite(duration_s) and exact(duration_s) >= exact(min_duration_s)):
+        raise RequestError(f"duration {duration_s} s: must be at least {min_duration_s} s (one segment)")
+    if not (math.isfinite(fps) and fps > 0 and size > 0):
+        raise RequestError(f"{fps} frames a second of {size} pixels: both must be above 0")
+    request = Request(
+        size=size,
+        fps=exact(fps),
+        start=exact(start_s),
+        duration=exact(duration_s),
+        minimum=exact(min_duration_s),
+    )
+    if request.frames * 3 * size * size > MAX_CLIP_BYTES:
+        raise RequestError(f"duration {duration_s} s: the frames would not fit in memory; ask for less at a time")
+    return request
+
+
+class Walk:
+    """Collects the frames of one clip while the decoded frames go by."""
+
+    def __init__(self, request: Request, pictures: Pictures, on_progress: Progress | None) -> None:
+        self.request, self.pictures, self.on_progress = request, pictures, on_progress
+        self.frames = np.empty((request.frames, 3, request.size, request.size), np.uint8)
+        self.total = request.frames
+        self.taken = self.patched = 0
+        self.last: VideoFrame | None = None
+        self.end = Fraction(0)
+
+    @property
+    def complete(self) -> bool:
+        request = self.request
+        return self.taken == request.frames and self.end >= request.start + request.duration - SLACK_S
+
+    def expect(self, length: Fraction) -> None:
+        """What the header says of the video's length; only the progress shown relies on it."""
+        if length > self.request.start:
+            self.total = min(self.total, math.floor((length - self.request.start) * self.request.fps))
+
+    def see(self, frame: VideoFrame, begin: Fraction, end: Fraction) -> None:
+        """`begin` and `end` count from the first presented frame."""
+        self.last, self.end = frame, max(self.end, end)
+        self.patched += frame.is_corrupt and end > self.request.start
+        self.take(frame, begin)
+
+    def take(self, frame: VideoFrame, until: Fraction) -> None:
+        """Take `frame` for all due times up to and including `until`."""
+        due = math.floor((until - self.request.start) * self.request.fps) + 1
+        stop = min(due, len(self.frames))
+        if stop <= self.taken:
+            return
+        self.frames[self.taken : stop] = self.pictures(frame)
+        self.taken = stop
+        self.report()
+
+    def report(self) -> None:
+        if self.on_progress:
+            self.on_progress(min(self.taken, self.total), self.total)
+
+    def finish(self) -> Fraction:
+        """Hold the last frame until the video's end; returns the clip's real length."""
+        request = self.request
+        length = min(request.duration, self.end - request.start)
+        for mark in (math.ceil(length * request.fps) / request.fps, request.duration):
+            if length < mark <= min(request.duration, length + SLACK_S):
+                length = mark
+        if self.last is not None and length > 0:
+            self.take(self.last, request.start + length)
+        self.frames = self.frames[: max(0, math.floor(length * request.fps))]
+        self.total = len(self.frames)
+        self.report()
+        return length
+
+
+def read_clip(
+    path: str | os.PathLike[str],
+    *,
+    size: int,
+    fps: float = 25,
+    start_s: float = 0.0,
+    duration_s: float = 8.0,
+    min_duration_s: float = 0.64,
+    on_progress: Progress | None = None,
+    cancelled: threading.Event | None = None,
+) -> VideoClip:
+    """Read `duration_s` seconds of a video from `start_s` on, at `fps` frames a second of `size` x `size` pixels.
+
+    A video that ends earlier gives a shorter clip, as its `duration_s` tells; the last frame is held until the
+    stream's end. `on_progress(done, total)` counts frames and is called from this thread.
+
+    Raises:
+        MediaNotFoundError: no such file.
+        MediaError: no video in it that can be decoded, too short (under `min_duration_s`), or too large.
+        RequestError: start, duration, fps or size out of range, or a start past the video's end.
+        Cancelled: `cancelled` was set.
+    """
+    request = checked_request(size=size, fps=fps, start_s=start_s, duration_s=duration_s, min_duration_s=min_duration_s)
+    path = Path(path)
+    try:
+        return read(path, request, on_progress, cancelled, seek=request.start > 2 * SEEK_MARGIN_S)
+    except SeekMissed:
+        return read(path, request, on_progress, cancelled, seek=False)
+
+
+def read(
+    path: Path,
+    request: Request,
+    on_progress: Progress | None,
+    cancelled: threading.Event | None,
+    *,
+    seek: bool,
+) -> VideoClip:
+    walk = Walk(request, Pictures(request.size, path), on_progress)
+    with open_media(path) as container:
+        stream = find_video_stream(container, path)
+        promised = promised_length(container, stream)
+        walk.expect(promised)
+        decoder = Decoder(container, stream, path, cancelled)
+        frames = decoder.frames()
+        first = next(frames, None)
+        if first is None:
+            raise MediaError(f"{path}: not one frame can be decoded; the file is damaged, export it again")
+        origin = first[0]
+        frames = seek_near(decoder, origin + request.start) if seek else chain([first], frames)
+        for begin, end, frame in frames:
+            if end - origin <= request.start:
+                decoder.damaged_packets = 0  # before the clip: does not matter
+            walk.see(frame, begin - origin, end - origin)
+            if walk.complete:
+                break
+        shown_end = walk.end
+        walk.end = max(walk.end, decoder.packets_end - origin)
+        length = walk.finish()
+    check_length(path, request, walk.end, length)
+    return VideoClip(
+        path=path,
+        frames=walk.frames,
+        fps=float(request.fps),
+        start_s=float(request.start),
+        duration_s=float(length),
+        source_duration_s=float(promised) or None,
+        video_start_s=0.0 if decoder.by_order else float(origin),
+        warnings=damage(path.name, walk, decoder, shown_end, promised),
+    )
+
+
+def seek_near(decoder: Decoder, target: Fraction) -> chain[tuple[Fraction, Fraction, VideoFrame]]:
+    """Frames from a key frame before `target` on.
+
+    Raises:
+        SeekMissed: the format cannot seek, or the first frame lies behind `target` or has no time.
+    """
+    try:
+        decoder.container.seek(int((target - SEEK_MARGIN_S) / decoder.time_base), stream=decoder.stream)
+    except AV_ERRORS as error:
+        raise SeekMissed from error
+    frames = decoder.frames()
+    first = next(frames, None)
+    if first is None or first[0] > target or first[2].pts is None:
+        raise SeekMissed
+    return chain([first], frames)
+
+
+def promised_length(container: InputContainer, stream: VideoStream) -> Fraction:
+    """Seconds of video according to the header; 0 where it says nothing."""
+    if stream.duration and stream.time_base:
+        return stream.duration * stream.time_base
+    end = container.duration or 0
+    # Matroska's duration counts from 0, even where the first frame comes later.
+    begin = container.start_time or 0 if "matroska" in container.format.name else 0
+    return Fraction(end - begin, av.time_base)
+
+
+def check_length(path: Path, request: Request, end: Fraction, length: Fraction) -> None:
+    start_s, end_s, length_s, minimum_s = (
+        f"{float(value):.2f} s" for value in (request.start, end, length, request.minimum)
+    )
+    if length <= 0:
+        raise RequestError(f"start {start_s}: {path} ends at {end_s}; start earlier")
+    if length < request.minimum:
+        mend = "start earlier" if end >= request.minimum else "use a longer video"
+        raise MediaError(f"{path}: {length_s} of video from {start_s} on, but {minimum_s} are needed; {mend}")
+
+
+def damage(name: str, walk: Walk, decoder: Decoder, shown_end: Fraction, promised: Fraction) -> tuple[str, ...]:
+    """What the user should know about a file that did not read cleanly."""
+    warnings = []
+    if decoder.damaged_packets:
+        warnings.append(f"{name}: {counted(decoder.damaged_packets, 'damaged packet')} skipped")
+    if walk.patched:
+        warnings.append(f"{name}: {counted(walk.patched, 'damaged frame')} patched by the decoder")
+    if not walk.complete and promised - walk.end > TRUNCATED_S:
+        warnings.append(f"{name}: ends after {float(walk.end):.2f} s, but its header says {float(promised):.2f} s")
+    if walk.end - shown_end > TRUNCATED_S:
+        warnings.append(f"{name}: no frame can be decoded after {float(shown_end):.2f} s; the last one is held")
+    return tuple(warnings)
+
+
+def counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -1,0 +1,99 @@
+"""Data flows one way: which package may import which, and no circle among modules."""
+
+import ast
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = {
+    "selva_bundle": "runtime",
+    "selva_runtime": "runtime",
+    "selva_engines": "engines",
+    "selva_ref": ".",
+    "selva_export": "export",
+    "selva_bench": "benchmarks",
+}
+MAY_IMPORT = {
+    "selva_bundle": set(),
+    "selva_engines": {"selva_bundle"},
+    "selva_runtime": {"selva_bundle"},  # selva_engines too, but by name: only the backend tensorrt needs it
+    "selva_ref": {"selva_bundle", "selva_runtime"},
+    "selva_export": {"selva_bundle", "selva_runtime", "selva_engines", "selva_ref"},
+    "selva_bench": set(FOLDERS),
+}
+ROOMS = ("shared", "media", "backends", "session", "command")
+"""Of selva_runtime: each may import itself and those before it. The package's own modules make "session", but for
+`recent` and `batches`, which any may use."""
+
+
+def modules() -> dict[str, ast.Module]:
+    found = {}
+    for package, folder in FOLDERS.items():
+        for path in (ROOT / folder / package).rglob("*.py"):
+            parts = path.relative_to(ROOT / folder).with_suffix("").parts
+            found[".".join(part for part in parts if part != "__init__")] = ast.parse(path.read_text(encoding="utf-8"))
+    return found
+
+
+MODULES = modules()
+
+
+def imported(statements: Iterator[ast.AST]) -> Iterator[str]:
+    """Our modules that the statements import."""
+    for node in statements:
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "imports are absolute"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in names:
+            while name and name not in MODULES:
+                name = name.rpartition(".")[0]
+            if name:
+                yield name
+
+
+def room(module: str) -> str:
+    first = module.split(".")[1] if "." in module else ""
+    return "shared" if first in ("recent", "batches") else first if first in ROOMS else "session"
+
+
+@pytest.mark.parametrize("package", FOLDERS)
+def test_no_arrow_runs_back(package):
+    allowed = MAY_IMPORT[package] | {package}
+    wrong = {
+        f"{module} imports {target}"
+        for module, tree in MODULES.items()
+        if module.split(".")[0] == package
+        for target in imported(ast.walk(tree))
+        if target.split(".")[0] not in allowed
+    }
+    assert not wrong
+
+
+def test_the_rooms_of_the_runtime_lie_one_behind_another():
+    wrong = {
+        f"{module} imports {target}"
+        for module, tree in MODULES.items()
+        if module.startswith("selva_runtime.") and not module.endswith("__main__")
+        for target in imported(ast.walk(tree))
+        if target.startswith("selva_runtime.") and ROOMS.index(room(target)) > ROOMS.index(room(module))
+    }
+    assert not wrong
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    """As they are loaded: what a function imports, or only a type checker, comes later."""
+    graph = {module: {m for m in imported(iter(tree.body)) if m != module} for module, tree in MODULES.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_this_test_sees_the_imports():
+    assert {"selva_bundle.bundle", "selva_runtime.request"} <= set(imported(ast.walk(MODULES["selva_runtime.session"])))
