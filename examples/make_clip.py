@@ -13,8 +13,8 @@ from pathlib import Path
 
 import av
 
-from selva_ref.demo.sounds import RATE_HZ
-from selva_ref.demo.world import FPS, composed_scene, render
+from selva_ref.demo.world.scenes import FPS, composed_scene, render
+from selva_ref.demo.world.sounds import RATE_HZ
 
 SEED = (2026,)
 KINDS = ("ball", "lamp")

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from selva_ref.presets import PRESETS, Preset, get_preset
+from selva_ref.model.presets import PRESETS, Preset, get_preset
 
 if TYPE_CHECKING:
-    from selva_ref.official import OfficialModule
+    from selva_ref.model.official import OfficialModule
 
 PARTS = ("video_encoder", "teacher", "generator", "vae", "vocoder", "text_t5", "text_clip")
 
@@ -28,11 +28,11 @@ def build(part: str, preset: str | Preset) -> OfficialModule:
     Raises:
         ValueError: no such part or preset.
     """
-    from selva_ref.generator import Generator
-    from selva_ref.text import ClipTower, T5Tower
-    from selva_ref.vae import VAE
-    from selva_ref.video_encoder import Teacher, VideoEncoder
-    from selva_ref.vocoder import Vocoder
+    from selva_ref.model.generator import Generator
+    from selva_ref.model.text import ClipTower, T5Tower
+    from selva_ref.model.vae import VAE
+    from selva_ref.model.video_encoder import Teacher, VideoEncoder
+    from selva_ref.model.vocoder import Vocoder
 
     config = get_preset(preset) if isinstance(preset, str) else preset
     makers = {

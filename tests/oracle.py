@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selva_ref.random_weights import fill
+from selva_ref.weights.random_weights import fill
 
 DATA = Path(__file__).parent / "data"
 

@@ -13,8 +13,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import torch
 
-from selva_ref import checkpoints
-from selva_ref.checkpoints import Checkpoint, HubFile
+from selva_ref.weights import checkpoints
+from selva_ref.weights.checkpoints import Checkpoint, HubFile
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 VAE_TENSORS = {"w": torch.arange(50_000.0), "b": torch.arange(60.0).reshape(6, 10).T}

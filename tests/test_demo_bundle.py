@@ -13,13 +13,13 @@ import selva_runtime
 from selva_bundle.bundle import Bundle
 from selva_export.bundle import ExportRequest, _bounds
 from selva_ref import get_preset
-from selva_ref.demo import evaluation
-from selva_ref.demo.evaluation import composed_tests, mixed_tests
-from selva_ref.demo.events import Score, magnitudes, score
-from selva_ref.demo.kinds import CAPTIONS, KINDS, prompt
-from selva_ref.demo.kinds import SCENES as AROUND
-from selva_ref.demo.sounds import Voice, soundtrack
-from selva_ref.demo.world import DURATION_S, SAMPLES, Source
+from selva_ref.demo.evaluation import scores as evaluation
+from selva_ref.demo.evaluation.events import Score, magnitudes, score
+from selva_ref.demo.evaluation.scores import composed_tests, mixed_tests
+from selva_ref.demo.world.kinds import CAPTIONS, KINDS, prompt
+from selva_ref.demo.world.kinds import SCENES as AROUND
+from selva_ref.demo.world.scenes import DURATION_S, SAMPLES, Source
+from selva_ref.demo.world.sounds import Voice, soundtrack
 from selva_runtime import Session
 
 SHIPPED = Path(selva_runtime.__file__).with_name("demo_bundle")

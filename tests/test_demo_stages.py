@@ -9,17 +9,17 @@ import pytest
 import torch
 from torch import nn
 
-from selva_ref.checkpoints import read_checkpoint
 from selva_ref.demo import fitting
-from selva_ref.demo.ablations import train_joint, train_no_encoder, train_no_sup
-from selva_ref.demo.clip_bank import segments_of
+from selva_ref.demo.evaluation.ablations import train_joint, train_no_encoder, train_no_sup
+from selva_ref.demo.evaluation.report import evaluate
 from selva_ref.demo.fitting import Fit, draws, fit
-from selva_ref.demo.kinds import KINDS
 from selva_ref.demo.plan import QUICK
-from selva_ref.demo.report import evaluate
 from selva_ref.demo.selection import draw_pair, make_mixes, pooled
 from selva_ref.demo.workshop import PRESET, Workshop
+from selva_ref.demo.world.clip_bank import segments_of
+from selva_ref.demo.world.kinds import KINDS
 from selva_ref.training.errors import TrainingError
+from selva_ref.weights.checkpoints import read_checkpoint
 
 RESULTS = ("text_t5", "text_clip", "vae", "vocoder", "listener", "teacher", "mmaudio", "video_encoder", "generator")
 

@@ -3,12 +3,11 @@
 import numpy as np
 import pytest
 
-from selva_ref.demo.clip_bank import onset_frames
-from selva_ref.demo.events import Score, matched, onsets, score
-from selva_ref.demo.kinds import CAPTIONS, KINDS
-from selva_ref.demo.looks import LOOKS
-from selva_ref.demo.sounds import RATE_HZ, SOUNDS, draw_voice, soundtrack
-from selva_ref.demo.world import (
+from selva_ref.demo.evaluation.events import Score, matched, onsets, score
+from selva_ref.demo.world.clip_bank import onset_frames
+from selva_ref.demo.world.kinds import CAPTIONS, KINDS
+from selva_ref.demo.world.looks import LOOKS
+from selva_ref.demo.world.scenes import (
     FPS,
     FRAMES,
     MIN_GAP_S,
@@ -19,6 +18,7 @@ from selva_ref.demo.world import (
     render,
     single_scene,
 )
+from selva_ref.demo.world.sounds import RATE_HZ, SOUNDS, draw_voice, soundtrack
 
 
 def test_every_kind_looks_and_sounds_and_has_captions():

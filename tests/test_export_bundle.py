@@ -22,9 +22,10 @@ from selva_export.cli import main
 from selva_export.errors import ExportError, ParityError
 from selva_export.signatures import example_inputs, signatures
 from selva_export.verify import TOLERANCES, VERIFY_AXES, compare, reference_outputs
-from selva_ref import random_weights
-from selva_ref.checkpoints import CheckpointError, find_checkpoint, get_checkpoint
-from selva_ref.loading import load_part
+from selva_ref.errors import CheckpointError
+from selva_ref.weights import random_weights
+from selva_ref.weights.checkpoints import find_checkpoint, get_checkpoint
+from selva_ref.weights.loading import load_part
 
 GRAPHS = tuple(bundle_module.MAKERS)
 

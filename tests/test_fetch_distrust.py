@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner, Result
 from small_hub import FILES, SmallHub, serving_small_preset
 
-from selva_ref.checkpoints import RECORD, read_record
-from selva_ref.fetch import FetchError, fetch, main
+from selva_ref.weights.checkpoints import RECORD, read_record
+from selva_ref.weights.fetch import FetchError, fetch, main
 
 VAE, TEACHER = "jnwnlee/SelVA/ext_weights/v1-16.pth", "jnwnlee/SelVA/ext_weights/teacher.pth"
 TOWER, VOCABULARY = "apple/new-name/tower.bin", "apple/new-name/vocab.json"
@@ -22,7 +22,7 @@ TOWER, VOCABULARY = "apple/new-name/tower.bin", "apple/new-name/vocab.json"
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[SmallHub]:
     with serving_small_preset(monkeypatch) as small:
         here = partial(fetch, endpoint=small.url, cache_dir=tmp_path / "cache")
-        monkeypatch.setattr("selva_ref.fetch.fetch", here)
+        monkeypatch.setattr("selva_ref.weights.fetch.fetch", here)
         yield small
 
 
@@ -63,7 +63,7 @@ def test_a_hub_that_states_no_size_is_refused(hub: SmallHub, tmp_path: Path, siz
 
 
 def test_a_content_that_is_too_large_for_the_client(hub: SmallHub, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("selva_ref.hub.shutil.disk_usage", lambda _: type("Usage", (), {"free": 1 << 60}))
+    monkeypatch.setattr("selva_ref.weights.hub.shutil.disk_usage", lambda _: type("Usage", (), {"free": 1 << 60}))
     hub.answers[VAE] = (302, {"X-Linked-Size": str(1 << 50)})
     assert "too large" in refusal(command(tmp_path))
 

@@ -8,12 +8,12 @@ import torch
 from oracle import manifest_rows
 
 import selva_ref
-from selva_ref import random_weights
-from selva_ref.checkpoints import CheckpointError
-from selva_ref.generator import nearest_exact_index
-from selva_ref.layers import cast
-from selva_ref.loading import load_part
-from selva_ref.vocoder import Activation
+from selva_ref.errors import CheckpointError
+from selva_ref.model.generator import nearest_exact_index
+from selva_ref.model.layers import cast
+from selva_ref.model.vocoder import Activation
+from selva_ref.weights import random_weights
+from selva_ref.weights.loading import load_part
 
 MANIFESTS = {
     ("video_encoder", "small_16k"): "video_enc_sup_5",

@@ -14,15 +14,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from selva_ref import PARTS, PRESETS
-from selva_ref.checkpoints import (
+from selva_ref.errors import CheckpointError, CheckpointNotFoundError
+from selva_ref.model.official import load_strict
+from selva_ref.weights.checkpoints import (
     CHECKPOINTS,
     LICENCE_NOTICE,
     RECORD,
-    CheckpointError,
-    CheckpointNotFoundError,
     file_sha256,
     find_checkpoint,
-    load_strict,
     read_checkpoint,
 )
 

@@ -31,9 +31,10 @@ from small_hub import (
     serving_small_preset,
 )
 
-from selva_ref import checkpoints
-from selva_ref.checkpoints import LICENCE_NOTICE, RECORD, CheckpointError, read_checkpoint
-from selva_ref.fetch import FetchError, fetch, main
+from selva_ref.errors import CheckpointError
+from selva_ref.weights import checkpoints
+from selva_ref.weights.checkpoints import LICENCE_NOTICE, RECORD, read_checkpoint
+from selva_ref.weights.fetch import FetchError, fetch, main
 
 
 @pytest.fixture
@@ -225,7 +226,7 @@ def test_no_room_for_the_converted_file(hub, get, tmp_path, monkeypatch):
     def full(*_: object, **__: object) -> None:
         raise RuntimeError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("selva_ref.fetch.save_file", full)
+    monkeypatch.setattr("selva_ref.weights.fetch.save_file", full)
     with pytest.raises(FetchError, match=r"v1-16\.safetensors: cannot be written: .*No space left"):
         get()
     assert not [file for file in listing(tmp_path / "out") if "safetensors" in file]

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from selva_ref.flow_matching import adaptive, euler, path
+from selva_ref.model.flow_matching import adaptive, euler, path
 
 
 def test_euler_on_a_cubic_has_the_known_sum() -> None:

@@ -9,12 +9,12 @@ from oracle import expected, official_weights
 from torch import Tensor
 
 import selva_ref
-from selva_ref.flow_matching import euler
-from selva_ref.mel import MelSpectrogram
-from selva_ref.official import OfficialModule
-from selva_ref.random_weights import normal
-from selva_ref.video_encoder import segment
-from selva_ref.vocoder import lowpass_filter
+from selva_ref.model.flow_matching import euler
+from selva_ref.model.mel import MelSpectrogram
+from selva_ref.model.official import OfficialModule
+from selva_ref.model.video_encoder import segment
+from selva_ref.model.vocoder import lowpass_filter
+from selva_ref.weights.random_weights import normal
 
 TOLERANCE = 1e-4
 

@@ -20,12 +20,12 @@ from torch.export import Dim
 from transformers import CLIPTokenizer, T5Config, T5EncoderModel
 
 import selva_ref
-from selva_ref.checkpoints import CheckpointError, CheckpointNotFoundError
-from selva_ref.demo import vocabularies
-from selva_ref.presets import PRESETS
-from selva_ref.random_weights import state_dict as random_weights
-from selva_ref.text import ClipTower, T5Tower
-from selva_ref.text_tokenizers import DEMO, clip_tokenizer, save, t5_tokenizer
+from selva_ref.demo.world import vocabularies
+from selva_ref.errors import CheckpointError, CheckpointNotFoundError
+from selva_ref.model.presets import PRESETS
+from selva_ref.model.text import ClipTower, T5Tower
+from selva_ref.model.text_tokenizers import DEMO, clip_tokenizer, save, t5_tokenizer
+from selva_ref.weights.random_weights import state_dict as random_weights
 
 # The demo's sizes, the T5 feed-forward a little wider: the exporter folds casts of very small weights.
 TEXT = replace(PRESETS["demo"].text, t5_mlp=192)

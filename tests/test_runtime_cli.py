@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from clips import numbered, write_video
 
 import selva_runtime.command.deliver
-from selva_ref.demo.kinds import KINDS, prompt
+from selva_ref.demo.world.kinds import KINDS, prompt
 from selva_runtime import Cancelled
 from selva_runtime.command.cli import main
 from selva_runtime.command.deliver import generate_files

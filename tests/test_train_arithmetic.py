@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from train_samples import LENGTHS, TINY
 
 import selva_ref
-from selva_ref import random_weights
-from selva_ref.generator import Generator
+from selva_ref.model.generator import Generator
 from selva_ref.training.ema import WeightAverages
 from selva_ref.training.losses import covered_clip_tokens, distillation_loss, flow_matching_loss
 from selva_ref.training.schedule import adamw, learning_rate
+from selva_ref.weights import random_weights
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from train_samples import CLIPS, DURATION_S, curve, write_checkpoints, write_features, write_videos
 
-from selva_ref.presets import get_preset
+from selva_ref.model.presets import get_preset
 from selva_ref.training.cli import main
 
 MODULE = "selva_ref.training.cli"

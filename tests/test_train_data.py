@@ -12,10 +12,10 @@ import pytest
 from attacks.file_attacks import VALUES, changed, places
 from train_samples import CLIPS, write_features
 
-from selva_ref.training.arrays import open_array
 from selva_ref.training.cli import main
+from selva_ref.training.data.arrays import open_array
+from selva_ref.training.data.store import Features, read_description
 from selva_ref.training.errors import TrainingError
-from selva_ref.training.store import Features, read_description
 
 
 @pytest.fixture

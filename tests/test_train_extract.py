@@ -13,18 +13,18 @@ import torch
 from train_crash import CrashingReader
 from train_samples import CLIPS, DURATION_S, LABELS, tone, write_checkpoints, write_videos
 
-from selva_ref.loading import load_part, load_tokenizers
-from selva_ref.mel import MelSpectrogram
-from selva_ref.pipeline import preprocess, sequence_rules
-from selva_ref.presets import get_preset
-from selva_ref.training import extract as extraction
-from selva_ref.training.clips import read_example
+from selva_ref.model.mel import MelSpectrogram
+from selva_ref.model.pipeline import preprocess, sequence_rules
+from selva_ref.model.presets import get_preset
+from selva_ref.model.video_encoder import segment
+from selva_ref.training.data import extract as extraction
+from selva_ref.training.data.clips import read_example
+from selva_ref.training.data.extract import Extracted, ExtractRequest, extract
+from selva_ref.training.data.listing import read_lists
+from selva_ref.training.data.sound import read_sound
+from selva_ref.training.data.store import Features
 from selva_ref.training.errors import SkippedClip, TrainingError
-from selva_ref.training.extract import Extracted, ExtractRequest, extract
-from selva_ref.training.listing import read_lists
-from selva_ref.training.sound import read_sound
-from selva_ref.training.store import Features
-from selva_ref.video_encoder import segment
+from selva_ref.weights.loading import load_part, load_tokenizers
 
 PRESET = get_preset("demo")
 RULES = sequence_rules(PRESET)

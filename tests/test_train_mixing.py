@@ -7,12 +7,12 @@ import pytest
 import torch
 from train_samples import DURATION_S, LABELS, RULES, PaintedClips, write_features
 
-from selva_ref.training.draws import item_at, item_generator, split
+from selva_ref.training.data.store import Features
 from selva_ref.training.errors import TrainingError
-from selva_ref.training.examples import distillation_targets, flow_targets
-from selva_ref.training.mixing import different_label, draw_share, side_by_side
+from selva_ref.training.examples.draws import item_at, item_generator, split
+from selva_ref.training.examples.mixed import distillation_targets, flow_targets
+from selva_ref.training.examples.mixing import different_label, draw_share, side_by_side
 from selva_ref.training.settings import RunSettings
-from selva_ref.training.store import Features
 from selva_ref.training.world import World
 
 SETTINGS = RunSettings(

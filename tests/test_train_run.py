@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file
 from train_samples import LENGTHS, RULES, TINY, PaintedClips, curve, events, write_checkpoints, write_features
 
-from selva_ref.checkpoints import CheckpointNotFoundError
-from selva_ref.loading import load_part
-from selva_ref.pipeline import Pipeline, preprocess
-from selva_ref.presets import PRESETS
+from selva_ref.errors import CheckpointNotFoundError
+from selva_ref.model.pipeline import Pipeline, preprocess
+from selva_ref.model.presets import PRESETS
+from selva_ref.model.video_encoder import segment
 from selva_ref.training import run
 from selva_ref.training.errors import TrainingError
 from selva_ref.training.hashed import save_hashed
@@ -23,7 +23,7 @@ from selva_ref.training.initial import fresh_encoder
 from selva_ref.training.parameters import STAGE1, STAGE2, trainable
 from selva_ref.training.run import Order, stage1, stage2
 from selva_ref.training.settings import RunPlace
-from selva_ref.video_encoder import segment
+from selva_ref.weights.loading import load_part
 
 STAGES = {"stage1": stage1, "stage2": stage2}
 FILES = {"stage1": "video_encoder_demo.safetensors", "stage2": "generator_demo.safetensors"}

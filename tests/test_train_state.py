@@ -10,9 +10,9 @@ import pytest
 import torch
 from attacks.file_attacks import SETTINGS, SmallRun, attack_states
 
-from selva_ref.checkpoints import file_sha256
 from selva_ref.training.errors import TrainingError
 from selva_ref.training.hashed import load_hashed, save_hashed
+from selva_ref.weights.checkpoints import file_sha256
 
 
 def test_goes_on_from_what_was_saved(tmp_path: Path) -> None:

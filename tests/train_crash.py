@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from selva_ref.training.clips import Example, Reader
+from selva_ref.training.data.clips import Example, Reader
 
 
 class CrashingReader(Reader):

@@ -13,12 +13,12 @@ from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import selva_ref
-from selva_ref import random_weights
-from selva_ref.pipeline import sequence_rules
-from selva_ref.presets import AUDIO_16K, GeneratorConfig, Preset, VideoConfig, get_preset
-from selva_ref.training.examples import MixedClips
-from selva_ref.training.listing import Listed, fingerprint
-from selva_ref.training.store import DataDescription
+from selva_ref.model.pipeline import sequence_rules
+from selva_ref.model.presets import AUDIO_16K, GeneratorConfig, Preset, VideoConfig, get_preset
+from selva_ref.training.data.listing import Listed, fingerprint
+from selva_ref.training.data.store import DataDescription
+from selva_ref.training.examples.mixed import MixedClips
+from selva_ref.weights import random_weights
 
 TINY = Preset(
     name="demo",

@@ -32,7 +32,7 @@ def random_bundle(preset: str, precision: str, cache: Path, *, quiet: bool) -> P
 
 def _export(preset: str, precision: str, out: Path, *, quiet: bool) -> None:
     """In its own process: PyTorch's memory and threads are not for the one that measures."""
-    from selva_ref.presets import PRESETS
+    from selva_ref.model.presets import PRESETS
 
     if preset not in PRESETS:
         raise BenchError(f"no preset {preset!r}; choose one of {', '.join(PRESETS)}")

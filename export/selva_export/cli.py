@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from selva_ref.presets import PRESETS
+from selva_ref.model.presets import PRESETS
 from selva_runtime.command.base import SETTINGS, OneLineCommand
 
 

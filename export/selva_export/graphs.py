@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from selva_ref.generator import Conditions, Generator
-from selva_ref.text import ClipTower, T5Tower
-from selva_ref.vae import VAE
-from selva_ref.video_encoder import VideoEncoder
-from selva_ref.vocoder import Vocoder
+from selva_ref.model.generator import Conditions, Generator
+from selva_ref.model.text import ClipTower, T5Tower
+from selva_ref.model.vae import VAE
+from selva_ref.model.video_encoder import VideoEncoder
+from selva_ref.model.vocoder import Vocoder
 
 
 class TextT5(nn.Module):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from selva_bundle.ports import Port, Size
-from selva_ref.presets import Preset
+from selva_ref.model.presets import Preset
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,7 +55,7 @@ def demo(out: Path, seed: int, quick: bool, compiled: bool, ablations: bool, onl
     if only in ("all", "ablations") and ablations:
         _ablations(shop)
     if only in ("all", "evaluate"):
-        from selva_ref.demo.report import evaluate
+        from selva_ref.demo.evaluation.report import evaluate
 
         click.echo(evaluate(shop, ablations))
     if only in ("all", "export"):
@@ -88,7 +88,7 @@ def _side_by_side(lanes: tuple[str, ...], arguments: list[str]) -> None:
 
 
 def _ablations(shop: Workshop) -> None:
-    from selva_ref.demo.ablations import train_joint, train_no_encoder, train_no_sup
+    from selva_ref.demo.evaluation.ablations import train_joint, train_no_encoder, train_no_sup
 
     for train, result in (
         (train_no_encoder, "generator_no_encoder"),

@@ -9,11 +9,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from selva_ref.flow_matching import euler
-from selva_ref.generator import Generator
+from selva_ref.model.flow_matching import euler
+from selva_ref.model.generator import Generator
+from selva_ref.model.vae import VAE
+from selva_ref.model.vocoder import Vocoder
 from selva_ref.training.losses import covered_clip_tokens
-from selva_ref.vae import VAE
-from selva_ref.vocoder import Vocoder
 
 
 @torch.inference_mode()

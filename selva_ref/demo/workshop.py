@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import selva_ref
-from selva_ref.checkpoints import read_checkpoint, written_whole
-from selva_ref.demo.audio_model import (
+from selva_ref.demo.fitting import Fit, draws, fit
+from selva_ref.demo.models.audio import (
     SoundBank,
     quiet_level,
     reconstructed,
@@ -29,22 +29,22 @@ from selva_ref.demo.audio_model import (
     vae_loss,
     vocoder_loss,
 )
-from selva_ref.demo.clip_bank import ClipBank
-from selva_ref.demo.fitting import Fit, draws, fit
-from selva_ref.demo.generator_model import Examples, generator_loss, posteriors, start_generator
-from selva_ref.demo.kinds import KINDS
-from selva_ref.demo.listener import Listener, listener_loss
+from selva_ref.demo.models.generator import Examples, generator_loss, posteriors, start_generator
+from selva_ref.demo.models.listener import Listener, listener_loss
+from selva_ref.demo.models.teacher import CLEAN_SHARE, TaughtTeacher, draw_segments, teacher_loss
+from selva_ref.demo.models.text import Prompts, TaughtTowers, text_loss
 from selva_ref.demo.plan import Plan
 from selva_ref.demo.selection import Mixes, clean_features, make_mixes, selected, selection_loss
-from selva_ref.demo.teacher_model import CLEAN_SHARE, TaughtTeacher, draw_segments, teacher_loss
-from selva_ref.demo.text_model import Prompts, TaughtTowers, text_loss
-from selva_ref.loading import load_tokenizers
-from selva_ref.mel import MelSpectrogram
-from selva_ref.official import OfficialModule
-from selva_ref.presets import PRESETS, Preset
+from selva_ref.demo.world.clip_bank import ClipBank
+from selva_ref.demo.world.kinds import KINDS
+from selva_ref.model.mel import MelSpectrogram
+from selva_ref.model.official import OfficialModule
+from selva_ref.model.presets import PRESETS, Preset
 from selva_ref.training.errors import TrainingError
 from selva_ref.training.initial import fresh_encoder
 from selva_ref.training.parameters import STAGE1, STAGE2, trainable
+from selva_ref.weights.checkpoints import read_checkpoint, written_whole
+from selva_ref.weights.loading import load_tokenizers
 
 PRESET = PRESETS["demo"]
 TEACHER_BATCH = 96

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from selva_ref.demo.command import demo
-from selva_ref.presets import PRESETS
+from selva_ref.model.presets import PRESETS
 from selva_runtime.command.base import SETTINGS, OneLineCommand
 from selva_runtime.command.progress import ProgressBars
 
@@ -64,7 +64,10 @@ def extract_command(preset: str, duration_s: float | None, device: str, as_json:
 
     Clips that are missing, broken, too short or silent are skipped, counted, and listed in OUT/skipped.tsv.
     """
-    from selva_ref.training.extract import ExtractRequest, extract  # torch takes seconds to import; --help does not
+    from selva_ref.training.data.extract import (  # torch takes seconds to import; --help does not
+        ExtractRequest,
+        extract,
+    )
     from selva_ref.training.world import pick_device
 
     request = ExtractRequest(

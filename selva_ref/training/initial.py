@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 import selva_ref
-from selva_ref.checkpoints import CheckpointNotFoundError, read_checkpoint
-from selva_ref.generator import Generator
-from selva_ref.presets import Preset
-from selva_ref.video_encoder import VideoEncoder
+from selva_ref.errors import CheckpointNotFoundError
+from selva_ref.model.generator import Generator
+from selva_ref.model.presets import Preset
+from selva_ref.model.video_encoder import VideoEncoder
+from selva_ref.weights.checkpoints import read_checkpoint
 
 CROSS_GAIN = 0.1
 """What cross-attention adds to a token at the start, in token magnitudes: enough for a gradient, little otherwise."""

@@ -12,10 +12,10 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader
 
-from selva_ref.presets import Preset
+from selva_ref.model.presets import Preset
 from selva_ref.training.ema import WeightAverages
 from selva_ref.training.errors import TrainingError
-from selva_ref.training.examples import Batch, MixedClips
+from selva_ref.training.examples.mixed import Batch, MixedClips
 from selva_ref.training.outputs import write_checkpoint
 from selva_ref.training.precision import autocast
 from selva_ref.training.report import Report

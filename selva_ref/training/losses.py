@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from selva_ref.flow_matching import path
-from selva_ref.generator import Generator
+from selva_ref.model.flow_matching import path
+from selva_ref.model.generator import Generator
 
 
 def distillation_loss(student_BND: Tensor, teacher_BND: Tensor) -> Tensor:

@@ -6,20 +6,21 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from selva_ref.checkpoints import CheckpointNotFoundError, file_sha256, find_checkpoint, get_checkpoint
-from selva_ref.loading import load_part
-from selva_ref.pipeline import sequence_rules
-from selva_ref.presets import Preset, get_preset
+from selva_ref.errors import CheckpointNotFoundError
+from selva_ref.model.pipeline import sequence_rules
+from selva_ref.model.presets import Preset, get_preset
+from selva_ref.training.data.store import Features
 from selva_ref.training.errors import TrainingError
-from selva_ref.training.examples import MixedClips, distillation_targets, flow_targets
+from selva_ref.training.examples.mixed import MixedClips, distillation_targets, flow_targets
 from selva_ref.training.initial import base_generator, find_base, fresh_encoder
 from selva_ref.training.loop import Run, train
 from selva_ref.training.outputs import complete
 from selva_ref.training.settings import RunPlace, RunSettings
 from selva_ref.training.stages import Distillation, FlowMatching
-from selva_ref.training.store import Features
 from selva_ref.training.validation import Listener
 from selva_ref.training.world import joined, pick_device
+from selva_ref.weights.checkpoints import file_sha256, find_checkpoint, get_checkpoint
+from selva_ref.weights.loading import load_part
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from selva_ref.flow_matching import euler
-from selva_ref.loading import load_part
-from selva_ref.presets import Preset
-from selva_ref.training.examples import Batch, MixedClips
+from selva_ref.model.flow_matching import euler
+from selva_ref.model.presets import Preset
+from selva_ref.training.examples.mixed import Batch, MixedClips
 from selva_ref.training.precision import autocast
 from selva_ref.training.report import Report, film_strip, mel_picture
 from selva_ref.training.stages import FlowMatching, Stage, selected
+from selva_ref.weights.loading import load_part
 
 SHOWN = 4
 """Held-out clips that are shown; the loss is over all of them."""

@@ -10,7 +10,7 @@ from importlib import import_module
 
 def fetch() -> None:
     """selva-fetch."""
-    _start("selva_ref.fetch")
+    _start("selva_ref.weights.fetch")
 
 
 def export() -> None:

@@ -1,0 +1,1 @@
+"""Two test sets, onsets heard against true events, and the paper's ablations."""

@@ -1,0 +1,96 @@
+"""The paper's ablations on the demo: what each part of the recipe is worth, every other part the same.
+
+A variant is a way to make sync features and a generator. Each is trained as long as the full recipe; the joint one
+takes as many steps as the first stage, each of which costs both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from selva_ref.demo.evaluation.scores import Features
+from selva_ref.demo.models.generator import generator_loss_on
+from selva_ref.demo.selection import pooled
+from selva_ref.demo.workshop import BATCH, PRESET, Workshop
+from selva_ref.model.generator import Generator
+from selva_ref.model.video_encoder import VideoEncoder
+from selva_ref.training.initial import fresh_encoder
+from selva_ref.training.parameters import STAGE1, STAGE2, trainable
+
+NO_SUP = replace(PRESET, video=replace(PRESET.video, sup_tokens=0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One row of the table."""
+
+    name: str
+    encoder: str | None
+    """File of the trained encoder; None: the teacher's features, of everything in the picture."""
+    generator: str
+    sup: bool = True
+
+
+VARIANTS = (
+    Variant(name="full", encoder="video_encoder", generator="generator"),
+    Variant(name="without video encoder training", encoder=None, generator="generator_no_encoder"),
+    Variant(name="without generator training", encoder="video_encoder", generator="mmaudio"),
+    Variant(name="without [SUP]", encoder="video_encoder_no_sup", generator="generator_no_sup", sup=False),
+    Variant(name="joint, one stage", encoder="video_encoder_joint", generator="generator_joint"),
+    Variant(name="no selection", encoder=None, generator="mmaudio"),
+)
+
+
+def train_no_encoder(shop: Workshop) -> None:
+    """Stage 2 on the teacher's features of the mixed clips."""
+    teacher, rows = shop.load("teacher"), np.arange(0, len(shop.mixes), 2)
+    with torch.no_grad():
+        each = torch.cat([pooled(teacher, shop.mixes.tokens_of(rows[i : i + 16])) for i in range(0, len(rows), 16)])
+    shop.adapt("generator_no_encoder", each.repeat_interleave(2, dim=0))
+
+
+def train_no_sup(shop: Workshop) -> None:
+    """Both stages without supplementary tokens."""
+    if not shop.file("video_encoder_no_sup").exists():
+        shop.stage1("video_encoder_no_sup", NO_SUP)
+    shop.stage2("generator_no_sup", "video_encoder_no_sup", NO_SUP)
+
+
+def train_joint(shop: Workshop) -> None:
+    """Encoder and generator at once, by the flow's loss alone: no teacher, no first stage."""
+    student = fresh_encoder(PRESET, shop.file("teacher"), shop.seed + 7)
+    generator = shop.load("generator", "mmaudio")
+    trainable(student, STAGE1)
+    trainable(generator, STAGE2)
+    rows = np.arange(len(shop.mixes))
+    examples = shop.examples(torch.empty(0), shop.mixes.targets(rows))
+    t5, clip = shop.captions
+
+    def loss(rng: np.random.Generator, step: int) -> Tensor:
+        drawn = rng.integers(len(rows), size=BATCH)
+        captions = shop.prompts.draw(rng, examples.kinds[drawn])
+        sync = student.select(shop.mixes.tokens_of(drawn), t5[captions], shop.prompts.t5_mask[captions])
+        return generator_loss_on(generator, examples, drawn, sync, clip[captions], rng)
+
+    shop.fit("joint", nn.ModuleList([student, generator]), loss, shop.plan.stage1)
+    shop.save(student, "video_encoder_joint")
+    shop.save(generator, "generator_joint")
+
+
+def features_of(shop: Workshop, variant: Variant) -> Features:
+    """How the variant makes sync features of backbone tokens and a caption."""
+    if variant.encoder is None:
+        teacher = shop.load("teacher")
+        return lambda tokens, captions: pooled(teacher, tokens)
+    student: VideoEncoder = shop.load("video_encoder", variant.encoder, PRESET if variant.sup else NO_SUP)
+    t5, mask = shop.captions[0], shop.prompts.t5_mask
+    return lambda tokens, captions: student.select(tokens, t5[captions], mask[captions])
+
+
+def generator_of(shop: Workshop, variant: Variant) -> Generator:
+    """The variant's generator."""
+    return shop.load("generator", variant.generator)

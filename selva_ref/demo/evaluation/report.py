@@ -1,0 +1,152 @@
+"""What an evaluation leaves behind: scores as JSON, the table as Markdown, and both as a picture."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from selva_ref.demo.evaluation.ablations import VARIANTS, Variant, features_of, generator_of
+from selva_ref.demo.evaluation.events import Score
+from selva_ref.demo.evaluation.scores import (
+    Judge,
+    TestScene,
+    composed_tests,
+    make_stems,
+    mixed_tests,
+    score_stems,
+    table,
+    test_tokens,
+)
+from selva_ref.demo.models.audio import SoundBank, log_mel_errors
+from selva_ref.demo.models.listener import Listener
+from selva_ref.demo.workshop import PRESET, Workshop
+from selva_ref.model.pipeline import sequence_rules
+from selva_ref.weights.checkpoints import file_sha256, read_checkpoint, written_whole
+
+TEST_SEED = 1_000_003
+"""Far from every seed of the training clips."""
+MEASURES = (
+    ("target onsets F1", "f1"),
+    ("other's onsets heard", "leak"),
+    ("mean offset, ms", "offset_ms"),
+    ("right kind", "kind"),
+)
+
+
+def judge_of(shop: Workshop) -> Judge:
+    """The finished autoencoder, vocoder and listener of a run."""
+    listener = Listener(PRESET.audio.mel_bands)
+    listener.load_state_dict(read_checkpoint(shop.file("listener")))
+    return Judge(
+        vae=shop.load("vae"),
+        vocoder=shop.load("vocoder"),
+        mel=shop.mel,
+        listener=listener.eval(),
+        prompts=shop.prompts,
+        text_features=shop.captions[1],
+        latent_length=sequence_rules(PRESET).lengths(PRESET.duration_s).latent,
+    )
+
+
+def evaluate(shop: Workshop, ablations: bool) -> str:
+    """Scores every variant that was trained, writes `evaluation.{json,md,png}` and returns the table."""
+    court = Court.of(shop)
+    variants = VARIANTS if ablations else VARIANTS[:1]
+    rows = {variant.name: court.scores(shop, variant) for variant in variants}
+    sounds = SoundBank(shop.mel, 32, shop.seed + TEST_SEED)
+    errors = log_mel_errors(court.judge.vocoder, shop.mel, sounds.mels_BMT)
+    numbers = {
+        "command": "selva-train demo",
+        "seed": shop.seed,
+        "scenes": shop.plan.tests,
+        "vocoder_log10_mel_l1": round(errors[0], 4),
+        "vocoder_log10_mel_l1_where_loud": round(errors[1], 4),
+        "rows": {name: {test: _numbers(s) for test, s in scores.items()} for name, scores in rows.items()},
+        "true_sounds": {test: _numbers(_truth(court.judge, scenes)) for test, scenes in court.tests.items()},
+    }
+    text = table(rows)
+    _write(shop.folder / "evaluation.json", json.dumps(numbers, indent=1) + "\n")
+    _write(shop.folder / "evaluation.md", text + "\n")
+    draw(rows, shop.folder / "evaluation.png")
+    return text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Court:
+    """The judge, the test sets and the backbone's tokens of them, the same for every variant."""
+
+    judge: Judge
+    tests: dict[str, list[TestScene]]
+    tokens: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, shop: Workshop) -> Court:
+        """Both test sets of a run."""
+        count, seed = shop.plan.tests, shop.seed + TEST_SEED
+        tests = {"mixed": mixed_tests(count, seed), "composed": composed_tests(count, seed)}
+        teacher = shop.load("teacher")
+        return cls(judge=judge_of(shop), tests=tests, tokens={n: test_tokens(teacher, s) for n, s in tests.items()})
+
+    def scores(self, shop: Workshop, variant: Variant) -> dict[str, Score]:
+        """A variant's score on each test set, kept in the run's folder for the very networks that were scored."""
+        path = shop.folder / f"scores_{re.sub('[^a-z]+', '_', variant.name.lower())}.json"
+        names = ("teacher", variant.encoder or "teacher", variant.generator, "vae", "vocoder", "listener", "text_t5")
+        networks = {name: file_sha256(shop.file(name)) for name in (*names, "text_clip")}
+        if path.exists() and (kept := json.loads(path.read_text(encoding="utf-8"))).get("networks") == networks:
+            return {test: Score(**counts) for test, counts in kept["scores"].items()}
+        features, generator = features_of(shop, variant), generator_of(shop, variant)
+        found = {}
+        for test, scenes in self.tests.items():
+            stems = make_stems(self.judge, generator, features, scenes, self.tokens[test], shop.seed)
+            found[test] = score_stems(self.judge, scenes, stems)
+        scores = {test: asdict(score) for test, score in found.items()}
+        _write(path, json.dumps({"networks": networks, "scores": scores}) + "\n")
+        return found
+
+
+def _truth(judge: Judge, scenes: list[TestScene]) -> Score:
+    """The true stems under the same measure: what a perfect model would score."""
+    return score_stems(judge, scenes, np.stack([source.sound() for scene in scenes for source in scene.sources]))
+
+
+def _numbers(score: Score) -> dict[str, float]:
+    return {**asdict(score), **{name: round(getattr(score, name), 4) for _, name in MEASURES}}
+
+
+def _write(path: Path, text: str) -> None:
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def draw(rows: dict[str, dict[str, Score]], path: Path) -> None:
+    """The table as bars: one panel a measure, one group a test set."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    tests = list(next(iter(rows.values())))
+    figure, panels = plt.subplots(1, len(MEASURES), figsize=(14, 3.6), layout="constrained", sharey=True)
+    for panel, (title, name) in zip(panels, MEASURES, strict=True):
+        for offset, test in enumerate(tests):
+            places = [index + 0.36 * offset for index in range(len(rows))]
+            values = [getattr(scores[test], name) for scores in rows.values()]
+            bars = panel.barh(places, values, 0.34, label=test)
+            panel.bar_label(
+                bars, [f"{v:.0f}" if name == "offset_ms" else f"{v:.2f}" for v in values], padding=2, fontsize=8
+            )
+        panel.set_title(title, fontsize=10)
+        panel.set_yticks([index + 0.18 for index in range(len(rows))], list(rows))
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.margins(x=0.15)
+    panels[0].invert_yaxis()
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, title="test set", loc="outside right center", frameon=False)
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
+    plt.close(figure)

@@ -1,0 +1,1 @@
+"""How each network of the demo model is trained from nothing."""

@@ -1,0 +1,61 @@
+"""The demo's text towers: small T5 and CLIP stacks that learn which captions mean the same kind of thing.
+
+The official towers read any text; these know the words of `kinds` and little else.
+Shapes: C captions, L tokens, D width.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from selva_ref.demo.world.kinds import CAPTIONS, KINDS, SCENES
+from selva_ref.model.text import ClipTower, T5Tower
+
+
+class TaughtTowers(nn.Module):
+    """Both towers, each with a head that names the kind from the mean of its tokens."""
+
+    def __init__(self, t5: T5Tower, clip: ClipTower, width: int) -> None:
+        super().__init__()
+        self.t5, self.clip = t5, clip
+        self.t5_head, self.clip_head = nn.Linear(width, len(KINDS)), nn.Linear(width, len(KINDS))
+
+
+class Prompts:
+    """Every caption in every scene, tokenised for both towers."""
+
+    def __init__(self, tokenizers: dict[str, Tokenizer]) -> None:
+        texts = [(scene.format(c), k) for k, kind in enumerate(KINDS) for c in CAPTIONS[kind] for scene in SCENES]
+        self.texts = [text for text, _ in texts]
+        self.kinds = np.array([kind for _, kind in texts])
+        ids = [tokenizers["t5"].encode(text).ids for text in self.texts]
+        longest = max(len(one) for one in ids)
+        self.t5_ids = torch.tensor([[*one, *[0] * (longest - len(one))] for one in ids])
+        self.t5_mask = torch.tensor([[True] * len(one) + [False] * (longest - len(one)) for one in ids])
+        self.clip_ids = torch.tensor([tokenizers["clip"].encode(text).ids for text in self.texts])
+
+    def draw(self, rng: np.random.Generator, kinds: np.ndarray) -> np.ndarray:
+        """For each kind one of its captions, (B,) indices."""
+        each = len(self.texts) // len(KINDS)
+        return kinds * each + rng.integers(each, size=len(kinds))
+
+    def plain(self, kinds: np.ndarray) -> np.ndarray:
+        """The plain caption of each kind, (B,) indices."""
+        return np.asarray(kinds) * (len(self.texts) // len(KINDS))
+
+    @torch.no_grad()
+    def features(self, t5: T5Tower, clip: ClipTower) -> tuple[Tensor, Tensor]:
+        """T5 features (C, L, D), zero where masked, and CLIP features (C, tokens, D) of all captions."""
+        return t5(self.t5_ids, self.t5_mask) * self.t5_mask[..., None], clip(self.clip_ids)
+
+
+def text_loss(towers: TaughtTowers, prompts: Prompts, rows: np.ndarray) -> Tensor:
+    """Cross-entropy of the kind, from either tower."""
+    kinds, mask = torch.from_numpy(prompts.kinds[rows]), prompts.t5_mask[rows]
+    t5 = (towers.t5(prompts.t5_ids[rows], mask) * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+    clip = towers.clip(prompts.clip_ids[rows]).mean(1)
+    return F.cross_entropy(towers.t5_head(t5), kinds) + F.cross_entropy(4 * towers.clip_head(clip), kinds)

@@ -1,0 +1,170 @@
+"""Scenes of the demo's world: things at random places with events at random times, rendered from a seed alone.
+
+A training clip holds one sounding thing and distractors that move in silence. A composed scene holds two things in one
+frame whose events interleave; none is ever trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from selva_ref.demo.world.canvas import Array, Canvas, Colour
+from selva_ref.demo.world.kinds import KINDS
+from selva_ref.demo.world.looks import LOOKS, Clocks, Place
+from selva_ref.demo.world.sounds import RATE_HZ, Sound, Voice, draw_voice, soundtrack
+
+FPS = 25
+FRAMES = 104
+"""A length that the segments cover exactly: 12 of 16 frames, one every 8."""
+DURATION_S = FRAMES / FPS
+SAMPLES = FRAMES * RATE_HZ // FPS
+SIZE = 64
+FIRST_S, LAST_S = 0.3, 3.75
+MIN_GAP_S = 0.5
+FAR_S = 9.0
+"""What a clock says where there is no event."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One thing that sounds."""
+
+    kind: str
+    place: Place
+    colour: Colour
+    voice: Voice
+    events_s: npt.NDArray[np.float64]
+    """When it sounds, seconds, ascending."""
+
+    def sound(self) -> Sound:
+        """Its own stem, (SAMPLES,)."""
+        return soundtrack(self.kind, self.voice, self.events_s, SAMPLES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distractor:
+    """Something that moves and makes no sound."""
+
+    shape: str
+    x: Array
+    y: Array
+    size: float
+    colour: Colour
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """All that a clip shows."""
+
+    sources: tuple[Source, ...]
+    distractors: tuple[Distractor, ...]
+    sky: Colour
+    ground: Colour
+    grain: float
+    seed: int
+
+
+def draw_events(rng: np.random.Generator) -> npt.NDArray[np.float64]:
+    """Two to five times at least `MIN_GAP_S` apart, uniform otherwise."""
+    count = int(rng.integers(2, 6))
+    slack = LAST_S - FIRST_S - (count - 1) * MIN_GAP_S
+    return FIRST_S + np.sort(rng.uniform(0, slack, count)) + MIN_GAP_S * np.arange(count)
+
+
+def _colour(rng: np.random.Generator, low: float, high: float) -> Colour:
+    red, green, blue = (float(v) for v in rng.uniform(low, high, 3))
+    return red, green, blue
+
+
+def draw_source(rng: np.random.Generator, kind: str, place: Place) -> Source:
+    """A thing of a kind with its own colour, voice and event times."""
+    return Source(
+        kind=kind, place=place, colour=_colour(rng, 0.45, 1.0), voice=draw_voice(rng), events_s=draw_events(rng)
+    )
+
+
+def draw_place(rng: np.random.Generator, left: float = 0.0, right: float = 1.0) -> Place:
+    """Anywhere between two columns of the frame, wholly visible."""
+    size = float(rng.uniform(0.42, 0.6)) if right - left > 0.8 else float(rng.uniform(0.42, 0.49))
+    margin = 0.48 * size
+    return Place(
+        x=float(rng.uniform(left + margin, right - margin)), y=float(rng.uniform(margin, 1 - margin)), size=size
+    )
+
+
+def _distractor(rng: np.random.Generator, time_s: Array) -> Distractor:
+    period, phase = rng.uniform(1.2, 4.0, 2), rng.uniform(0, 2 * np.pi, 2)
+    middle, reach = rng.uniform(0.1, 0.9, 2), rng.uniform(0.05, 0.3, 2)
+    x, y = (m + r * np.sin(2 * np.pi * time_s / p + f) for m, r, p, f in zip(middle, reach, period, phase, strict=True))
+    return Distractor(
+        shape=str(rng.choice(["disc", "bar", "box"])),
+        x=x.astype(np.float32),
+        y=y.astype(np.float32),
+        size=float(rng.uniform(0.04, 0.1)),
+        colour=_colour(rng, 0.1, 0.9),
+    )
+
+
+def frame_times() -> Array:
+    """When each frame is shown, (FRAMES,) seconds."""
+    return (np.arange(FRAMES) / FPS).astype(np.float32)
+
+
+def _scene(rng: np.random.Generator, sources: Sequence[Source]) -> Scene:
+    return Scene(
+        sources=tuple(sources),
+        distractors=tuple(_distractor(rng, frame_times()) for _ in range(int(rng.integers(0, 4)))),
+        sky=_colour(rng, 0.05, 0.6),
+        ground=_colour(rng, 0.05, 0.6),
+        grain=float(rng.uniform(0, 0.04)),
+        seed=int(rng.integers(2**31)),
+    )
+
+
+def single_scene(seed: Sequence[int], kind: str | None = None) -> Scene:
+    """One sounding thing and distractors; the same seed gives the same scene."""
+    rng = np.random.default_rng(list(seed))
+    drawn = str(rng.choice(KINDS))
+    return _scene(rng, [draw_source(rng, kind or drawn, draw_place(rng))])
+
+
+def composed_scene(seed: Sequence[int], kinds: tuple[str, str] | None = None) -> Scene:
+    """Two things of different kinds side by side in one frame, neither squeezed; their events interleave."""
+    rng = np.random.default_rng(list(seed))
+    left, right = kinds or (str(k) for k in rng.choice(KINDS, 2, replace=False))
+    return _scene(
+        rng, [draw_source(rng, left, draw_place(rng, 0.0, 0.5)), draw_source(rng, right, draw_place(rng, 0.5, 1.0))]
+    )
+
+
+def clocks(events_s: npt.NDArray[np.float64]) -> Clocks:
+    """Time since the last and until the next event at every frame."""
+    gap = frame_times()[:, None] - events_s[None].astype(np.float32)
+    since = np.where(gap >= 0, gap, FAR_S).min(1)
+    until = np.where(gap < 0, -gap, FAR_S).min(1)
+    return Clocks(since=since.astype(np.float32), until=until.astype(np.float32))
+
+
+def render(scene: Scene, size: int = SIZE) -> npt.NDArray[np.uint8]:
+    """Frames (FRAMES, 3, size, size)."""
+    canvas = Canvas(FRAMES, size)
+    canvas.gradient(scene.sky, scene.ground)
+    for item in scene.distractors:
+        _paint_distractor(canvas, item)
+    for source in scene.sources:
+        LOOKS[source.kind](canvas, source.place, clocks(source.events_s), source.colour)
+    return canvas.frames_uint8(np.random.default_rng(scene.seed), scene.grain)
+
+
+def _paint_distractor(canvas: Canvas, item: Distractor) -> None:
+    x, y, half = item.x, item.y, item.size
+    if item.shape == "disc":
+        canvas.disc(x, y, half, item.colour)
+    elif item.shape == "bar":
+        canvas.bar(x - half, y - half, x + half, y + half, half / 2, item.colour)
+    else:
+        canvas.box(x - half, y - half, x + half, y + half, item.colour)

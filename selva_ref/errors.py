@@ -1,0 +1,11 @@
+"""What a user of checkpoints can fix."""
+
+from selva_bundle.errors import SelvaError
+
+
+class CheckpointError(SelvaError, ValueError):
+    """A checkpoint that is damaged, unsafe, or does not fit the network."""
+
+
+class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
+    """A checkpoint that is not there."""

@@ -1,0 +1,1 @@
+"""The networks, plain, under the official parameter names."""

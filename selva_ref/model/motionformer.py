@@ -1,0 +1,171 @@
+"""The visual backbone: a "divided space-time" Motionformer over short segments, and its spatial pooling.
+
+Time attention, then space attention, then an MLP, each pre-norm (Synchformer, arXiv 2401.16423; Motionformer,
+arXiv 2106.05392). It does not depend on the text: the runtime computes it once per video.
+Shapes: B segments, T tokens in time (8), P patches a frame (196), N = T*P tokens, D width, H heads, d head width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+from selva_ref.model.layers import LayerNorm, attend
+from selva_ref.model.presets import VideoConfig
+
+
+class DividedAttention(nn.Module):
+    """CLS sees every token; a patch token sees CLS and the tokens of its own place (time) or frame (space)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.scale = (width // heads) ** -0.5
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    @torch.no_grad()
+    def bake(self) -> None:
+        """Folds the scale into the query rows. For inference only."""
+        for rows in (self.qkv.weight, self.qkv.bias):
+            rows[: rows.shape[0] // 3].mul_(self.scale)
+        self.scale = 1.0
+
+    def forward(self, x_BND: Tensor, patches: str, **sizes: int) -> Tensor:
+        """`patches` names the patch axes as (group, member), such as "(m g)" for time attention."""
+        qkv = self.qkv(x_BND)
+        cls, rest = qkv.split((1, qkv.shape[1] - 1), dim=1)
+        q, k, v = rearrange(rest, f"b {patches} (three h d) -> three b g h m d", three=3, h=self.heads, **sizes)
+        _, k_cls, v_cls = repeat(cls, "b one (three h d) -> three b g h one d", three=3, h=self.heads, g=sizes["g"])
+        k, v = torch.cat((k_cls, k), dim=3), torch.cat((v_cls, v), dim=3)
+        out = rearrange(attend(q, k, v, scale=self.scale), f"b g h m d -> b {patches} (h d)")
+        return self.proj(torch.cat((self._cls(qkv), out), dim=1))
+
+    def _cls(self, qkv_BNE: Tensor) -> Tensor:
+        """The CLS row, (B, 1, D): its query against all keys.
+
+        One query a head is too little for a matrix product per head. Written into a block-diagonal (3D, H) matrix, the
+        queries meet the keys where they lie, and so do the weights and the values: no layout is changed.
+        """
+        width = qkv_BNE.shape[-1] // 3
+        heads = torch.eye(self.heads, dtype=qkv_BNE.dtype, device=qkv_BNE.device)
+        blocks_DH = repeat(heads, "h1 h2 -> (h1 d) h2", d=width // self.heads)
+        queries = qkv_BNE[:, 0, :width, None] * blocks_DH * self.scale
+        scores = qkv_BNE @ F.pad(queries, (0, 0, width, width))
+        weights = scores.float().softmax(1).to(qkv_BNE.dtype)
+        mixed_BHD = (weights.transpose(1, 2) @ qkv_BNE)[..., 2 * width :]
+        return (mixed_BHD * blocks_DH.T).sum(1, keepdim=True)
+
+
+class MLP(nn.Module):
+    """Two linear layers with the exact GELU between them."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """x += time(norm3 x); x += space(norm1 x); x += mlp(norm2 x)."""
+
+    def __init__(self, config: VideoConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.time = {"g": config.grid**2, "m": config.time_tokens}
+        self.space = {"g": config.time_tokens, "m": config.grid**2}
+        self.norm1 = LayerNorm(width, eps=1e-6)
+        self.attn = DividedAttention(width, config.heads)
+        self.timeattn = DividedAttention(width, config.heads)
+        self.norm2 = LayerNorm(width, eps=1e-6)
+        self.mlp = MLP(width)
+        self.norm3 = LayerNorm(width, eps=1e-6)
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        x_BND = x_BND + self.timeattn(self.norm3(x_BND), "(m g)", **self.time)
+        x_BND = x_BND + self.attn(self.norm1(x_BND), "(g m)", **self.space)
+        return x_BND + self.mlp(self.norm2(x_BND))
+
+
+class PatchEmbed(nn.Module):
+    """Patches as one convolution whose stride is its kernel."""
+
+    def __init__(self, width: int, kernel: tuple[int, ...]) -> None:
+        super().__init__()
+        convolution = nn.Conv3d if len(kernel) == 3 else nn.Conv2d
+        self.proj = convolution(3, width, kernel_size=kernel, stride=kernel)
+
+    def forward(self, video: Tensor) -> Tensor:
+        return self.proj(video)
+
+
+class SpatialPooling(nn.Module):
+    """A learned CLS in front of the patches of one time step, one pre-norm encoder layer, its CLS row.
+
+    Only the CLS row is used, so only that row is computed: one query instead of 197. It is the same for every picture,
+    which leaves `heads` products a patch instead of keys and values.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.scale = (width // heads) ** -0.5
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.self_attn = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.linear1 = nn.Linear(width, 4 * width)
+        self.linear2 = nn.Linear(4 * width, width)
+        self.norm1 = LayerNorm(width, eps=1e-6)
+        self.norm2 = LayerNorm(width, eps=1e-6)
+
+    def forward(self, x_BPD: Tensor) -> Tensor:
+        """Patches (B, P, D) of B time steps → one vector each, (B, D)."""
+        cls = self.cls_token.expand(x_BPD.shape[0], -1, -1)
+        seen = self.norm1(torch.cat((cls, x_BPD), dim=1))
+        wq, wk, wv = rearrange(self.self_attn.in_proj_weight, "(three h d) e -> three h d e", three=3, h=self.heads)
+        bq, _, bv = rearrange(self.self_attn.in_proj_bias, "(three h d) -> three h d", three=3, h=self.heads)
+        # q (Wk x + bk) is (q Wk) x plus what softmax drops; the weighted mean of Wv x + bv is Wv (mean of x) + bv
+        query = wq @ seen[0, 0] + bq
+        asked = ((query * self.scale)[:, None] @ wk).flatten(0, 1)
+        weights = (seen @ asked.T).float().softmax(1).to(seen.dtype)
+        mixed = rearrange(weights.transpose(1, 2) @ seen, "b h e -> h b e")
+        out = rearrange(mixed @ wv.transpose(1, 2) + bv[:, None], "h b d -> b (h d)")
+        x = cls[:, 0] + self.self_attn.out_proj(out)
+        return x + self.linear2(F.gelu(self.linear1(self.norm2(x))))
+
+
+class Motionformer(nn.Module):
+    """Segments of frames → normalised patch tokens, and those → one vector per time step."""
+
+    def __init__(self, config: VideoConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, patch = config.width, config.patch
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + config.grid**2, width))
+        self.temp_embed = nn.Parameter(torch.zeros(1, config.time_tokens, width))
+        self.patch_embed = PatchEmbed(width, (patch, patch))  # in the checkpoint, not used
+        self.patch_embed_3d = PatchEmbed(width, (2, patch, patch))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.norm = LayerNorm(width, eps=1e-6)
+        self.spatial_attn_agg = SpatialPooling(width, config.heads)
+
+    def tokens(self, segments: Tensor) -> Tensor:
+        """Segments (B, 3, 16, H, W) in [-1, 1] → tokens (B, T*P, D), time-major, CLS dropped."""
+        x = rearrange(self.patch_embed_3d(segments), "b d t h w -> b t (h w) d")
+        x = x + self.pos_embed[:, None, 1:] + self.temp_embed[:, :, None]
+        cls = (self.cls_token + self.pos_embed[:, :1]).expand(x.shape[0], -1, -1)
+        x = torch.cat((cls, rearrange(x, "b t p d -> b (t p) d")), dim=1)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x[:, 1:])
+
+    def pool(self, x_BND: Tensor) -> Tensor:
+        """Tokens (B, T*P, D) → (B, T, D)."""
+        t = self.config.time_tokens
+        pooled = self.spatial_attn_agg(rearrange(x_BND, "b (t p) d -> (b t) p d", t=t))
+        return rearrange(pooled, "(b t) d -> b t d", t=t)

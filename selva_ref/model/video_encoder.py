@@ -1,0 +1,126 @@
+"""The text-conditioned video encoder, its teacher, and the cut between what depends on the text and what does not.
+
+`backbone` sees only the video; `select` looks at its tokens with the text. Their composition is the whole encoder.
+Shapes: B clips, S segments, N tokens a segment (8*196), L text tokens, D width.
+"""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from selva_ref.model.layers import GatedMLP, LayerNorm, RMSNorm, attend, deinterleave
+from selva_ref.model.motionformer import Motionformer
+from selva_ref.model.official import OfficialModule
+from selva_ref.model.presets import VideoConfig
+
+
+def segment(frames_BTCHW: Tensor, config: VideoConfig) -> Tensor:
+    """Frames (B, T, 3, H, W) → overlapping segments (B, S, 3, 16, H, W), one every 8 frames."""
+    windows = frames_BTCHW.unfold(1, config.segment_frames, config.segment_step)  # b s c h w f
+    return windows.movedim(-1, 3)
+
+
+class CrossAttention(nn.Module):
+    """Video tokens ask, text tokens answer. The k/v index is innermost in the outputs of `kv_proj`."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.scale = (width // heads) ** -0.5
+        self.interleaved = True
+        self.q_proj = nn.Linear(width, width)
+        self.kv_proj = nn.Linear(width, 2 * width)
+        self.q_norm = RMSNorm(width // heads)
+        self.k_norm = RMSNorm(width // heads)
+
+    @torch.no_grad()
+    def bake(self) -> None:
+        """Keys and values contiguous in `kv_proj`, the scale folded into the query norm. For inference only."""
+        deinterleave(self.kv_proj, self.heads, 2)
+        self.q_norm.weight.mul_(self.scale)
+        self.scale, self.interleaved = 1.0, False
+
+    def forward(self, x_BND: Tensor, text_BLD: Tensor, mask_BL: Tensor) -> Tensor:
+        q = rearrange(self.q_proj(x_BND), "b n (h d) -> b h n d", h=self.heads)
+        layout = "(h d two)" if self.interleaved else "(two h d)"
+        k, v = rearrange(self.kv_proj(text_BLD), f"b l {layout} -> two b h l d", two=2, h=self.heads)
+        out = attend(self.q_norm(q), self.k_norm(k), v, mask_BL[:, None, None, :], scale=self.scale)
+        return rearrange(out, "b h n d -> b n (h d)")
+
+
+class CrossBlock(nn.Module):
+    """x += norm1(linear1(attention)); x += ffn(norm2 x)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm1 = LayerNorm(width)
+        self.attn = CrossAttention(width, heads)
+        self.linear1 = nn.Linear(width, width)
+        self.norm2 = LayerNorm(width)
+        self.ffn = GatedMLP(width, 4 * width)
+
+    def forward(self, x_BND: Tensor, text_BLD: Tensor, mask_BL: Tensor) -> Tensor:
+        x_BND = x_BND + self.norm1(self.linear1(self.attn(x_BND, text_BLD, mask_BL)))
+        return x_BND + self.ffn(self.norm2(x_BND))
+
+
+class Teacher(OfficialModule):
+    """The same network without text: what the student has to see when only the target is in the picture."""
+
+    def __init__(self, config: VideoConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vfeat_extractor = Motionformer(config)
+
+    def load_official(self, state_dict: dict[str, Tensor]) -> Teacher:
+        """As `OfficialModule.load_official`; the audio half of a Synchformer file is left aside."""
+        own = {name: value for name, value in state_dict.items() if name.startswith("vfeat_extractor.")}
+        return super().load_official(own)
+
+    def forward(self, segments: Tensor) -> Tensor:
+        """Segments (B, S, 3, 16, H, W) in [-1, 1] → features (B, S, 8, D)."""
+        tokens = self.vfeat_extractor.tokens(segments.flatten(0, 1))
+        return self.vfeat_extractor.pool(tokens).unflatten(0, segments.shape[:2])
+
+
+class VideoEncoder(OfficialModule):
+    """Video and text → sync features, eight a segment."""
+
+    def __init__(self, config: VideoConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, text_width = config.width, config.text_width
+        self.sup_text_feat = nn.Parameter(torch.zeros(config.sup_tokens, text_width))
+        self.empty_string_feat = nn.Parameter(torch.zeros(1, text_width))  # in the checkpoint, not used
+        self.vfeat_extractor = Motionformer(config)
+        self.text_proj = nn.Sequential(nn.Linear(text_width, width), nn.SiLU(), GatedMLP(width, 4 * width))
+        self.synch_text_cross_blocks = nn.ModuleList([CrossBlock(width, config.heads)])
+
+    def backbone(self, segments: Tensor) -> Tensor:
+        """Segments (B, S, 3, 16, H, W) in [-1, 1] → tokens (B, S*N, D). Does not depend on the text."""
+        tokens = self.vfeat_extractor.tokens(segments.flatten(0, 1))
+        return tokens.unflatten(0, segments.shape[:2]).flatten(1, 2)
+
+    def project_text(self, text_BLD: Tensor, mask_BL: Tensor) -> tuple[Tensor, Tensor]:
+        """T5 features and mask → [SUP] tokens and text at the video's width, (B, 5 + L, D), and their mask."""
+        batch = text_BLD.shape[0]
+        sup = self.sup_text_feat.expand(batch, -1, -1)
+        seen = torch.ones(batch, sup.shape[1], dtype=torch.bool, device=mask_BL.device)
+        text = torch.cat((sup, text_BLD.to(sup.dtype)), dim=1)
+        return self.text_proj(text), torch.cat((seen, mask_BL), dim=1)
+
+    def select(self, tokens: Tensor, text_BLD: Tensor, mask_BL: Tensor) -> Tensor:
+        """Tokens (B, S*N, D), T5 features (B, L, Dt), mask (B, L) true for real tokens → (B, S*8, D)."""
+        text, mask = self.project_text(text_BLD, mask_BL)
+        x = tokens
+        for block in self.synch_text_cross_blocks:
+            x = block(x, text, mask)
+        per_segment = self.config.time_tokens * self.config.grid**2
+        segments = rearrange(x, "b (s n) d -> (b s) n d", n=per_segment)
+        return rearrange(self.vfeat_extractor.pool(segments), "(b s) t d -> b (s t) d", b=x.shape[0])
+
+    def forward(self, frames: Tensor, text_BLD: Tensor, mask_BL: Tensor) -> Tensor:
+        """Frames (B, T, 3, H, W) in [-1, 1] at 25 fps → sync features (B, S*8, D)."""
+        return self.select(self.backbone(segment(frames, self.config)), text_BLD, mask_BL)

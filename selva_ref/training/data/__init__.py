@@ -1,0 +1,1 @@
+"""Videos and lists into features on disk, once."""

@@ -1,0 +1,100 @@
+"""Clips as a stage sees them: two videos mixed on the fly, and what the target alone should give.
+
+Shapes: B batch, T frames, L text tokens, N sync features, D their width; latents are (B, latent length, latent width).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from selva_bundle.errors import SelvaError
+from selva_bundle.lengths import SequenceRules
+from selva_ref.training.data.clips import read_frames
+from selva_ref.training.data.store import Features
+from selva_ref.training.errors import TrainingError
+from selva_ref.training.examples.draws import held_out_generator, item_at, item_generator, split
+from selva_ref.training.examples.mixing import different_label, draw_share, side_by_side
+from selva_ref.training.settings import RunSettings
+
+NULL_PROBABILITY = 0.1
+"""How often the generator's video, and independently its text, is the learned empty one."""
+
+Batch = dict[str, Tensor]
+Targets = Callable[[Features, int, np.random.Generator], dict[str, np.ndarray]]
+
+
+def distillation_targets(features: Features, row: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Stage 1: the target's text, t5 (L, D) and t5_mask (L,), and teacher (N, D)."""
+    text = features.text(row)
+    return {"t5": text.t5, "t5_mask": text.t5_mask, "teacher": features.teacher(row)}
+
+
+def flow_targets(features: Features, row: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Stage 2: both texts of the target, its latent drawn from the VAE's posterior, noise, t and null conditions.
+
+    t = sigmoid(normal); null conditions with probability 0.1 for the video and, independently, the text.
+    """
+    text = features.text(row)
+    mean, deviation = features.posterior(row)
+    return {
+        "t5": text.t5,
+        "t5_mask": text.t5_mask,
+        "clip_text": text.clip,
+        "latent": mean + deviation * rng.standard_normal(mean.shape, np.float32),
+        "noise": rng.standard_normal(mean.shape, np.float32),
+        "t": np.float32(1 / (1 + np.exp(-rng.standard_normal()))),
+        "drop_video": np.bool_(rng.random() < NULL_PROBABILITY),
+        "drop_text": np.bool_(rng.random() < NULL_PROBABILITY),
+    }
+
+
+class MixedClips(Dataset["Batch | str"]):
+    """Batches by their keys, (step, index in the global batch) of each item."""
+
+    def __init__(self, features: Features, rules: SequenceRules, settings: RunSettings, targets: Targets) -> None:
+        self.features, self.rules, self.settings, self.targets = features, rules, settings, targets
+        if settings.holdout >= len(features.rows):
+            clips = f"{len(features.rows)} clips, of which {settings.holdout} are held out"
+            raise TrainingError(f"{features.folder}: {clips}; hold fewer out with --holdout")
+        train, held_out = split(settings.seed, len(features.rows), settings.holdout)
+        self.rows = [features.rows[place] for place in train]
+        self.held_out_rows = [features.rows[place] for place in held_out]
+        self.labels = [features.clip(row).label for row in self.rows]
+        if len(set(self.labels)) < 2:
+            raise TrainingError(f"{features.folder}: mixing needs clips of at least two labels")
+
+    def __getitem__(self, keys: list[tuple[int, int]]) -> Batch | str:
+        """A batch; or what is wrong, in words, which no traceback of another process then buries."""
+        try:
+            return _stack([self._example(step, index) for step, index in keys])
+        except SelvaError as error:
+            return f"{error}; extract again, or bring the video back"
+
+    def held_out(self, index: int) -> tuple[Batch, str]:
+        """Validation clip `index`, as a batch of one, and its label."""
+        row, rng = self.held_out_rows[index], held_out_generator(self.settings.seed, index)
+        label = self.features.clip(row).label
+        pair = different_label([label, *self.labels], 0, rng) - 1
+        return _stack([self._mixed(row, self.rows[pair], rng)]), label
+
+    def _example(self, step: int, index: int) -> dict[str, np.ndarray]:
+        settings, rng = self.settings, item_generator(self.settings.seed, step, index)
+        item = item_at(settings.seed, step * settings.batch + index, len(self.rows))
+        return self._mixed(self.rows[item], self.rows[different_label(self.labels, item, rng)], rng)
+
+    def _mixed(self, row: int, pair: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        share, target_left = draw_share(rng, self.settings.alpha), bool(rng.random() < 0.5)
+        frames = side_by_side(self._frames(row), self._frames(pair), share, target_left)
+        return {"frames": frames.numpy(), **self.targets(self.features, row, rng)}
+
+    def _frames(self, row: int) -> Tensor:
+        return torch.from_numpy(read_frames(self.features.video(row), self.rules, self.features.description.duration_s))
+
+
+def _stack(examples: list[dict[str, np.ndarray]]) -> Batch:
+    return {name: torch.from_numpy(np.stack([example[name] for example in examples])) for name in examples[0]}

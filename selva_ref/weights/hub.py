@@ -1,0 +1,201 @@
+"""One file from a model hub, whole and checked, or one clear error.
+
+huggingface_hub's own download forgets a partial file when the process ends, which for gigabytes on a slow line means
+never. So the partial file is kept here, under the user's folder, and the next run goes on from where it stopped;
+asking the hub, sending the bytes, tokens, proxies, HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE stay huggingface_hub's.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.file_download import HfFileMetadata, http_get
+from huggingface_hub.utils import build_hf_headers, httpx
+
+from selva_ref.weights.checkpoints import HubFile
+
+RETRY_DELAYS_S = (1.0, 4.0, 15.0)
+_HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG}
+_PASSING_STATUS = {408, 429, 500, 502, 503, 504}
+_LOOK = "look at HF_ENDPOINT and proxies"
+
+
+class FetchError(OSError):
+    """A file that could not be had: refused by the hub, wrong content, no room, no permission."""
+
+
+class UnreachableError(FetchError):
+    """The hub cannot be asked, and the file is not in its cache either."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubCopy:
+    """A checked file, where it came from and what it is."""
+
+    path: Path
+    commit: str
+    md5: str
+    sha256: str
+    verified: bool
+    """Whether a hash from its publisher or from the hub vouches for it."""
+    downloaded: bool
+    """True: a partial-download file of ours, to be removed when done with; False: it belongs to the hub's cache."""
+
+
+@dataclass(kw_only=True)
+class Hub:
+    """Where files come from. `say` is told what happens, a line at a time."""
+
+    partials: Path
+    say: Callable[[str], None]
+    endpoint: str | None = None
+    cache_dir: str | Path | None = None
+    reachable: bool = True
+    """Turned off by the first failure to reach the hub, so that the rest does not wait for it again."""
+
+    def get(self, repo: str, file: HubFile, revision: str) -> HubCopy:
+        """The file from the hub's cache, or downloaded. Raises `FetchError`."""
+        cached = try_to_load_from_cache(repo, file.path, cache_dir=self.cache_dir, revision=revision)
+        if isinstance(cached, str):
+            path = Path(cached)
+            commit = path.parents[len(PurePosixPath(file.path).parts) - 1].name
+            stated = Path(os.readlink(path)).name if path.is_symlink() else ""  # a blob is named by its hash
+            return _checked(path, file, stated, repo, commit, downloaded=False)
+        if not self.reachable:
+            raise UnreachableError("the hub cannot be reached")
+        return self._download(repo, file, revision)
+
+    def _download(self, repo: str, file: HubFile, revision: str) -> HubCopy:
+        for delay_s in (*RETRY_DELAYS_S, None):
+            try:
+                url = hf_hub_url(repo, file.path, revision=revision, endpoint=self.endpoint)
+                metadata = get_hf_file_metadata(url, endpoint=self.endpoint)
+                return self._receive(repo, file, metadata)
+            except FetchError:
+                raise
+            except (ValueError, httpx.InvalidURL) as error:  # a malformed redirect, or a size beyond the client's
+                raise FetchError(f"{repo}/{file.path}: the hub's answer is of no use: {_one_line(error)}") from error
+            except (OSError, httpx.HTTPError) as error:
+                reason = f"{repo}/{file.path}: {_one_line(error)}"
+                if isinstance(error, OfflineModeIsEnabled):
+                    self.reachable = False
+                    raise UnreachableError("offline mode is on (HF_HUB_OFFLINE)") from error
+                if _is_final(error):
+                    raise FetchError(reason) from error
+                if delay_s is None:
+                    self.reachable = False
+                    raise UnreachableError(reason) from error
+                self.say(f"{reason}; trying again in {delay_s:.0f} s")
+                time.sleep(delay_s)
+        raise AssertionError("the last attempt returns or raises")
+
+    def _receive(self, repo: str, file: HubFile, metadata: HfFileMetadata) -> HubCopy:
+        """Downloads what is not yet there of the file that the hub describes, and checks the whole."""
+        commit, etag, size = metadata.commit_hash, metadata.etag, metadata.size
+        if not commit or not etag:
+            raise FetchError(f"{repo}/{file.path}: the answer is not a model hub's; {_LOOK}")
+        if size is None or size < 0:
+            raise FetchError(f"{repo}/{file.path}: the hub states no size for it; {_LOOK}")
+        key = hashlib.sha256(f"{repo}/{file.path}@{etag}".encode()).hexdigest()[:12]
+        path = self.partials / f"{key}-{PurePosixPath(file.path).name}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        present = path.stat().st_size if path.exists() else 0
+        if present > size:  # two runs at once have written it
+            path.unlink()
+            present = 0
+        self._check_room(path, size, present)
+        self.say(f"{file.path} from {repo}" + _size_text(size, present))
+        with _Partial(path, size) as partial:
+            http_get(
+                hf_hub_url(repo, file.path, revision=commit, endpoint=self.endpoint),
+                partial,
+                resume_size=present,
+                headers=build_hf_headers(library_name="selva-deploy"),
+                expected_size=size,
+                displayed_filename=file.path,
+            )
+        return _checked(path, file, etag, repo, commit, downloaded=True)
+
+    def _check_room(self, path: Path, size: int, present: int) -> None:
+        free = shutil.disk_usage(path.parent).free
+        if size - present > free:
+            raise FetchError(f"{path.parent}: no room for {path.name}: {size - present} bytes needed, {free} free")
+
+
+class _Partial(io.BufferedWriter):
+    """A partial file that goes on where it ends, and takes no more than `size` bytes."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        super().__init__(io.FileIO(path, "ab"))
+        self._path, self._size = path, size
+
+    def write(self, content: bytes) -> int:
+        if self.tell() + len(content) > self._size:
+            self._path.unlink()
+            raise FetchError(
+                f"{self._path.name}: the hub sends more than the {self._size} bytes that it states; {_LOOK}"
+            )
+        return super().write(content)
+
+
+def check_content(path: Path, file: HubFile, stated: str = "") -> tuple[str, str, bool]:
+    """MD5 and SHA-256 of `path`, and whether anything was expected of them.
+
+    Raises `FetchError` and leaves the file when they are not the expected ones.
+
+    Expected are the publisher's hashes in `file`; without them the one that the hub states (its ETag: the SHA-256 of
+    a large file, the Git blob hash of a small one).
+    """
+    md5, sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
+    blob = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    with path.open("rb") as content:
+        while chunk := content.read(1 << 20):
+            for digest in (md5, sha256, blob):
+                digest.update(chunk)
+    expected = [("MD5", file.md5, md5), ("SHA-256", file.sha256, sha256)]
+    if file.md5 is None and file.sha256 is None:
+        if re.fullmatch("[0-9a-f]{64}", stated):
+            expected = [("SHA-256", stated, sha256)]
+        elif re.fullmatch("[0-9a-f]{40}", stated):
+            expected = [("Git hash", stated, blob)]
+    for kind, wanted, digest in expected:
+        if wanted is not None and digest.hexdigest() != wanted:
+            raise FetchError(f"{file.path}: wrong content: {kind} {digest.hexdigest()} instead of {wanted}")
+    return md5.hexdigest(), sha256.hexdigest(), any(wanted is not None for _, wanted, _ in expected)
+
+
+def _checked(path: Path, file: HubFile, stated: str, repo: str, commit: str, *, downloaded: bool) -> HubCopy:
+    try:
+        md5, sha256, verified = check_content(path, file, stated)
+    except FetchError as error:
+        if path.is_symlink():
+            Path(os.path.normpath(path.parent / os.readlink(path))).unlink(missing_ok=True)
+        path.unlink()
+        raise FetchError(f"{repo}: {error}; removed it: run the command again to download it anew") from None
+    return HubCopy(path=path, commit=commit, md5=md5, sha256=sha256, verified=verified, downloaded=downloaded)
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether trying again cannot help."""
+    if isinstance(error, HfHubHTTPError):
+        return error.response.status_code not in _PASSING_STATUS
+    return isinstance(error, OSError) and error.errno in _HOPELESS
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
+
+
+def _size_text(size: int, present: int) -> str:
+    return f", {size / 1e6:.1f} MB" + (f", going on at {present / 1e6:.1f} MB" if present else "")

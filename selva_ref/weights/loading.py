@@ -1,0 +1,37 @@
+"""Filled networks and tokenizers of a preset: from a folder of checkpoints, or with deterministic random weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+import selva_ref
+from selva_ref.model.official import OfficialModule
+from selva_ref.model.presets import Preset
+from selva_ref.model.text_tokenizers import DEMO, clip_tokenizer, t5_tokenizer
+from selva_ref.weights import random_weights
+from selva_ref.weights.checkpoints import find_checkpoint, read_checkpoint
+
+
+def load_part(part: str, preset: Preset, checkpoints: Path | None) -> OfficialModule:
+    """A network filled from `checkpoints`, or from its parameter names alone when that is None.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or does not fit.
+    """
+    network = selva_ref.build(part, preset)
+    if checkpoints is None:
+        return network.load_official(random_weights.state_dict(network))
+    return network.load_official(read_checkpoint(find_checkpoint(checkpoints, part, preset.name)))
+
+
+def load_tokenizers(preset: Preset, checkpoints: Path | None) -> dict[str, Tokenizer]:
+    """The tokenizers "t5" and "clip"; without checkpoints the small ones of the demo, which fit any text tower."""
+    makers = {"t5": t5_tokenizer, "clip": clip_tokenizer}
+    if checkpoints is None or preset.name == "demo":
+        return {name: make(DEMO, preset.text) for name, make in makers.items()}
+    return {
+        name: make(find_checkpoint(checkpoints, f"text_{name}", preset.name).parent, preset.text)
+        for name, make in makers.items()
+    }
