@@ -13,7 +13,7 @@ import pytest
 
 import selva_ref
 from selva_export.bundle import ExportRequest, export_bundle
-from selva_ref.model.pipeline import Pipeline
+from selva_ref.pipeline import Pipeline
 from selva_runtime import Session
 
 PROMPTS = ["dog barking", "footsteps on gravel"]

@@ -13,7 +13,7 @@ from selva_bundle.lengths import clip_positions, latent_positions, sync_rows
 from selva_export.graphs import GuidedStep, PrepareConditions
 from selva_ref import get_preset
 from selva_ref.model.generator import Generator
-from selva_ref.model.pipeline import sequence_rules
+from selva_ref.pipeline import sequence_rules
 from selva_ref.weights.loading import load_part
 
 DEMO = get_preset("demo")

@@ -14,8 +14,8 @@ import pytest
 
 from selva_bundle.ports import PORTS, check_ports, known_sizes
 from selva_export.signatures import signatures
-from selva_ref.model.pipeline import sequence_rules
 from selva_ref.model.presets import PRESETS
+from selva_ref.pipeline import sequence_rules
 from selva_runtime import BackendError, Bundle, BundleError
 from selva_runtime.backends.onnx_cpu import OnnxCpuExecutor
 from selva_runtime.backends.openvino.executor import OpenVinoExecutor

@@ -14,9 +14,9 @@ from train_crash import CrashingReader
 from train_samples import CLIPS, DURATION_S, LABELS, tone, write_checkpoints, write_videos
 
 from selva_ref.model.mel import MelSpectrogram
-from selva_ref.model.pipeline import preprocess, sequence_rules
 from selva_ref.model.presets import get_preset
 from selva_ref.model.video_encoder import segment
+from selva_ref.pipeline import preprocess, sequence_rules
 from selva_ref.training.data import extract as extraction
 from selva_ref.training.data.clips import read_example
 from selva_ref.training.data.extract import Extracted, ExtractRequest, extract

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from train_samples import LENGTHS, RULES, TINY, PaintedClips, curve, events, write_checkpoints, write_features
 
 from selva_ref.errors import CheckpointNotFoundError
-from selva_ref.model.pipeline import Pipeline, preprocess
 from selva_ref.model.presets import PRESETS
 from selva_ref.model.video_encoder import segment
+from selva_ref.pipeline import Pipeline, preprocess
 from selva_ref.training import run
 from selva_ref.training.errors import TrainingError
 from selva_ref.training.hashed import save_hashed

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import selva_ref
-from selva_ref.model.pipeline import sequence_rules
 from selva_ref.model.presets import AUDIO_16K, GeneratorConfig, Preset, VideoConfig, get_preset
+from selva_ref.pipeline import sequence_rules
 from selva_ref.training.data.listing import Listed, fingerprint
 from selva_ref.training.data.store import DataDescription
 from selva_ref.training.examples.mixed import MixedClips

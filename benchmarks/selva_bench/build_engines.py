@@ -31,8 +31,8 @@ from selva_engines.profiles import EngineDescription, describe
 from selva_engines.source import GraphSource, Source
 from selva_export.bundle import ExportRequest, export_part
 from selva_export.signatures import Signature, signatures
-from selva_ref.model.pipeline import sequence_rules
 from selva_ref.model.presets import PRESETS, Preset
+from selva_ref.pipeline import sequence_rules
 
 RESULTS = Path(__file__).parents[1] / "results"
 PLAIN_EXPORT_NODES = {"video_backbone": 6234, "guided_step": 4129, "decoder": 5386}

@@ -22,6 +22,7 @@ import torch
 import selva_runtime
 from selva_bench import machine
 from selva_bench.measure import snr_db
+from selva_bundle.atomic import written_whole
 from selva_ref.demo.evaluation.events import Score, score
 from selva_ref.demo.evaluation.report import TEST_SEED
 from selva_ref.demo.evaluation.scores import TestScene, composed_tests, mixed_tests
@@ -29,7 +30,6 @@ from selva_ref.demo.world.kinds import prompt
 from selva_ref.demo.world.scenes import DURATION_S
 from selva_ref.model.mel import MelSpectrogram
 from selva_ref.model.presets import PRESETS
-from selva_ref.weights.checkpoints import written_whole
 from selva_runtime import BackendError, Session
 from selva_runtime.backends.executor import BF16, EXACT
 

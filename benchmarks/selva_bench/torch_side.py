@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from selva_bench.errors import BenchError
 from selva_bench.job import SideJob, endless_prompts
 from selva_bench.totals import round_totals
-from selva_ref.model.pipeline import Pipeline
+from selva_ref.pipeline import Pipeline
 from selva_runtime.media.video import read_clip
 
 _PRODUCT = 2048

@@ -24,9 +24,9 @@ from selva_export.to_onnx import TRACE_AXES, export_graph
 from selva_export.verify import TOLERANCES, VERIFY_AXES, Parity, compare, reference_outputs
 from selva_ref.demo.world.kinds import KINDS, known_words, prompt
 from selva_ref.model.layers import cast
-from selva_ref.model.pipeline import sequence_rules
 from selva_ref.model.presets import Preset
 from selva_ref.model.text_tokenizers import CLIP_PAD_ID, save
+from selva_ref.pipeline import sequence_rules
 from selva_ref.weights.checkpoints import LICENCE_NOTICE, file_sha256, find_checkpoint, read_record
 from selva_ref.weights.loading import load_part, load_tokenizers
 

@@ -2,6 +2,7 @@
 
 Hosts poll the output folder, and a user's earlier stems must survive a second run. So a file is written under a
 hidden temporary name beside its destination, then linked to the first free of `name.wav`, `name-2.wav`, …
+A file of the project's own, such as a checkpoint, is replaced: `written_whole`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import errno
 import os
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
@@ -82,3 +83,15 @@ def candidates(wanted: Path) -> Iterator[Path]:
     yield wanted
     for number in count(2):
         yield wanted.with_name(f"{wanted.stem}-{number}{wanted.suffix}")
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path` that takes its place at the end, or vanishes on any error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

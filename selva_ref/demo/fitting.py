@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from selva_bundle.atomic import written_whole
 from selva_ref.training.schedule import adamw, learning_rate
-from selva_ref.weights.checkpoints import written_whole
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from selva_bundle.atomic import written_whole
 from selva_ref.demo.models.text import Prompts
 from selva_ref.demo.world.clip_bank import ClipBank, segments_of
 from selva_ref.model.video_encoder import Teacher, VideoEncoder
 from selva_ref.training.examples.mixing import side_by_side
 from selva_ref.training.losses import distillation_loss
-from selva_ref.weights.checkpoints import written_whole
 
 SHARES = (0.35, 0.65)
 """Range of the target's share of the columns: an object of the demo must stay wider than a patch."""

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import selva_ref
+from selva_bundle.atomic import written_whole
 from selva_ref.demo.fitting import Fit, draws, fit
 from selva_ref.demo.models.audio import (
     SoundBank,
@@ -43,7 +44,7 @@ from selva_ref.model.presets import PRESETS, Preset
 from selva_ref.training.errors import TrainingError
 from selva_ref.training.initial import fresh_encoder
 from selva_ref.training.parameters import STAGE1, STAGE2, trainable
-from selva_ref.weights.checkpoints import read_checkpoint, written_whole
+from selva_ref.weights.checkpoints import read_checkpoint
 from selva_ref.weights.loading import load_tokenizers
 
 PRESET = PRESETS["demo"]

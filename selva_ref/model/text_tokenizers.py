@@ -18,9 +18,9 @@ from tokenizers.pre_tokenizers import ByteLevel, Split
 from tokenizers.pre_tokenizers import Sequence as PreSequence
 from tokenizers.processors import RobertaProcessing
 
+from selva_bundle.atomic import written_whole
 from selva_ref.errors import CheckpointError, CheckpointNotFoundError
 from selva_ref.model.presets import TextConfig
-from selva_ref.weights.checkpoints import written_whole
 
 DEMO = "demo"
 """Instead of a folder: the tokenizers of the `demo` preset, which come with the package."""

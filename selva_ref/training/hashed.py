@@ -14,7 +14,8 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from selva_ref.weights.checkpoints import file_sha256, written_whole
+from selva_bundle.atomic import written_whole
+from selva_ref.weights.checkpoints import file_sha256
 
 _MARK = b"\nsha256:"
 _TAIL_BYTES = len(_MARK) + 64

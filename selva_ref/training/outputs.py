@@ -10,8 +10,9 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from selva_bundle.atomic import written_whole
 from selva_ref.model.presets import Preset
-from selva_ref.weights.checkpoints import find_checkpoint, get_checkpoint, written_whole
+from selva_ref.weights.checkpoints import find_checkpoint, get_checkpoint
 
 UNTRAINED = ("vae", "vocoder", "text_t5", "text_clip")
 

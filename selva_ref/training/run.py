@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from selva_ref.errors import CheckpointNotFoundError
-from selva_ref.model.pipeline import sequence_rules
 from selva_ref.model.presets import Preset, get_preset
+from selva_ref.pipeline import sequence_rules
 from selva_ref.training.data.store import Features
 from selva_ref.training.errors import TrainingError
 from selva_ref.training.examples.mixed import MixedClips, distillation_targets, flow_targets

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from selva_ref.model.generator import Generator
-from selva_ref.model.pipeline import preprocess
 from selva_ref.model.video_encoder import VideoEncoder, segment
+from selva_ref.pipeline import preprocess
 from selva_ref.training.examples.mixed import Batch
 from selva_ref.training.losses import distillation_loss, flow_matching_loss
 from selva_ref.training.parameters import STAGE1, STAGE2, trainable

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -293,15 +291,3 @@ def _recorded_sha256(path: Path) -> str | None:
         if entry:
             return entry["sha256"]
     return None
-
-
-@contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path` that takes its place at the end, or vanishes on any error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -23,6 +23,7 @@ import torch
 from huggingface_hub.utils import disable_progress_bars
 from safetensors.torch import save_file
 
+from selva_bundle.atomic import written_whole
 from selva_ref.model.presets import PRESETS, get_preset
 from selva_ref.weights import checkpoints
 from selva_ref.weights.checkpoints import (
@@ -33,7 +34,6 @@ from selva_ref.weights.checkpoints import (
     file_sha256,
     read_checkpoint,
     read_record,
-    written_whole,
 )
 from selva_ref.weights.hub import FetchError, Hub, HubCopy, UnreachableError, check_content
 from selva_runtime.command.base import SETTINGS, OneLineCommand

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from selva_bundle.atomic import written_whole
 from selva_ref.demo.evaluation.ablations import VARIANTS, Variant, features_of, generator_of
 from selva_ref.demo.evaluation.events import Score
 from selva_ref.demo.evaluation.scores import (
@@ -25,8 +26,8 @@ from selva_ref.demo.evaluation.scores import (
 from selva_ref.demo.models.audio import SoundBank, log_mel_errors
 from selva_ref.demo.models.listener import Listener
 from selva_ref.demo.workshop import PRESET, Workshop
-from selva_ref.model.pipeline import sequence_rules
-from selva_ref.weights.checkpoints import file_sha256, read_checkpoint, written_whole
+from selva_ref.pipeline import sequence_rules
+from selva_ref.weights.checkpoints import file_sha256, read_checkpoint
 
 TEST_SEED = 1_000_003
 """Far from every seed of the training clips."""

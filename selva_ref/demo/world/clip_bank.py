@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from selva_bundle.atomic import written_whole
 from selva_ref.demo.world.kinds import KINDS
 from selva_ref.demo.world.scenes import FPS, FRAMES, SIZE, Scene, render, single_scene
 from selva_ref.model.presets import PRESETS
 from selva_ref.model.video_encoder import segment
-from selva_ref.weights.checkpoints import written_whole
 
 VIDEO = PRESETS["demo"].video
 SEGMENT, STEP = VIDEO.segment_frames, VIDEO.segment_step

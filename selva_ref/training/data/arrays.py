@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from selva_ref.model.pipeline import sequence_rules
 from selva_ref.model.presets import Preset
+from selva_ref.pipeline import sequence_rules
 from selva_ref.training.errors import TrainingError
 
 Shape = tuple[int | None, ...]

@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from selva_bundle.atomic import written_whole
 from selva_bundle.lengths import SequenceRules
-from selva_ref.model.pipeline import sequence_rules
 from selva_ref.model.presets import Preset
+from selva_ref.pipeline import sequence_rules
 from selva_ref.training.data.arrays import layout, open_array
 from selva_ref.training.data.clips import Example, Reader
 from selva_ref.training.data.frozen import FrozenNetworks, text_features
@@ -34,7 +35,6 @@ from selva_ref.training.data.store import (
 )
 from selva_ref.training.errors import TrainingError
 from selva_ref.training.workers import in_order
-from selva_ref.weights.checkpoints import written_whole
 
 FLUSH_CLIPS = 16
 """Features go to disk, and then the journal says so, this many clips at a time."""

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from selva_ref.model.mel import MelSpectrogram
-from selva_ref.model.pipeline import preprocess
 from selva_ref.model.presets import Preset
 from selva_ref.model.video_encoder import segment
+from selva_ref.pipeline import preprocess
 from selva_ref.training.data.clips import Example
 from selva_ref.training.precision import autocast
 from selva_ref.weights.loading import load_part, load_tokenizers

@@ -24,8 +24,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from selva_ref.model.pipeline import sequence_rules
 from selva_ref.model.presets import PRESETS
+from selva_ref.pipeline import sequence_rules
 from selva_ref.training.data.arrays import layout, open_array
 from selva_ref.training.data.listing import Listed, fingerprint, read_lists
 from selva_ref.training.errors import TrainingError
