@@ -12,7 +12,7 @@ import selva_runtime
 from selva_runtime.command import start
 
 SETUP = (Path(__file__).parents[1] / "setup.py").read_text()
-SCRIPTS = dict(re.findall(r'"(selva-\w+)=selva_runtime\.start:(\w+)"', SETUP))
+SCRIPTS = dict(re.findall(r'"(selva-\w+)=selva_runtime\.command\.start:(\w+)"', SETUP))
 
 
 @pytest.fixture
