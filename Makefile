@@ -44,7 +44,7 @@ mutants: .venv/installed  ## change the runtime's code in a thousand places, and
 	@rm -rf $(MUTANTS) && mkdir -p $(MUTANTS)/bundles
 	@ln -s ../../runtime/selva_runtime ../../runtime/selva_bundle ../../tests ../../pyproject.toml $(MUTANTS)/
 	cd $(MUTANTS) && export SELVA_TEST_BUNDLES=$(CURDIR)/$(MUTANTS)/bundles OMP_NUM_THREADS=1 && \
-		../../$(BIN)/mutmut run $(ONLY) && ../../$(BIN)/mutmut results | grep -v ': killed'
+		$(abspath $(BIN))/mutmut run $(ONLY) && $(abspath $(BIN))/mutmut results
 
 clean:  ## remove what the commands made (not .venv)
 	rm -rf out build dist *.egg-info

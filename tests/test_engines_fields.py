@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from attacks.file_attacks import VALUES, SmallSet, changed, places
+from attacks.damage import VALUES, changed, places
+from attacks.engine_attacks import SmallSet
 from click.testing import CliRunner
 
 from selva_engines import EngineError, EngineRefusedError, EngineSourceError, find_engines

@@ -91,28 +91,41 @@ def test_batches_cover_every_row_once():
         assert [row for rows in done for row in rows] == list(range(total))
 
 
-def test_batches_get_smaller_where_memory_ends_and_stay_so():
-    said, tried = [], []
+class Memory:
+    """Rows from `start` on need more of it: `fits` at once, before that any number."""
 
-    def run(rows):
-        tried.append(rows.stop - rows.start)
-        if tried[-1] > 2:
+    def __init__(self, start, fits):
+        self.start, self.fits, self.tried, self.said = start, fits, [], []
+
+    def run(self, rows):
+        self.tried.append((rows.start, rows.stop))
+        assert len(self.tried) < 20
+        if rows.stop > self.start and rows.stop - rows.start > self.fits:
             raise DeviceMemoryError("full")
         return list(range(rows.start, rows.stop))
 
-    assert list(chain.from_iterable(in_batches(9, 8, run, said.append))) == list(range(9))
-    assert said == [4, 2]
-    assert tried == [8, 4, 2, 2, 2, 2, 1]
+
+@pytest.mark.parametrize(
+    ("start", "tried", "said"),
+    [
+        (0, [(0, 8), (0, 4), (0, 2), (2, 4), (4, 6), (6, 8), (8, 9)], [4, 2]),
+        (5, [(0, 8), (0, 4), (4, 8), (4, 6), (6, 8), (8, 9)], [4, 2]),
+    ],
+)
+def test_batches_get_smaller_where_memory_ends_and_stay_so(start, tried, said):
+    memory = Memory(start, fits=2)
+    done = in_batches(9, 8, memory.run, memory.said.append)
+    assert list(chain.from_iterable(done)) == list(range(9))
+    assert (memory.tried, memory.said) == (tried, said)
 
 
-def test_a_row_that_does_not_fit_alone_is_an_error():
-    def run(rows):
-        raise DeviceMemoryError("full")
-
-    said = []
+@pytest.mark.parametrize("start", [0, 2])
+def test_a_row_that_does_not_fit_alone_is_an_error(start):
+    memory = Memory(start, fits=0)
     with pytest.raises(DeviceMemoryError, match="full"):
-        in_batches(3, 3, run, said.append)
-    assert said == [1]
+        in_batches(3, 3, memory.run, memory.said.append)
+    assert memory.said == [1]
+    assert memory.tried[-1] == (start, start + 1)
 
 
 def test_what_was_used_last_is_remembered():

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from attacks.file_attacks import VALUES, changed, places
+from attacks.damage import VALUES, changed, places
 from train_samples import CLIPS, write_features
 
 from selva_ref.training.cli import main

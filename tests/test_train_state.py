@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from attacks.file_attacks import SETTINGS, SmallRun, attack_states
+from attacks.state_attacks import SETTINGS, SmallRun, attack_states
 
 from selva_ref.training.errors import TrainingError
 from selva_ref.training.hashed import load_hashed, save_hashed
