@@ -8,9 +8,8 @@ import random
 from pathlib import Path
 from typing import Any
 
-from attacks.damage import VALUES, attacks, changed, damaged, places
-
 import selva_runtime
+from attacks.damage import VALUES, attacks, changed, damaged, places
 from selva_engines import EngineError, find_engines, inspect
 from selva_engines.source import read_source
 

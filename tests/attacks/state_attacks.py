@@ -6,9 +6,9 @@ import random
 from pathlib import Path
 
 import torch
-from attacks.damage import VALUES, attacks, changed, damaged, places, same
 from torch import Tensor, nn
 
+from attacks.damage import VALUES, attacks, changed, damaged, places, same
 from selva_ref.training.ema import WeightAverages
 from selva_ref.training.errors import TrainingError
 from selva_ref.training.hashed import load_hashed, save_hashed

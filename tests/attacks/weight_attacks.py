@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from attacks.damage import VALUES, attacks, changed, damaged, places, same
 from huggingface_hub.utils import disable_progress_bars, logging
 from safetensors.torch import save_file
 from small_hub import FILES, HERE, TOWER_TENSORS, VAE_TENSORS, VOCABULARY, SmallHub, serving_small_preset
 
-from selva_ref.checkpoints import RECORD, CheckpointError, file_sha256, read_checkpoint
-from selva_ref.fetch import FetchError, fetch
+from attacks.damage import VALUES, attacks, changed, damaged, places, same
+from selva_ref.errors import CheckpointError
+from selva_ref.weights.checkpoints import RECORD, file_sha256, read_checkpoint
+from selva_ref.weights.fetch import FetchError, fetch
 
 TENSORS = {"a.weight": torch.arange(600.0).reshape(20, 30), "a.bias": torch.arange(20.0), "count": torch.tensor(7)}
 
