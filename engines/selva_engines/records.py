@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from selva_engines.fields import SHA256, count, flag, items, number, parse, section, text
+from selva_bundle.fields import SHA256, count, flag, items, number, parse, section, text
 
 _ANY = r"[^\x00-\x1f]+"
 _SIZES = ("min", "opt", "max")

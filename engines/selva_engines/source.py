@@ -15,10 +15,10 @@ from fractions import Fraction
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from selva_bundle.fields import SHA256, count, items, number, parse, section, text
 from selva_bundle.manifest import FORMAT, FORMAT_VERSION
 from selva_bundle.ports import Port
 from selva_engines.errors import EngineSourceError
-from selva_engines.fields import SHA256, count, items, number, parse, section, text
 
 _WHOLE = ("sample_rate_hz", "hop", "fps", "clip_fps", "segment_frames", "segment_step")
 _SECONDS = ("min_duration_s", "max_duration_s")

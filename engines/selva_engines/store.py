@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from selva_bundle.fields import count, flag, items, parse, section, text
 from selva_engines.errors import EngineRefusedError, EnginesMissingError
-from selva_engines.fields import count, flag, items, parse, section, text
 from selva_engines.records import EngineRecord, parse_layer_table, parse_record
 from selva_engines.source import Source, read_source
 

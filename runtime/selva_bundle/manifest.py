@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from selva_bundle.errors import BundleError
+from selva_bundle.fields import SHA256, items, section
 from selva_bundle.lengths import SequenceRules
 from selva_bundle.ports import PORTS, Port, check_ports, known_sizes
 
@@ -25,7 +26,6 @@ MAX_MANIFEST_BYTES = 4_000_000
 GRAPHS = tuple(PORTS)
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*(/[A-Za-z0-9_][A-Za-z0-9._+-]*)*")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _RESERVED = ("manifest.json", "engines/")
 MAX_STEPS = 1000
 MAX_GUIDANCE = 100.0
@@ -104,7 +104,7 @@ def read_manifest(path: Path) -> Manifest:
     if len(raw) > MAX_MANIFEST_BYTES:
         raise BundleError(f"{path} is larger than {MAX_MANIFEST_BYTES} bytes; export the bundle again")
     try:
-        return _manifest(_section(_loads(raw), "the manifest"))
+        return _manifest(section(_loads(raw), "the manifest"))
     except (ValueError, KeyError, RecursionError) as error:
         if isinstance(error, BundleError):
             raise BundleError(f"{path}: {error}") from error
@@ -114,10 +114,10 @@ def read_manifest(path: Path) -> Manifest:
 
 def _loads(raw: bytes) -> object:
     def no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        section = dict(pairs)
-        if len(section) != len(pairs):
+        entry = dict(pairs)
+        if len(entry) != len(pairs):
             raise ValueError("a name is given twice")
-        return section
+        return entry
 
     def no_constant(name: str) -> NoReturn:
         raise ValueError(f"{name} is not a number")
@@ -132,13 +132,13 @@ def _manifest(top: dict[str, Any]) -> Manifest:
     if version != FORMAT_VERSION or isinstance(version, bool):
         what, mend = ("out of date", "export the bundle again") if version == 1 else ("unknown", "update selva-deploy")
         raise BundleError(f"format version {version!r} is {what}: this runtime reads {FORMAT_VERSION}; {mend}")
-    files = {_file_name(name): _file_entry(name, entry) for name, entry in _section(top["files"], "files").items()}
-    listed = _section(top["graphs"], "graphs")
+    files = {_file_name(name): _file_entry(name, entry) for name, entry in section(top["files"], "files").items()}
+    listed = section(top["graphs"], "graphs")
     if missing := [name for name in GRAPHS if name not in listed]:
         raise ValueError(f"no graph {', '.join(missing)}")
-    sequence: SequenceRules = _record(SequenceRules, _section(top["sequence"], "sequence"))
-    text = _text_rules(_section(top["text"], "text"), files)
-    graphs = {name: _graph(name, _section(listed[name], f"graph {name}"), files) for name in GRAPHS}
+    sequence: SequenceRules = _record(SequenceRules, section(top["sequence"], "sequence"))
+    text = _text_rules(section(top["text"], "text"), files)
+    graphs = {name: _graph(name, section(listed[name], f"graph {name}"), files) for name in GRAPHS}
     sizes = known_sizes(sequence, text.clip_tokens)
     for name, graph in graphs.items():
         check_ports(name, graph.inputs, graph.outputs, sizes)
@@ -148,7 +148,7 @@ def _manifest(top: dict[str, Any]) -> Manifest:
         weights=_text(top["weights"], "weights"),
         notice=" ".join(_text(top["notice"], "notice").split()),
         sequence=sequence,
-        defaults=_defaults(_section(top.get("defaults", {}), "defaults"), sequence),
+        defaults=_defaults(section(top.get("defaults", {}), "defaults"), sequence),
         text=text,
         graphs=graphs,
         files=files,
@@ -157,38 +157,38 @@ def _manifest(top: dict[str, Any]) -> Manifest:
     )
 
 
-def _record(kind: type[Any], section: dict[str, Any]) -> Any:
-    """A dataclass from the keys of `section` that it knows."""
+def _record(kind: type[Any], entry: dict[str, Any]) -> Any:
+    """A dataclass from the keys of `entry` that it knows."""
     known = {field.name for field in fields(kind)}
     try:
-        return kind(**{name: value for name, value in section.items() if name in known})
+        return kind(**{name: value for name, value in entry.items() if name in known})
     except TypeError as error:
         raise ValueError(str(error).partition("() ")[2] or str(error)) from error
 
 
-def _graph(name: str, section: dict[str, Any], files: Mapping[str, FileEntry]) -> Graph:
+def _graph(name: str, entry: dict[str, Any], files: Mapping[str, FileEntry]) -> Graph:
     return Graph(
         name=name,
-        file=_listed(section["file"], files),
-        data=tuple(_listed(item, files) for item in _list(section.get("data", []), f"data of graph {name}")),
-        inputs=_ports(section["inputs"], f"inputs of graph {name}"),
-        outputs=_ports(section["outputs"], f"outputs of graph {name}"),
+        file=_listed(entry["file"], files),
+        data=tuple(_listed(item, files) for item in items(entry.get("data", []), f"data of graph {name}")),
+        inputs=_ports(entry["inputs"], f"inputs of graph {name}"),
+        outputs=_ports(entry["outputs"], f"outputs of graph {name}"),
     )
 
 
 def _ports(value: object, what: str) -> tuple[Port, ...]:
     ports = []
-    for item in _list(value, what):
-        section = _section(item, what)
-        shape = tuple(_list(section["shape"], what))
+    for item in items(value, what):
+        entry = section(item, what)
+        shape = tuple(items(entry["shape"], what))
         if not all(isinstance(size, str) or _is_count(size) for size in shape):
             raise ValueError(f"{what}: shape {shape}")
-        ports.append(Port(name=_text(section["name"], what), dtype=_text(section["dtype"], what), shape=shape))
+        ports.append(Port(name=_text(entry["name"], what), dtype=_text(entry["dtype"], what), shape=shape))
     return tuple(ports)
 
 
-def _text_rules(section: dict[str, Any], files: Mapping[str, FileEntry]) -> TextRules:
-    t5, clip = _section(section["t5"], "text.t5"), _section(section["clip"], "text.clip")
+def _text_rules(entry: dict[str, Any], files: Mapping[str, FileEntry]) -> TextRules:
+    t5, clip = section(entry["t5"], "text.t5"), section(entry["clip"], "text.clip")
     counts = {"text.t5.max_tokens": t5["max_tokens"], "text.clip.tokens": clip["tokens"]}
     for what, value in counts.items():
         if not _is_count(value) or not 3 <= value <= 65536:
@@ -204,8 +204,8 @@ def _text_rules(section: dict[str, Any], files: Mapping[str, FileEntry]) -> Text
     )
 
 
-def _defaults(section: dict[str, Any], sequence: SequenceRules) -> Defaults:
-    defaults: Defaults = _record(Defaults, section)
+def _defaults(entry: dict[str, Any], sequence: SequenceRules) -> Defaults:
+    defaults: Defaults = _record(Defaults, entry)
     ranges = {
         "steps": (1, MAX_STEPS),
         "guidance": (0, MAX_GUIDANCE),
@@ -226,9 +226,9 @@ def _file_name(name: str) -> str:
 
 
 def _file_entry(name: str, value: object) -> FileEntry:
-    section = _section(value, name)
-    sha256, size = section["sha256"], section["bytes"]
-    if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256) or not _is_count(size) or size > _MAX_FILE_BYTES:
+    entry = section(value, name)
+    sha256, size = entry["sha256"], entry["bytes"]
+    if not isinstance(sha256, str) or not re.fullmatch(SHA256, sha256) or not _is_count(size) or size > _MAX_FILE_BYTES:
         raise ValueError(f"the entry of {name} has no SHA-256 or size")
     return FileEntry(sha256=sha256, bytes=size)
 
@@ -240,20 +240,8 @@ def _listed(value: object, files: Mapping[str, FileEntry]) -> str:
     return name
 
 
-def _section(value: object, what: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError(f"{what} is not an object")
-    return value
-
-
-def _list(value: object, what: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise ValueError(f"{what} is not a list")
-    return value
-
-
 def _texts(value: object, what: str) -> tuple[str, ...]:
-    return tuple(_text(item, what) for item in _list(value, what))
+    return tuple(_text(item, what) for item in items(value, what))
 
 
 def _text(value: object, what: str) -> str:
