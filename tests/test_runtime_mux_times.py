@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from selva_runtime.mux import MAX_REORDERED_FRAMES, Rising
+from selva_runtime.media.mux import MAX_REORDERED_FRAMES, Rising
 
 
 def fixed(*packets, shift=0):
