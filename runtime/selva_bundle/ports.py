@@ -119,7 +119,6 @@ def _check_size(where: str, found: Size, wanted: str, sizes: dict[str, Size]) ->
 
 def known_sizes(sequence: SequenceRules, clip_tokens: int) -> dict[str, Size]:
     """Return the sizes in capitals that follow from the manifest's `sequence` and the length of a CLIP prompt."""
-
     return {
         "CLIP_TOKENS": clip_tokens,
         "SEGMENT_FRAMES": sequence.segment_frames,
