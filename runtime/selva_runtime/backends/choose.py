@@ -1,5 +1,4 @@
-"""The backends by name, and how `auto` chooses one. A backend that the user names is used or refused, never replaced.
-"""
+"""The backends by name, and how `auto` chooses one. A backend that the user names is never replaced by another."""
 
 from __future__ import annotations
 
@@ -89,8 +88,7 @@ def _noted(executor: Executor, short: str) -> Executor:
 
 
 def _best_on_cpu(bundle: Bundle, settings: CpuSettings, why: str) -> Executor:
-    """Make an OpenVINO executor for a full-size bundle on x86, where it was measured to be faster. Else ONNX Runtime.
-    """
+    """Make an OpenVINO executor where it was measured to be faster: for a full-size bundle on x86."""
     if platform.machine().lower() not in _X86 or _bytes(bundle) < _WORTH_COMPILING_BYTES:
         return make("cpu", bundle, settings, why)
     try:

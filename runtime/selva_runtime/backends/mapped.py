@@ -24,8 +24,7 @@ import numpy.typing as npt
 
 _MAPS, _PAGES = Path("/proc/self/maps"), Path("/proc/self/pagemap")
 _FILE_PAGE, _HELD = np.uint64(61), np.uint64(62)
-"""Bits of a page's entry in pagemap (Linux, admin-guide/mm/pagemap). Bit 61: of a file. Bits 62, 63: present, swapped.
-"""
+"""Bits of a page's entry in pagemap (Linux, admin-guide/mm/pagemap): 61 of a file, 62 swapped, 63 present."""
 _MADV_DONTNEED = 4
 _EVERY_S = 0.1
 _LINUX = sys.platform.startswith("linux")

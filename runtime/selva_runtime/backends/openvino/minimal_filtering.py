@@ -50,7 +50,7 @@ def filtering(taps: int) -> Filtering:
         return np.array([*rows, [0.0] * (coefficients - 1) + [1.0]])
 
     interpolated = np.linalg.inv(evaluated(count)).T
-    scale = np.array([*(math.prod(p - q for q in points if q != p) for p in points), 1.0])  # so that B^T has whole numbers
+    scale = np.array([*(math.prod(p - q for q in points if q != p) for p in points), 1.0])  # makes B^T integers
     return Filtering(
         inputs=np.round(interpolated * scale[:, None], 9),
         taps=evaluated(taps) / scale[:, None],
