@@ -151,7 +151,7 @@ class Track:
         return np.stack([np.diff(ends, prepend=0), durations], 1)
 
     def _unrolled_groups(self) -> int:
-        """For HEVC with groups of samples, FFmpeg expands the groups and the offsets to one entry per sample."""
+        """For HEVC with groups of samples, FFmpeg expands groups and offsets to as many entries as they state."""
         tables = [*self.groups, *filter(None, [self.tables.get(b"ctts")])] if self.groups else []
         return sum(int(table.column(0, ">u4", ">u4").sum()) for table in tables)
 
