@@ -69,7 +69,11 @@ class CudaDevice:
         return int(free)
 
     def allocate(self, nbytes: int) -> int:
-        """Return a pointer to new memory, aligned to 256 bytes."""
+        """Return a pointer to new memory, aligned to 256 bytes.
+
+        Raises:
+            DeviceMemoryError: the GPU has too little memory.
+        """
         return int(self._call("cudaMalloc", nbytes))
 
     def free(self, pointer: int) -> None:
@@ -132,7 +136,11 @@ class CudaDevice:
         self._call("cudaStreamWaitEvent", self.stream, self._record(stream).event, 0)
 
     def check_pointer(self, pointer: int) -> None:
-        """Check that this device can read the memory at `pointer`."""
+        """Check that this device can read the memory at `pointer`.
+
+        Raises:
+            RequestError: it cannot.
+        """
         kinds = self._cuda.cudaMemoryType
         found = self._call("cudaPointerGetAttributes", pointer)
         if found.type not in (kinds.cudaMemoryTypeDevice, kinds.cudaMemoryTypeManaged) or found.device != 0:

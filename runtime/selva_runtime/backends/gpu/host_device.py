@@ -34,7 +34,11 @@ class HostDevice:
         return sum(array.nbytes for array in self._memory.values())
 
     def allocate(self, nbytes: int) -> int:
-        """Return a pointer to new memory, aligned to 256 bytes."""
+        """Return a pointer to new memory, aligned to 256 bytes.
+
+        Raises:
+            DeviceMemoryError: the sum would be above `limit_bytes`.
+        """
         assert self._recording is None, "memory is not allocated in a recording"
         if self.limit_bytes is not None and self.used_bytes + nbytes > self.limit_bytes:
             raise DeviceMemoryError(f"out of memory: {nbytes} bytes do not fit into {self.limit_bytes}")

@@ -53,7 +53,12 @@ class OnnxGraphs:
         self.load(_REPEATED)
 
     def load(self, name: str) -> None:
-        """Verify the files of graph `name` and load it, unless it is loaded."""
+        """Verify the files of graph `name` and load it, unless it is loaded.
+
+        Raises:
+            BundleError: a file was altered.
+            BackendError: ONNX Runtime cannot load the graph, or cannot use the GPU.
+        """
         if name in self._sessions:
             return
         try:

@@ -74,13 +74,22 @@ class TensorRtGraphs:
         self.load(_REPEATED)
 
     def load(self, name: str) -> None:
-        """Verify the files of graph `name` and load it, unless it is loaded."""
+        """Verify the engine of graph `name` and load it, unless it is loaded.
+
+        Raises:
+            BackendError: the engine was altered, or TensorRT refuses it.
+        """
         if name not in self._engines:
             with self._as_backend_errors():
                 self._engines[name] = self._loader.load(name)
 
     def bind(self, name: str, arrays: Mapping[str, DeviceArray], *, repeated: bool) -> TensorRtBound:
-        """Bind graph `name` to these inputs and outputs. A `repeated` binding runs many times and has its own state."""
+        """Bind graph `name` to these inputs and outputs. A `repeated` binding runs many times and has its own state.
+
+        Raises:
+            BackendError: the engine does not take these arrays.
+            DeviceMemoryError: the GPU has too little memory.
+        """
         self.load(name)
         self._api.log.clear()
         self._note(name, arrays)
