@@ -132,7 +132,7 @@ def open_engines(folder: Path, source: Source) -> EngineSet:
     """Open the set in one folder.
 
     Raises:
-        EngineRefusedError: its engines.json is missing or cannot be parsed.
+        EngineRefusedError: its engines.json is missing or cannot be parsed, or the folder is outside of the bundle.
     """
     mend = "remove the folder and run selva-engines again"
     try:

@@ -31,6 +31,7 @@ def make_executor(bundle: Bundle, backend: str, threads: int | None, precision: 
 
     Raises:
         BackendError: the backend is unknown, not installed or cannot run here.
+        BundleError: a file was altered.
         RequestError: `threads` or `precision` is out of range.
     """
     if backend not in ("auto", *BACKENDS):
@@ -46,6 +47,7 @@ def make(name: str, bundle: Bundle, settings: CpuSettings, reason: str) -> Execu
 
     Raises:
         BackendError: the backend is not installed, cannot run here or does not have the precision.
+        BundleError: a file was altered.
     """
     if settings.precision == BF16 and name not in _WITH_BF16:
         raise BackendError(
@@ -63,6 +65,7 @@ def best(bundle: Bundle, settings: CpuSettings) -> Executor:
 
     Raises:
         BackendError: no backend can run here.
+        BundleError: a file was altered.
     """
     if settings.precision == BF16:
         return _noted(make("openvino", bundle, settings, "the one that computes in bf16"), "it computes in bfloat16")
