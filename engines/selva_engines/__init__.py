@@ -1,7 +1,8 @@
-"""ONNX graphs of a bundle → TensorRT or TensorRT-RTX engines, and the way back to memory.
+"""Build TensorRT or TensorRT-RTX engines from the ONNX graphs of a bundle, and load them.
 
-`build_engines` makes a folder of engines, `find_engines` finds the one that fits a GPU, and `EngineLoader` gives its
-engines to the library. Imports neither PyTorch nor the runtime; the libraries are extras, loaded at one seam.
+`build_engines` makes a folder of engines, `find_engines` finds the folder that fits a GPU, and `EngineLoader` gives
+its engines to the library. The package imports neither PyTorch nor the runtime. The libraries are extras, and only
+`library` imports them.
 """
 
 from selva_engines.assemble import BuildRequest, build_engines

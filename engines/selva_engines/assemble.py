@@ -1,4 +1,4 @@
-"""From a bundle to its folder of engines: built one by one, kept where still current, and only then in place."""
+"""Build a folder of engines from a bundle. Current engines are kept, and the folder appears when it is complete."""
 
 from __future__ import annotations
 
@@ -32,25 +32,27 @@ class BuildRequest:
     target: str
     """"tensorrt-rtx" or "tensorrt"."""
     capabilities: tuple[str, ...] = ()
-    """Compute capabilities such as "8.6"; empty: all that TensorRT-RTX serves by default, or TensorRT's own GPU."""
+    """Compute capabilities such as "8.6". Empty means all that TensorRT-RTX supports by default, or the GPU here for
+    TensorRT."""
     graphs: tuple[str, ...] = ()
-    """Names of graphs; empty: all of them."""
+    """Names of graphs. Empty means all."""
     max_stems: int = MAX_STEMS
     """Most stems that an engine takes at once."""
     strip_weights: bool = False
-    """Leave the weights out of the engines; they come from the bundle's ONNX files when an engine is loaded."""
+    """Leave the weights out of the engines. They are read from the bundle's ONNX files when an engine is loaded."""
 
 
 def build_engines(request: BuildRequest, say: Callable[[str], None] = print) -> EngineSet:
-    """Builds what is asked for, keeps the other engines of the same folder that are still current, and returns all.
+    """Build the requested engines, keep the other engines of the same folder that are current, and return all of them.
+
+    On any error, and on Ctrl-C, the bundle is left as it was.
 
     Raises:
         EngineLibraryError: the target's library is not installed, or needs a GPU that is not here.
         EngineSourceError: the bundle cannot be read, or a graph was altered.
-        EngineRequestError: an unknown graph or capability, or too many stems.
+        EngineRequestError: a graph or capability is unknown, or there are too many stems.
         EngineBuildError: the library cannot build a graph.
         OSError: the bundle cannot be written to.
-        On any of these, and on Ctrl-C, the bundle is left as it was.
     """
     source = read_source(request.bundle)
     descriptions = describe(source, max_stems=request.max_stems)
@@ -91,7 +93,7 @@ def _capabilities(library: Library, asked: tuple[str, ...]) -> tuple[str, ...]:
 def _current(
     out: Path, source: Source, request: BuildRequest, descriptions: Mapping[str, EngineDescription]
 ) -> dict[str, EngineRecord]:
-    """Engines in the folder that a build would make again: of the same graphs, profiles and kind, and unaltered."""
+    """Return the engines in the folder that need no new build: unaltered, of the same graphs, profiles and kind."""
     if not out.is_dir():
         return {}
     try:
@@ -204,7 +206,7 @@ def _line(record: EngineRecord) -> str:
 
 @contextmanager
 def _appears_whole(out: Path) -> Iterator[Path]:
-    """A temporary folder beside `out` that takes its place at the end, or vanishes on any error or interrupt."""
+    """Yield a temporary folder beside `out`. It replaces `out` at the end, or is removed on any error or interrupt."""
     made_root = not out.parent.exists()
     out.parent.mkdir(exist_ok=True)
     partial = out.parent / f".{out.name}.partial-{os.getpid()}"
@@ -220,7 +222,7 @@ def _appears_whole(out: Path) -> Iterator[Path]:
 
 
 def _replace(partial: Path, out: Path) -> None:
-    """A folder cannot be renamed over a full one: the old one steps aside first."""
+    """Replace a folder. The old one is renamed first, because a folder cannot be renamed over one with files."""
     old = partial.with_name(f"{partial.name}.old")
     if out.exists():
         out.rename(old)

@@ -1,6 +1,6 @@
-"""One graph → one engine, in memory; the same steps for both libraries.
+"""Build one engine from one graph, in memory. The steps are the same for both libraries.
 
-TensorRT-RTX builds for kinds of GPU that need not be present; TensorRT for the one that is.
+TensorRT-RTX builds for kinds of GPU that need not be present, TensorRT for the GPU that is.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from selva_engines.profiles import EngineDescription
 
 @dataclass(frozen=True, kw_only=True)
 class Built:
-    """An engine that is not yet on disk."""
+    """An engine in memory."""
 
     blob: Any
-    """The serialised engine, a buffer."""
+    """The serialised engine as a buffer."""
     network: NetworkSummary
     layers: tuple[Layer, ...]
     parse_s: float
@@ -40,19 +40,20 @@ def build_engine(
     strip_weights: bool = False,
     cancelled: Event | None = None,
 ) -> Built:
-    """Parses and builds one graph.
+    """Parse one graph and build its engine.
 
     Args:
         library: from `load_library`.
-        onnx_path: the graph; its external data lies beside it.
+        onnx_path: the graph. Its external data is in the same folder.
         description: from `describe`.
-        capabilities: compute capabilities such as "8.6" (TensorRT-RTX); empty: the library's default.
-        strip_weights: leave the weights out, to be refitted from the same ONNX file.
-        cancelled: ends the build soon after it is set, with `EngineBuildError`.
+        capabilities: compute capabilities such as "8.6" (TensorRT-RTX). Empty means the library's default.
+        strip_weights: leave the weights out. They can be refitted from the same ONNX file.
+        cancelled: if it is set, the build ends soon with `EngineBuildError`.
 
     Raises:
-        EngineBuildError: the library refused the graph; the message carries what it said.
+        EngineBuildError: the library refused the graph, or the build was cancelled. The message quotes the library.
         EngineRequestError: the library does not know a capability.
+        EngineLibraryError: the library could not make a builder or a network.
     """
     api = library.api
     library.log.clear()
@@ -81,7 +82,11 @@ def build_engine(
 
 
 def check_capabilities(library: Library, capabilities: Sequence[str]) -> None:
-    """Raises `EngineRequestError` unless the library can build for these."""
+    """Check that the library can build for these capabilities.
+
+    Raises:
+        EngineRequestError: the library does not know one of them.
+    """
     for capability in capabilities:
         _compute_capability(library, capability)
 
@@ -95,13 +100,13 @@ def _config(
 ) -> Any:
     api, flags = library.api, library.api.BuilderFlag
     config = builder.create_builder_config()
-    config.profiling_verbosity = api.ProfilingVerbosity.DETAILED  # names and types of the layers; costs nothing to run
+    config.profiling_verbosity = api.ProfilingVerbosity.DETAILED  # names and types of the layers; a run is not slower
     workspace = api.MemoryPoolType.WORKSPACE
     config.set_memory_pool_limit(workspace, min(description.workspace_bytes, config.get_memory_pool_limit(workspace)))
     if description.precision == "fp32":
         config.clear_flag(flags.TF32)  # an fp32 bundle promises float32 products
     if hasattr(flags, "REQUIRE_USER_ALLOCATION"):
-        config.set_flag(flags.REQUIRE_USER_ALLOCATION)  # the runtime brings the memory, so a CUDA graph can hold it
+        config.set_flag(flags.REQUIRE_USER_ALLOCATION)  # the runtime allocates the memory, so a CUDA graph can use it
     if strip_weights:
         config.set_flag(flags.STRIP_PLAN)
         config.set_flag(flags.REFIT_IDENTICAL)  # the same weights come back, so they may be fused and rearranged

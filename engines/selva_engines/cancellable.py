@@ -1,5 +1,7 @@
-"""Ctrl-C during a build. The library calls back into Python from C++, where a KeyboardInterrupt must not arise, so the
-build runs on a worker thread while the main thread, which alone receives signals, waits.
+"""Handle Ctrl-C during a build.
+
+The library calls Python from C++, where no KeyboardInterrupt may be raised. Only the main thread receives signals, so
+the build runs on a worker thread while the main thread waits.
 """
 
 from __future__ import annotations
@@ -14,7 +16,11 @@ _POLL_S = 0.1
 
 
 def run_cancellable(work: Callable[[Event], T]) -> T:
-    """`work(cancelled)` on a thread of its own. An interrupt sets `cancelled`, waits for `work` and is raised then."""
+    """Call `work(cancelled)` on its own thread. An interrupt sets `cancelled`, waits for `work` and is then raised.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C was pressed.
+    """
     cancelled = Event()
     with ThreadPoolExecutor(1, thread_name_prefix="selva-engines") as pool:
         future = pool.submit(work, cancelled)
@@ -29,7 +35,7 @@ def run_cancellable(work: Callable[[Event], T]) -> T:
 
 
 def _wait_out(future: Future[T]) -> None:
-    """Waits however often Ctrl-C is pressed: the library cannot be left in the middle of a build."""
+    """Wait, however often Ctrl-C is pressed: the library cannot stop in the middle of a call."""
     while not future.done():
         try:
             wait([future], timeout=_POLL_S)

@@ -1,4 +1,4 @@
-"""`selva-engines`: the command over `build_engines` and `inspect`."""
+"""`selva-engines`: the command line of `build_engines` and `inspect`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True}
 
 
 class _BuildByDefault(click.Group):
-    """`selva-engines BUNDLE …` is `selva-engines build BUNDLE …`."""
+    """A group whose default command is build: `selva-engines BUNDLE …` means `selva-engines build BUNDLE …`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if args and args[0] not in (*self.commands, "-h", "--help", "--version"):

@@ -1,4 +1,4 @@
-"""Which GPU is here, through cuda-python (an extra), imported only when asked."""
+"""Find out which GPU is here through cuda-python, an extra that is imported only when it is needed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from selva_engines.errors import EngineLibraryError
 
 
 def device_capability(ordinal: int = 0) -> str:
-    """Compute capability of a GPU, such as "8.6"; raises `EngineLibraryError` when there is none."""
+    """Return the compute capability of a GPU, such as "8.6".
+
+    Raises:
+        EngineLibraryError: there is no GPU, no driver or no cuda-python.
+    """
     try:
         from cuda.bindings import driver
 
@@ -17,7 +21,7 @@ def device_capability(ordinal: int = 0) -> str:
         attributes = driver.CUdevice_attribute
         major = _check(driver.cuDeviceGetAttribute(attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, device))
         minor = _check(driver.cuDeviceGetAttribute(attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, device))
-    except Exception as error:  # no cuda-python, no driver, no device: each raises its own kind
+    except Exception as error:  # no cuda-python, no driver, no device: each raises its own error
         reason = " ".join(str(error).split()) or type(error).__name__
         raise EngineLibraryError(f"no usable NVIDIA GPU here: {reason}") from error
     return f"{major}.{minor}"

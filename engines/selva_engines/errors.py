@@ -1,6 +1,6 @@
-"""What can go wrong between a bundle and its engines, as types a program can catch.
+"""Errors between a bundle and its engines, as types that a program can catch.
 
-Each is also a built-in kind, as in the runtime. The message is one line that names the file and says how to mend it.
+Each type is also a built-in one, as in the runtime. The message is one line. It names the file and says how to fix it.
 """
 
 
@@ -21,11 +21,11 @@ class EngineSourceError(EngineError, ValueError):
 
 
 class EngineBuildError(EngineError, RuntimeError):
-    """The library could not parse or build a graph; the message carries what it said."""
+    """The library could not parse or build a graph. The message quotes the library."""
 
 
 class EnginesMissingError(EngineError, FileNotFoundError):
-    """The bundle has no engines for this target, or not this one."""
+    """The bundle has no engines for this target, or not the requested one."""
 
 
 class EngineRefusedError(EngineError, ValueError):

@@ -1,8 +1,8 @@
-"""What TensorRT made of a graph: the layers of a built engine, each one kernel launch or so.
+"""The layers of a built engine. Each is about one kernel launch.
 
-The engine inspector needs a GPU. But a builder that is asked for detailed verbosity logs the same table when it is
-done, GPU or not; it is parsed here and kept beside the engine. A library that logs it in another form gives no
-layers, and nothing depends on them.
+The engine inspector needs a GPU. But a builder with detailed verbosity logs the same table at the end, with or without
+a GPU. It is parsed here and stored beside the engine. If a library logs the table in another form, there are no
+layers. Nothing depends on them.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _LAYER = re.compile(
 )
 _TENSOR = re.compile(r"Dimensions: \[(?P<dimensions>[^\]]*)\].*?Datatype: (?P<dtype>\w+)")
 _BOOKKEEPING = frozenset({"signal", "wait", "shape_call"})
-"""Layers that launch nothing: events between streams, sizes computed on the host."""
+"""Layers that launch no kernel: events between streams, sizes computed on the host."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tensor:
-    """What a layer reads or writes; -1 is a dynamic size."""
+    """An input, a constant or an output of a layer. -1 is a dynamic size."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -37,36 +37,36 @@ class Layer:
 
     name: str
     kind: str
-    """TensorRT's, such as "gemm", "correlation" (a convolution) or "kgen" (a kernel generated for a fusion)."""
+    """TensorRT's kind, such as "gemm", "correlation" (a convolution) or "kgen" (a kernel generated for a fusion)."""
     inputs: tuple[Tensor, ...]
     constants: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
 
     @property
     def launches(self) -> bool:
-        """Whether it runs on the GPU."""
+        """Whether the layer runs on the GPU."""
         return self.kind not in _BOOKKEEPING
 
     @property
     def group(self) -> str:
-        """Its kind, or "attention" for a whole one, both products and the softmax, in one kernel."""
+        """The kind, or "attention" if one kernel computes a whole attention: both products and the softmax."""
         return "attention" if "_mha" in self.name else self.kind
 
     @property
     def precision(self) -> str:
-        """Types that it reads and writes, such as "float16" or "float16+float32"; weights and biases included."""
+        """Types that the layer reads and writes, such as "float16" or "float16+float32", with weights and biases."""
         tensors = (*self.inputs, *self.constants, *self.outputs)
         floats = {t.dtype for t in tensors if "float" in t.dtype and math.prod(t.shape) != 1}
         return "+".join(sorted(floats)) or "integer"
 
     @property
     def large_weights(self) -> tuple[Tensor, ...]:
-        """Constants that are weights of a large product (or tables)."""
+        """Constants that are weights of a large product, or large tables."""
         return tuple(t for t in self.constants if math.prod(t.shape) >= LARGE_ELEMENTS)
 
 
 def parse_layers(messages: Iterable[str]) -> tuple[Layer, ...]:
-    """The layers in the builder's log messages."""
+    """Parse the layers in the builder's log messages."""
     lines = (line for message in messages for line in message.splitlines())
     return tuple(_layer(match) for match in map(_LAYER.match, lines) if match)
 

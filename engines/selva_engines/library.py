@@ -1,7 +1,7 @@
-"""The one seam to TensorRT and TensorRT-RTX: the same Python API under two module names, each an extra.
+"""Load TensorRT or TensorRT-RTX: the same Python API under two module names, each an extra.
 
-Nothing else imports them. Both know only strongly typed networks (TensorRT since version 11), so precision is what
-the ONNX file says and there is no precision flag to set.
+No other module imports them. Both have only strongly typed networks (TensorRT since version 11). So the ONNX file sets
+the precision, and there is no precision flag.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ class Target:
     """One of the two libraries."""
 
     name: str
-    """As on the command line; also the name of the extra that installs it."""
+    """Name on the command line, and of the extra that installs the library."""
     module: str
     oldest: tuple[int, int]
-    """First version known to work, (major, minor)."""
+    """First version that is known to work, (major, minor)."""
     needs_gpu: bool
-    """Whether building takes a GPU, which then must be of the kind that runs the engine."""
+    """Whether a build needs a GPU of the kind that will run the engine."""
 
 
 TARGETS = {
@@ -36,7 +36,7 @@ TARGETS = {
 
 
 class Library:
-    """A loaded library. `api` is its module, `log` what it has said, `logger` what its objects are made with."""
+    """A loaded library. `api` is its module, `log` its messages, `logger` the logger for its objects."""
 
     def __init__(self, target: Target, api: Any) -> None:
         self.target = target
@@ -47,30 +47,35 @@ class Library:
 
 
 class Log:
-    """Collects what the library says. Its callbacks come from its own threads and must not raise."""
+    """Collects the library's messages. The library logs from its own threads, where nothing may raise."""
 
     def __init__(self) -> None:
         self.errors: list[str] = []
         self.details: list[str] = []
 
     def clear(self) -> None:
-        """Forget everything; called before each use."""
+        """Forget all messages. Call this before each use of the library."""
         self.errors.clear()
         self.details.clear()
 
     def error_line(self) -> str:
-        """All errors as one line, cut to a readable length."""
+        """Return all errors as one line, cut to a readable length."""
         text = "; ".join(" ".join(error.split()) for error in dict.fromkeys(self.errors))
         return (text[:399] + "…") if len(text) > 400 else text or "no reason given"
 
 
 def installed_targets() -> list[str]:
-    """Names of the targets whose library can be loaded here, TensorRT-RTX first."""
+    """Return the names of the targets whose library can be loaded here, TensorRT-RTX first."""
     return [name for name in TARGETS if _can_load(name)]
 
 
 def load_library(target: str) -> Library:
-    """The library of a target; raises `EngineLibraryError` that says which extra to install."""
+    """Load the library of a target.
+
+    Raises:
+        EngineLibraryError: the target is unknown, or its library is not installed or too old. The message says which
+            extra to install.
+    """
     if target not in TARGETS:
         raise EngineLibraryError(f"no target {target!r}; choose one of {', '.join(TARGETS)}")
     wanted = TARGETS[target]
@@ -78,7 +83,7 @@ def load_library(target: str) -> Library:
     try:
         api = importlib.import_module(wanted.module)
         version = str(api.__version__)
-    except Exception as error:  # a missing module, or libraries that do not load: each package fails in its own way
+    except Exception as error:  # a missing module or a broken library: each package fails in its own way
         reason = " ".join(str(error).split()) or type(error).__name__
         raise EngineLibraryError(f"target {target} needs the module {wanted.module}: {install} ({reason})") from error
     oldest = ".".join(map(str, wanted.oldest))

@@ -1,6 +1,6 @@
-"""Engines into TensorRT, never past a check: a file that the library must not see is refused before.
+"""Load engines into TensorRT. A file that fails a check never reaches the library.
 
-A weight-stripped engine gets its weights back from the bundle's ONNX file, which is hashed first.
+A weight-stripped engine gets its weights from the bundle's ONNX file, which is hashed first.
 """
 
 from __future__ import annotations
@@ -14,10 +14,13 @@ from selva_engines.store import EngineSet
 
 
 class EngineLoader:
-    """Deserialises the engines of one set. Keep it as long as its engines are in use."""
+    """Deserialises the engines of one set. Keep it as long as its engines are in use.
+
+    Raises:
+        EngineRefusedError: the set is for another library or version.
+    """
 
     def __init__(self, library: Library, engines: EngineSet) -> None:
-        """Raises `EngineRefusedError` when the set is another library's or another version's."""
         made_for, here = (engines.target, engines.version), (library.target.name, library.version)
         if made_for != here:
             raise EngineRefusedError(
@@ -29,12 +32,12 @@ class EngineLoader:
         self._runtime = library.api.Runtime(library.logger)
 
     def load(self, name: str) -> Any:
-        """A ready `ICudaEngine`.
+        """Load an engine and return its `ICudaEngine`.
 
         Raises:
             EnginesMissingError: the set has no such engine.
-            EngineRefusedError: the file is not trusted, or the library says that it does not run here, and why.
-            EngineSourceError: the graph that a weight-stripped engine is refitted from was altered.
+            EngineRefusedError: the file was altered, or the library refuses it. The message says why.
+            EngineSourceError: the graph with the weights of a weight-stripped engine was altered.
         """
         blob = self._engines.read(name)
         self._library.log.clear()
@@ -47,7 +50,7 @@ class EngineLoader:
         return engine
 
     def _check_validity(self, name: str, blob: bytes) -> None:
-        """The library's own look at the header; TensorRT proper has none, and answers when it deserialises."""
+        """Let the library check the header. TensorRT has no such function and checks when it deserialises."""
         check = getattr(self._runtime, "get_engine_validity", None)
         if check is None:
             return

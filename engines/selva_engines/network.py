@@ -1,7 +1,7 @@
-"""What a graph asks of TensorRT: the network after parsing, its layers by operation and precision.
+"""Count the layers of a parsed TensorRT network by operation and precision.
 
-Networks are strongly typed, so a layer's precision here is the one it runs in, however layers are fused later; and
-this view is the same with and without a GPU. Names of operations are TensorRT's; those of unary layers say which.
+Networks are strongly typed, so a layer runs in the precision that is counted here, however layers are fused later. The
+counts are the same with and without a GPU. Operations have TensorRT's names; a unary layer's also has its function.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 PRODUCTS = ("MATRIX_MULTIPLY", "CONVOLUTION", "DECONVOLUTION", "EINSUM")
 LARGE_ELEMENTS = 2**12
-"""From this size on, a weight makes its product a large one."""
+"""A product is large if its weight has at least this many elements."""
 _PASSED_THROUGH = ("SHUFFLE", "CAST", "SQUEEZE", "UNSQUEEZE", "SLICE", "IDENTITY")
 
 
@@ -24,32 +24,32 @@ class Product:
     name: str
     operation: str
     dtype: str
-    """Type in which it multiplies, such as "float16"."""
+    """Type of the multiplication, such as "float16"."""
     weight: str | None
-    """Name of its weight; None when both sides are activations, as in attention."""
+    """Name of the weight. None if both sides are activations, as in attention."""
     weight_elements: int
 
     @property
     def is_large(self) -> bool:
-        """Whether its speed matters: a large weight, or attention."""
+        """Whether the speed of the product matters: it has a large weight or is part of attention."""
         return self.weight is None or self.weight_elements >= LARGE_ELEMENTS
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkSummary:
-    """A parsed graph, counted."""
+    """Counts of a parsed graph."""
 
     layers: int
     operations: dict[str, dict[str, int]]
-    """Operation → type of its first input (of its output, for constants) → how many."""
+    """Operation → type of the first input (for constants, of the output) → number of layers."""
     products: tuple[Product, ...]
 
     def large_products(self, dtype: str) -> tuple[Product, ...]:
-        """The large products in one precision."""
+        """Return the large products in one precision."""
         return tuple(p for p in self.products if p.is_large and p.dtype == dtype)
 
     def precisions(self, operations: tuple[str, ...]) -> dict[str, int]:
-        """Precision → how many layers of these operations."""
+        """Count the layers of these operations by precision."""
         total: Counter[str] = Counter()
         for operation in operations:
             total.update(self.operations.get(operation, {}))
@@ -57,7 +57,7 @@ class NetworkSummary:
 
 
 def summarise(api: Any, network: Any) -> NetworkSummary:
-    """Counts a parsed `INetworkDefinition`."""
+    """Count the layers of a parsed `INetworkDefinition`."""
     layers = [network.get_layer(i) for i in range(network.num_layers)]
     makers = {layer.get_output(k).name: layer for layer in layers for k in range(layer.num_outputs)}
     operations: dict[str, Counter[str]] = {}
@@ -105,7 +105,7 @@ def _weight(api: Any, layer: Any, makers: dict[str, Any]) -> tuple[str | None, i
 
 
 def _constant(tensor: Any, makers: dict[str, Any]) -> Any:
-    """The constant layer that a tensor comes from, through casts and rearrangements; None for an activation."""
+    """Return the constant layer behind a tensor and its casts and rearrangements. None for an activation."""
     while tensor is not None and tensor.name in makers:
         layer = makers[tensor.name]
         if layer.type.name == "CONSTANT":
@@ -117,6 +117,6 @@ def _constant(tensor: Any, makers: dict[str, Any]) -> Any:
 
 
 def type_name(name: str) -> str:
-    """TensorRT's name of a type ("HALF", "Half") as NumPy would say it."""
+    """Convert TensorRT's name of a type ("HALF", "Half") to NumPy's."""
     known = {"half": "float16", "float": "float32", "fp16": "float16", "fp32": "float32", "bf16": "bfloat16"}
     return known.get(name.lower(), name.lower())

@@ -1,7 +1,7 @@
-"""What an engine is, apart from building it: one frozen description per graph.
+"""Describe the engine of each graph in a frozen dataclass, separate from building it.
 
-Ranges come from the bundle's sequence rules, so that every clip the runtime accepts fits. An axis that the runtime
-always runs at one size is fixed: a dynamic axis costs kernels that are chosen for a range.
+Ranges come from the bundle's sequence rules, so every clip that the runtime accepts fits. An axis is fixed if the
+runtime always uses one size: for a dynamic axis the kernels must suit a whole range, which costs speed.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from selva_engines.source import GraphSource, Source
 
 MAX_STEMS = 8
 SEGMENTS_PER_CALL = 32
-"""Most segments that `video_backbone` and `video_select` take at once. Segments are independent, 8 s are 24 of them,
-and their activations are the largest of all: longer clips go in several calls."""
+"""Most segments that `video_backbone` and `video_select` take at once. 8 s are 24 segments. Segments are independent
+and have the largest activations of all, so a longer clip takes several calls."""
 OPTIMAL_TOKENS = 16
-"""A prompt is a few words."""
+"""Optimal number of tokens of a prompt, which is a few words."""
 WORKSPACE_BYTES = 16 * 2**30
-"""Enough for eight stems of 30 s at 44.1 kHz in the decoder, the hungriest (5 GB). A limit at the largest shapes:
-what a run takes is measured at its own."""
+"""Limit of scratch memory at the largest shapes. The decoder needs the most: 5 GB for eight stems of 30 s at 44.1 kHz.
+A run allocates only what its own shapes need."""
 
 _SOFTMAX = {"softmax": ("SOFTMAX",)}
 _NORMS = {"norm statistics": ("NORMALIZATION", "REDUCE", "UNARY.SQRT", "UNARY.RECIP")}
@@ -42,14 +42,14 @@ _FLOAT32_PRODUCTS = {"text_t5": "the feed-forward output of every T5 block, whic
 
 @dataclass(frozen=True, kw_only=True)
 class Range:
-    """Sizes of one axis: smallest, the one to be fast at, largest."""
+    """Sizes of one axis: smallest, the one to optimise for, largest."""
 
     min: int
     opt: int
     max: int
 
     def times(self, factor: int) -> Range:
-        """Every size multiplied."""
+        """Return the range with every size multiplied by `factor`."""
         return Range(min=factor * self.min, opt=factor * self.opt, max=factor * self.max)
 
 
@@ -64,7 +64,7 @@ class InputProfile:
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-        """Smallest, optimal and largest shape."""
+        """The smallest, optimal and largest shape."""
         return (
             tuple(r.min for r in self.ranges),
             tuple(r.opt for r in self.ranges),
@@ -74,22 +74,27 @@ class InputProfile:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineDescription:
-    """All that decides how one graph's engine is built."""
+    """Everything that decides how the engine of one graph is built."""
 
     graph: str
     precision: str
-    """The bundle's: "fp16" engines have float16 products and float32 islands, as their ONNX file has them."""
+    """Precision of the bundle. "fp16" engines have float16 products and float32 islands, as in their ONNX file."""
     inputs: tuple[InputProfile, ...]
     workspace_bytes: int
-    """Most scratch memory that the engine may take at its largest shapes."""
+    """Most scratch memory that the engine may use at its largest shapes."""
     islands: Mapping[str, tuple[str, ...]]
-    """What stays float32 in an fp16 bundle: name → TensorRT's operations, all of whose layers must be float32."""
+    """Parts that stay float32 in an fp16 bundle: name → TensorRT's operations, whose layers must all be float32."""
     float32_products: str | None
-    """Which large products stay float32 in an fp16 bundle, and why; None: none."""
+    """Which large products stay float32 in an fp16 bundle, and why. None if there are none."""
 
 
 def describe(source: Source, *, max_stems: int = MAX_STEMS) -> dict[str, EngineDescription]:
-    """The description of every graph of a bundle, by name; raises `EngineRequestError` or `EngineSourceError`."""
+    """Describe the engine of every graph of a bundle, by name of the graph.
+
+    Raises:
+        EngineRequestError: `max_stems` is out of range.
+        EngineSourceError: a graph has an unknown axis.
+    """
     if not 1 <= max_stems <= 64:
         raise EngineRequestError(f"--max-stems is {max_stems}; use 1 to 64")
     axes = _axes(source, max_stems)
@@ -139,7 +144,7 @@ def _axes(source: Source, max_stems: int) -> dict[str, Range]:
 
 
 def _lengths(rules: Mapping[str, float], duration_s: float) -> dict[str, int]:
-    """As `selva_bundle.lengths.SequenceRules.lengths`; a test compares the two."""
+    """Compute lengths as `selva_bundle.lengths.SequenceRules.lengths` does. A test compares the two."""
     seconds = Fraction(duration_s).limit_denominator(1_000_000)
     frames = math.floor(seconds * int(rules["fps"]))
     return {

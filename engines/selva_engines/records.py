@@ -1,4 +1,4 @@
-"""What `engines.json` says of one engine, and its table of layers: every field checked before it is used."""
+"""The entry of one engine in `engines.json`, and its table of layers. Every field is checked before it is used."""
 
 from __future__ import annotations
 
@@ -14,30 +14,35 @@ _SIZES = ("min", "opt", "max")
 
 @dataclass(frozen=True, kw_only=True)
 class EngineRecord:
-    """One engine as `engines.json` has it."""
+    """The entry of one engine in `engines.json`."""
 
     name: str
     file: str
     sha256: str
     bytes: int
     graph: Mapping[str, str]
-    """SHA-256 of the graph's files by their names in the bundle, when the engine was built."""
+    """File of the graph in the bundle → its SHA-256 when the engine was built."""
     profile: Mapping[str, Mapping[str, tuple[int, ...]]]
     """Input → "min", "opt", "max" → shape."""
     layers_file: str
     layers_sha256: str
     network_layers: int
     engine_layers: int
-    """Kernel launches or so; 0 when the library did not list them."""
+    """About the number of kernel launches. 0 if the library did not list the layers."""
     operations: Mapping[str, Mapping[str, int]]
-    """Parsed graph: operation → precision → layers."""
+    """Layers of the parsed graph: operation → precision → number."""
     products: Mapping[str, int]
-    """Parsed graph: precision → large matrix products and convolutions."""
+    """Large matrix products and convolutions of the parsed graph: precision → number."""
     build_s: float
 
 
 def parse_record(name: str, value: object) -> EngineRecord:
-    """A record from JSON; raises `ValueError` or `KeyError` that names what is wrong with it."""
+    """Parse a record.
+
+    Raises:
+        ValueError: a field is wrong. The message names it.
+        KeyError: a field is missing.
+    """
     entry = section(value, name)
     if unknown := sorted(entry.keys() - EngineRecord.__dataclass_fields__.keys() - {"name"}):
         raise ValueError(f"{name}.{unknown[0]} is unknown")
@@ -69,7 +74,12 @@ def parse_record(name: str, value: object) -> EngineRecord:
 
 
 def parse_layer_table(content: bytes) -> list[dict[str, Any]]:
-    """The layers as JSON has them; raises `ValueError` or `KeyError`."""
+    """Parse a table of layers.
+
+    Raises:
+        ValueError: a field is wrong. The message names it.
+        KeyError: a field is missing.
+    """
     layers = [section(layer, "a layer") for layer in items(parse(content), "the table of layers")]
     for layer in layers:
         text(layer["group"], "group", _ANY)
@@ -83,7 +93,7 @@ def _counts(value: object, what: str) -> dict[str, int]:
 
 
 def _shapes(value: object, what: str) -> dict[str, tuple[int, ...]]:
-    """Three shapes of one rank, none of whose sizes falls from the smallest to the largest."""
+    """Parse three shapes of equal rank, from the smallest to the largest. No size may decrease."""
     sizes = section(value, what)
     shapes = {size: tuple(count(n, what, high=2**31 - 1) for n in items(sizes[size], what)) for size in _SIZES}
     if sizes.keys() != shapes.keys() or len({len(shape) for shape in shapes.values()}) != 1:

@@ -1,4 +1,4 @@
-"""What `selva-engines` prints: what was built, and layers by precision, from the records beside the engines."""
+"""The output of `selva-engines`: what was built, and layers by precision, from the records beside the engines."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from selva_engines.store import FOLDER, EngineSet, open_engines
 
 
 def inspect(path: Path) -> list[dict[str, Any]]:
-    """Every engine of a bundle, or the one in a file, verified and counted.
+    """Verify every engine of a bundle, or the one in a file, and count its layers.
 
     Each entry has "engine" (its file), "target", "version", "capabilities", "bytes", "network_layers",
     "engine_layers", "kinds" (kind → precision → layers that launch a kernel), "large_products" (precision → count),
@@ -21,7 +21,7 @@ def inspect(path: Path) -> list[dict[str, Any]]:
 
     Raises:
         EnginesMissingError: there are no engines at `path`.
-        EngineRefusedError: one is altered, half-written or of another graph.
+        EngineRefusedError: an engine was altered, is half-written or belongs to another graph.
         EngineSourceError: the bundle cannot be read.
     """
     if path.is_dir():
@@ -40,7 +40,7 @@ def inspect(path: Path) -> list[dict[str, Any]]:
 
 
 def summary(engines: EngineSet) -> dict[str, Any]:
-    """A set as JSON: what it is for, and every engine's size, layers by kind and precision, and products."""
+    """Summarise a set for JSON: its target, and the size, build time, layers and large products of each engine."""
     return {
         "folder": str(engines.folder),
         "target": engines.target,
@@ -63,7 +63,7 @@ def summary(engines: EngineSet) -> dict[str, Any]:
 
 
 def table(entries: list[dict[str, Any]]) -> str:
-    """The entries as text, a few lines for each engine."""
+    """Format the entries of `inspect` as text, a few lines for each engine."""
     return "\n".join(line for entry in entries for line in _lines(entry))
 
 

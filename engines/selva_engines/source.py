@@ -1,7 +1,7 @@
-"""The bundle as this package needs it: graphs, their files and hashes, and the sequence rules.
+"""Read what this package needs from a bundle: graphs, their files and hashes, and the sequence rules.
 
-A reader of its own, because engines are built where the runtime need not be installed. Nothing outside of the bundle
-is read, whatever its manifest says.
+This package has its own reader, because engines may be built where the runtime is not installed. Nothing outside of
+the bundle is read, whatever its manifest says.
 """
 
 from __future__ import annotations
@@ -31,27 +31,31 @@ class GraphSource:
 
     name: str
     hashes: Mapping[str, str]
-    """SHA-256 of its files by their names in the bundle: the ONNX file first, then its weights."""
+    """File in the bundle → SHA-256. The ONNX file comes first, then its weights."""
     inputs: tuple[Port, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A bundle, as far as its manifest goes; the files are checked by `verified_graph`."""
+    """What a bundle's manifest says. The files themselves are checked by `verified_graph`."""
 
     path: Path
     preset: str
     precision: str
     """"fp32" or "fp16"."""
     sequence: Mapping[str, float]
-    """The rules that lengths follow from."""
+    """The rules from which lengths are computed."""
     default_duration_s: float
     max_tokens: int
-    """Longest prompt of the T5 tower, tokens."""
+    """Longest prompt of the T5 tower in tokens."""
     graphs: Mapping[str, GraphSource]
 
     def verified_graph(self, name: str) -> Path:
-        """The ONNX file of a graph, it and its weights hashed; raises `EngineSourceError` when one was altered."""
+        """Check the hashes of a graph and its weights, and return the path of its ONNX file.
+
+        Raises:
+            EngineSourceError: a file was altered or cannot be read.
+        """
         graph = self.graphs[name]
         for file, expected in graph.hashes.items():
             path = self.path / file
@@ -65,7 +69,11 @@ class Source:
 
 
 def read_source(path: str | os.PathLike[str]) -> Source:
-    """What a bundle's manifest says; raises `EngineSourceError`."""
+    """Read a bundle's manifest.
+
+    Raises:
+        EngineSourceError: it cannot be read or is not a bundle's manifest.
+    """
     folder = Path(path)
     manifest = folder / "manifest.json"
     try:
@@ -75,13 +83,17 @@ def read_source(path: str | os.PathLike[str]) -> Source:
         raise EngineSourceError(f"{manifest} cannot be read; make a bundle with selva-export") from error
     try:
         return _parse(root, section(parse(content), "the file"))
-    except (ValueError, KeyError, RuntimeError) as error:  # a RuntimeError: a link to itself
+    except (ValueError, KeyError, RuntimeError) as error:  # RuntimeError: a link to itself
         reason = f"{type(error).__name__}: {error}"
         raise EngineSourceError(f"{manifest} is not a bundle's manifest ({reason}); export the bundle again") from error
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
+    """Return the hexadecimal SHA-256 of a file.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

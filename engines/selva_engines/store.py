@@ -1,12 +1,12 @@
-"""Engines on disk, and the checks before one may be loaded.
+"""Engines on disk, and the checks before one is loaded.
 
     BUNDLE/engines/<target>-<version>-<capability>/engines.json
                                                    NAME.engine
                                                    NAME.layers.json
 
-An engine is executable content that fits one library version and some GPUs. `engines.json` says which, ties every
-engine to the SHA-256 of the graph it was built from and to its own, and is written last; the folder appears under its
-name when all is in it. The bundle's own manifest does not change.
+An engine is executable content for one library version and some GPUs. `engines.json` says which. It also has the
+SHA-256 of every engine and of the graph it was built from. It is written last, and the folder gets its name when it is
+complete. The bundle's own manifest does not change.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MANIFEST = "engines.json"
 FORMAT = "selva-engines"
 FORMAT_VERSION = 1
 PORTABLE = "portable"
-"""Capability label of an engine built for all that TensorRT-RTX supports by default: 8.0 and later."""
+"""Label of engines for all capabilities that TensorRT-RTX supports by default: 8.0 and later."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class EngineSet:
     target: str
     version: str
     capabilities: tuple[str, ...]
-    """Such as "8.6"; empty: portable."""
+    """Compute capabilities such as "8.6". Empty means portable."""
     precision: str
     weights_stripped: bool
     max_stems: int
@@ -47,21 +47,21 @@ class EngineSet:
 
     @property
     def build_command(self) -> str:
-        """What to run to get these engines anew."""
+        """The command that builds these engines again."""
         return build_command(self.source.path, self.target, self.capabilities)
 
     def covers(self, capability: str) -> bool:
-        """Whether a GPU may load these. Of a portable set the library has the last word when it loads one."""
+        """Whether a GPU of this capability may load these engines. For a portable set the library checks again."""
         if self.capabilities:
             return capability in self.capabilities
         return int(capability.split(".")[0]) >= 8
 
     def read(self, name: str) -> bytes:
-        """An engine's bytes, verified: unaltered, and of the graph that is in the bundle now.
+        """Read an engine. Check that it is unaltered and belongs to the graph that is now in the bundle.
 
         Raises:
             EnginesMissingError: the set has no such engine.
-            EngineRefusedError: it must not be loaded; the message says what to run.
+            EngineRefusedError: the engine must not be loaded. The message says which command to run.
         """
         record = self._record(name)
         graph = self.source.graphs.get(name)
@@ -72,7 +72,12 @@ class EngineSet:
         return self._verified(record.file, record.sha256)
 
     def read_layers(self, name: str) -> list[dict[str, Any]]:
-        """The layers of an engine, as JSON has them: name, kind, precision, inputs, constants, outputs."""
+        """Read the layers of an engine as dictionaries: name, kind, precision, inputs, constants, outputs.
+
+        Raises:
+            EnginesMissingError: the set has no such engine.
+            EngineRefusedError: the file was altered or cannot be parsed.
+        """
         record = self._record(name)
         content = self._verified(record.layers_file, record.layers_sha256)
         try:
@@ -98,14 +103,14 @@ class EngineSet:
 
 
 def find_engines(bundle: str | Path, target: str, version: str, capability: str) -> EngineSet:
-    """The engines of a bundle that this library version may run on a GPU of this capability, such as "8.6".
+    """Find the engines of a bundle that this library version may run on a GPU of this capability, such as "8.6".
 
-    A set built for exactly this capability comes before a portable one.
+    A set that was built for exactly this capability is preferred to a portable one.
 
     Raises:
         EngineSourceError: the bundle cannot be read.
-        EnginesMissingError: it has no engines for the target.
-        EngineRefusedError: it has, but for another version or capability, or half-written ones.
+        EnginesMissingError: the bundle has no engines for the target.
+        EngineRefusedError: its engines are for another version or capability, or are half-written.
     """
     source = read_source(bundle)
     root = source.path / FOLDER
@@ -124,7 +129,11 @@ def find_engines(bundle: str | Path, target: str, version: str, capability: str)
 
 
 def open_engines(folder: Path, source: Source) -> EngineSet:
-    """The set in one folder; raises `EngineRefusedError` when its manifest is missing or cannot be understood."""
+    """Open the set in one folder.
+
+    Raises:
+        EngineRefusedError: its engines.json is missing or cannot be parsed, or the folder is outside of the bundle.
+    """
     mend = "remove the folder and run selva-engines again"
     try:
         if not folder.resolve().is_relative_to(source.path):
@@ -132,7 +141,7 @@ def open_engines(folder: Path, source: Source) -> EngineSet:
         data = parse((folder / MANIFEST).read_text(encoding="utf-8"))
     except EngineRefusedError:
         raise
-    except (OSError, RuntimeError, ValueError) as error:  # a RuntimeError: a link to itself
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: a link to itself
         raise EngineRefusedError(f"{folder} is half-written: it has no readable {MANIFEST}; {mend}") from error
     try:
         return _parse(folder, source, section(data, "the file"))
@@ -142,14 +151,14 @@ def open_engines(folder: Path, source: Source) -> EngineSet:
 
 
 def set_name(target: str, version: str, capabilities: Sequence[str]) -> str:
-    """Folder name of a set: "tensorrt-rtx-1.7.1.116-portable", "tensorrt-11.4.0.1-sm90"."""
+    """Return the folder name of a set: "tensorrt-rtx-1.7.1.116-portable", "tensorrt-11.4.0.1-sm90"."""
     label = "-".join(f"sm{capability.replace('.', '')}" for capability in capabilities) or PORTABLE
     return f"{target}-{version}-{label}"
 
 
 def build_command(bundle: Path, target: str, capabilities: Sequence[str]) -> str:
-    """The command line that builds a set."""
-    # TensorRT builds for the GPU that is there, so nothing is to be said about it
+    """Return the command line that builds a set."""
+    # TensorRT builds for the GPU that is here, so the command names no capability
     wanted = "" if target == "tensorrt" else "".join(f" --capability {c}" for c in capabilities)
     return f"selva-engines {bundle} --target {target}{wanted}"
 

@@ -1,4 +1,5 @@
-"""The contract between export, engines and runtime: what a bundle is, checked by the code that also writes it.
+"""The bundle format that export, engines and runtime share. The code that writes a bundle also checks it.
 
-Imports NumPy at most.
+NumPy is the only dependency.
+--
 """

@@ -1,8 +1,8 @@
-"""New files that appear whole or not at all, and never in the place of another.
+"""Write new files whole or not at all, and never overwrite another file.
 
 Hosts poll the output folder, and a user's earlier stems must survive a second run. So a file is written under a
-hidden temporary name beside its destination, then linked to the first free of `name.wav`, `name-2.wav`, …
-A file of the project's own, such as a checkpoint, is replaced: `written_whole`.
+hidden temporary name beside its destination, then linked to the first free name of `name.wav`, `name-2.wav`, …
+`written_whole` replaces one of the project's own files, such as a checkpoint.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ MENDS = {
 
 
 def write_new(wanted: str | os.PathLike[str], fill: Callable[[Path], None]) -> Path:
-    """Let `fill(temporary path)` write a file, then publish it; returns the path really used.
+    """Call `fill(temporary path)` to write a file, then give it the first free name. Return the path that was used.
 
-    Nothing is left behind when `fill` raises, whatever it raises.
+    If `fill` raises, no file is left behind.
 
     Raises:
-        OutputError: the folder is missing, is a file, is read-only or full.
+        OutputError: the folder is missing, is a file, is read-only or is full.
     """
     wanted = Path(wanted)
     temporary = wanted.with_name(f".selva-{secrets.token_hex(6)}.part")
@@ -49,13 +49,17 @@ def write_new(wanted: str | os.PathLike[str], fill: Callable[[Path], None]) -> P
 
 
 def output_error(path: Path, error: OSError) -> OutputError:
-    """The one line for what the system said."""
+    """Turn a system error into one line that says how to fix it."""
     mend = MENDS.get(error.errno or 0, "choose another folder")
     return OutputError(f"{path}: cannot be written ({error.strerror or error}); {mend}")
 
 
 def publish(temporary: Path, wanted: Path) -> Path:
-    """Give `temporary` the first free name. A link fails where a name is taken: there is no moment to race for."""
+    """Give `temporary` the first free name. A link fails if the name is taken, so there is no race.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
     for candidate in candidates(wanted):
         with suppress(FileExistsError):
             try:
@@ -69,7 +73,12 @@ def publish(temporary: Path, wanted: Path) -> Path:
 
 
 def move(temporary: Path, candidate: Path) -> None:
-    """Reserve the name by an empty file, then move over that."""
+    """Reserve the name with an empty file, then replace that file.
+
+    Raises:
+        FileExistsError: the name is taken.
+        OSError: the folder cannot be written to.
+    """
     os.close(os.open(candidate, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
         temporary.replace(candidate)
@@ -79,7 +88,7 @@ def move(temporary: Path, candidate: Path) -> None:
 
 
 def candidates(wanted: Path) -> Iterator[Path]:
-    """name.wav, name-2.wav, name-3.wav, …"""
+    """Yield name.wav, name-2.wav, name-3.wav, …"""
     yield wanted
     for number in count(2):
         yield wanted.with_name(f"{wanted.stem}-{number}{wanted.suffix}")
@@ -87,7 +96,11 @@ def candidates(wanted: Path) -> Iterator[Path]:
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path` that takes its place at the end, or vanishes on any error."""
+    """Yield a temporary path beside `path`. It replaces `path` at the end, or is removed on any error.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:

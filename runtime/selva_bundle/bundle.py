@@ -1,8 +1,8 @@
-"""A bundle folder that is trusted only as far as its hashes go.
+"""A bundle folder, trusted only as far as its hashes go.
 
-Opening checks what costs little: the manifest, and that the folder holds the listed files, at their sizes, and no
-others. Each file's SHA-256 is checked when it is loaded, because a bundle has gigabytes and a run may need only some
-of them, and what is loaded is what was hashed. `engines/` has its own manifest and is left to the backends that use it.
+Opening a bundle runs the cheap checks: the manifest is valid, and the folder holds exactly the listed files at their
+listed sizes. A file's SHA-256 is checked when the file is loaded, because a bundle has gigabytes and a run may need
+only some of them. The loaded bytes are the hashed bytes. `engines/` has its own manifest, which the backends check.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from selva_bundle.manifest import Graph, Manifest, read_manifest
 
 _ENGINES = "engines"
 _MAX_READ_BYTES = 1 << 31
-"""Where a protobuf ends, and with it an ONNX file."""
+"""Size limit of a protobuf, and so of an ONNX file."""
 _FILE_MANAGER_LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}
 
 
 class Bundle:
-    """An opened bundle. `path` is its resolved folder, `manifest` what it says of itself."""
+    """An opened bundle. `path` is its resolved folder, `manifest` its parsed manifest.json."""
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
@@ -33,7 +33,11 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Bundle:
-        """Read and check a bundle folder; raises `BundleError` that names the file and the mend."""
+        """Read and check a bundle folder.
+
+        Raises:
+            BundleError: the bundle is missing, damaged or altered. The message names the file and the fix.
+        """
         folder = Path(path)
         how = "make a bundle with selva-export"
         try:
@@ -54,7 +58,11 @@ class Bundle:
         return cls(root, manifest)
 
     def verified(self, name: str) -> Path:
-        """The path of a listed file, its hash checked unless it has been since it last changed."""
+        """Check the hash of a listed file, unless it is unchanged since the last check. Return its path.
+
+        Raises:
+            BundleError: the file cannot be read, or its hash is not the manifest's.
+        """
         path = self.path / name
         try:
             if self._verified.get(name) != _signature(path.stat()):
@@ -70,7 +78,11 @@ class Bundle:
         return path
 
     def read(self, name: str) -> bytes:
-        """The content of a listed file: the very bytes that were hashed."""
+        """Read a listed file and return the bytes that were hashed.
+
+        Raises:
+            BundleError: the file cannot be read, is larger than 2 GiB, or its hash is not the manifest's.
+        """
         path, size = self.path / name, self.manifest.files[name].bytes
         if size > _MAX_READ_BYTES:
             raise BundleError(f"{path} has {size} bytes, more than {_MAX_READ_BYTES}; export the bundle again")
@@ -84,13 +96,14 @@ class Bundle:
 
     @contextmanager
     def loading(self, graph: str) -> Iterator[bytes | Path]:
-        """What a library loads `graph` from: the bytes that were hashed, or its path where its weights lie beside it.
+        """Yield what a library loads `graph` from: the hashed bytes, or a path if the weights are in separate files.
 
-        Libraries map those weights, because they are too large to be held twice. So that nothing but what was hashed
-        is used, the files must still be the same ones, unwritten, when the block ends.
+        Libraries map those files, because the weights are too large to hold twice. When the block ends, the files must
+        still be the ones that were hashed, with no write since.
 
         Raises:
-            BundleError: a file was altered, before or meanwhile, or the graph refers to a file that is not its own.
+            BundleError: a file was altered before or during the block, or the graph refers to a file that it does not
+                list.
         """
         entry = self.manifest.graphs[graph]
         model = self.read(entry.file)
@@ -112,7 +125,7 @@ class Bundle:
             )
 
     def _check_references(self, graph: Graph, model: bytes) -> None:
-        """An ONNX file names the files that hold its weights: whatever encoding it uses, their names stand in it."""
+        """Search an ONNX file for the names of files that are not its own. Weight files are named in plain bytes."""
         lowered = model.lower()
         for name in self.manifest.files:
             if name not in (graph.file, *graph.data) and Path(name).name.lower().encode() in lowered:
@@ -122,7 +135,7 @@ class Bundle:
                 )
 
     def graph_hash(self, graph: str) -> str:
-        """One SHA-256 for a graph and its weights."""
+        """Return one hexadecimal SHA-256 for a graph and its weights."""
         entry = self.manifest.graphs[graph]
         hashes = [self.manifest.files[name].sha256 for name in (entry.file, *entry.data)]
         return hashlib.sha256("".join(hashes).encode()).hexdigest()
@@ -154,7 +167,7 @@ def _check_file(root: Path, path: Path, name: str, manifest: Manifest) -> None:
 
 
 def _walk(root: Path) -> Iterator[Path]:
-    """Every file below `root` but those under engines/. A linked folder counts as a file, and so as a stranger."""
+    """Yield every file below `root` except those in engines/. A linked folder counts as a file that is not listed."""
 
     def unreadable(error: OSError) -> None:
         raise BundleError(f"{error.filename} cannot be read: {error.strerror}") from error
@@ -168,5 +181,5 @@ def _walk(root: Path) -> Iterator[Path]:
 
 
 def _signature(status: os.stat_result) -> tuple[int, ...]:
-    """What changes when a file is replaced or written to. Nobody can set the change time back."""
+    """Return the fields that change when a file is replaced or written to. The change time cannot be set back."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

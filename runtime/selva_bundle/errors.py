@@ -1,7 +1,7 @@
-"""The mistakes a user can make, as types a program can catch.
+"""Errors that a user can fix, as types that a program can catch.
 
-Each is also a built-in kind, so that a host that knows nothing of this package still handles it. The message
-is one line that names the file or value and says how to mend it; commands print it and exit with code 2.
+Each type is also a built-in one, so a host that does not know this package still handles it. The message is one
+line. It names the file or value and says how to fix it. Commands print it and exit with code 2.
 """
 
 import unicodedata
@@ -10,14 +10,14 @@ _MAX_CHARACTERS = 2000
 
 
 class SelvaError(Exception):
-    """Base of every error that the caller can fix. Its message is one line of bounded length, whatever it quotes."""
+    """Base of every error that the caller can fix. The message is one line of bounded length, whatever it quotes."""
 
     def __init__(self, message: str) -> None:
         super().__init__(_one_line(message))
 
 
 def _one_line(message: str) -> str:
-    """Control characters and line ends become spaces; the middle of a long text goes, because the fix stands last."""
+    """Replace control characters and line ends with spaces. Cut a long text in the middle: the fix is at the end."""
     if len(message) > _MAX_CHARACTERS:
         message = f"{message[: _MAX_CHARACTERS // 2]} … {message[-_MAX_CHARACTERS // 2 :]}"
     return "".join(" " if unicodedata.category(letter) in ("Cc", "Zl", "Zp") else letter for letter in message)
@@ -32,7 +32,7 @@ class MediaNotFoundError(SelvaError, FileNotFoundError):
 
 
 class RequestError(SelvaError, ValueError):
-    """An argument out of its range: prompt, duration, start, steps, guidance, seed, sample rate."""
+    """An argument that is out of range: prompt, duration, start, steps, guidance, seed, sample rate."""
 
 
 class BundleError(SelvaError, ValueError):
@@ -40,7 +40,7 @@ class BundleError(SelvaError, ValueError):
 
 
 class OutputError(SelvaError, OSError):
-    """A place that cannot be written: a file instead of a folder, read-only, full."""
+    """A place that cannot be written to: a file instead of a folder, read-only, full."""
 
 
 class BackendError(SelvaError, RuntimeError):
@@ -48,7 +48,7 @@ class BackendError(SelvaError, RuntimeError):
 
 
 class DeviceMemoryError(BackendError):
-    """Not enough memory on the GPU for what was asked."""
+    """The GPU does not have enough memory for the request."""
 
 
 class Cancelled(SelvaError):  # noqa: N818 -- not a failure: the caller asked for it

@@ -1,4 +1,4 @@
-"""Fields of a JSON file: each of its type and in its range, or a `ValueError` that names it."""
+"""Check the fields of a JSON file: type and range. A wrong field raises a `ValueError` that names it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ SHA256 = r"[0-9a-f]{64}"
 
 
 def parse(content: str | bytes) -> Any:
-    """The JSON in `content`."""
+    """Parse JSON.
+
+    Raises:
+        ValueError: it is not JSON, or is nested too deeply.
+    """
     try:
         return json.loads(content)
     except RecursionError as error:
@@ -19,35 +23,55 @@ def parse(content: str | bytes) -> Any:
 
 
 def section(value: object, what: str) -> dict[str, Any]:
-    """An object."""
+    """Return `value`, which must be an object.
+
+    Raises:
+        ValueError: it is not.
+    """
     if not isinstance(value, dict):
         raise ValueError(f"{what} is not an object")
     return value
 
 
 def items(value: object, what: str) -> list[Any]:
-    """A list."""
+    """Return `value`, which must be a list.
+
+    Raises:
+        ValueError: it is not.
+    """
     if not isinstance(value, list):
         raise ValueError(f"{what} is not a list")
     return value
 
 
 def text(value: object, what: str, pattern: str) -> str:
-    """A text that `pattern` matches as a whole."""
+    """Return `value`, which must be a text that `pattern` matches as a whole.
+
+    Raises:
+        ValueError: it is not.
+    """
     if not isinstance(value, str) or not re.fullmatch(pattern, value, re.ASCII):
         raise ValueError(f"{what} is {_shown(value)}")
     return value
 
 
 def count(value: object, what: str, low: int = 0, high: int = 2**53) -> int:
-    """A whole number from `low` to `high`."""
+    """Return `value`, which must be a whole number from `low` to `high`.
+
+    Raises:
+        ValueError: it is not.
+    """
     if type(value) is not int or not low <= value <= high:
         raise ValueError(f"{what} is {_shown(value)}")
     return value
 
 
 def number(value: object, what: str, low: float = 0.0, high: float = 1e6) -> float:
-    """A number from `low` to `high`."""
+    """Return `value`, which must be a number from `low` to `high`.
+
+    Raises:
+        ValueError: it is not.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{what} is {_shown(value)}")
     if not math.isfinite(value) or not low <= value <= high:
@@ -56,7 +80,11 @@ def number(value: object, what: str, low: float = 0.0, high: float = 1e6) -> flo
 
 
 def flag(value: object, what: str) -> bool:
-    """True or false."""
+    """Return `value`, which must be true or false.
+
+    Raises:
+        ValueError: it is not.
+    """
     if not isinstance(value, bool):
         raise ValueError(f"{what} is {_shown(value)}")
     return value

@@ -1,6 +1,6 @@
-"""How long everything is: from a duration in seconds to frames, segments, latents, tokens and samples.
+"""Lengths from a duration in seconds: frames, segments, latents, tokens and samples.
 
-The networks fix the rules, the bundle's manifest carries them. Durations arrive as binary floats, so they are read
+The networks set the rules and the bundle's manifest stores them. Durations arrive as binary floats, so each is read
 as the number that was meant (12.04, a third): 12.04 s at 25 frames a second is exactly 301 frames, never 300.
 """
 
@@ -15,26 +15,26 @@ import numpy.typing as npt
 
 
 def exact_seconds(seconds: float) -> Fraction:
-    """The fraction that was meant: 1204/100 for 12.04, not its nearest binary number."""
+    """Return the fraction that was meant: 1204/100 for 12.04, not the nearest binary number."""
     return Fraction(seconds).limit_denominator(1_000_000)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lengths:
-    """What one clip measures in every stage of the pipeline."""
+    """Lengths of one clip in every stage of the pipeline."""
 
     frames: int
-    """Video frames seen."""
+    """Video frames that the model sees."""
     segments: int
-    """Overlapping groups of frames that the backbone sees one at a time."""
+    """Overlapping groups of frames. The backbone sees one at a time."""
     sync: int
-    """Sync features, over all segments."""
+    """Sync features of all segments."""
     latent: int
     """Latent vectors of the generator."""
     clip: int
     """Tokens of the generator's visual stream."""
     samples: int
-    """Audio samples of the stem: exactly the duration, which the decoder's output is trimmed to."""
+    """Audio samples of the stem, exactly the duration. The decoder's output is trimmed to this."""
 
 
 _MOST = {
@@ -50,16 +50,20 @@ _MOST = {
     "min_duration_s": 3600,
     "max_duration_s": 3600,
 }
-"""Far above any model's, and low enough that no stage can be made to work for ever."""
+"""Upper limits. They are far above any model's values, and low enough that no stage can run forever."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SequenceRules:
-    """The manifest's `sequence`. Raises `ValueError` when a number cannot be meant."""
+    """The manifest's `sequence`.
+
+    Raises:
+        ValueError: a number is out of range or does not fit the others.
+    """
 
     sample_rate_hz: int
     hop: int
-    """Audio samples per mel frame; a latent vector spans two mel frames."""
+    """Audio samples per mel frame. A latent vector spans two mel frames."""
     latent_width: int
     fps: int
     clip_fps: int
@@ -72,8 +76,8 @@ class SequenceRules:
     min_duration_s: float
     max_duration_s: float
     sync_timing: str = "even"
-    """How sync features meet latent vectors: "even", spread over the clip as the official weights learned it, or
-    "shown", each latent vector taking the feature that shows its moment."""
+    """How sync features are assigned to latent vectors. "even" spreads them over the clip, as the official weights
+    learned it. "shown" gives each latent vector the feature that shows its moment."""
 
     def __post_init__(self) -> None:
         if self.sync_timing not in ("even", "shown"):
@@ -91,7 +95,7 @@ class SequenceRules:
             raise ValueError(f"sequence.min_duration_s {self.min_duration_s} is shorter than one segment")
 
     def lengths(self, duration_s: float) -> Lengths:
-        """Lengths of a clip of `duration_s` seconds, which must lie within the rules' limits."""
+        """Return the lengths of a clip of `duration_s` seconds, which must be within the rules' limits."""
         seconds = exact_seconds(duration_s)
         frames = math.floor(seconds * self.fps)
         segments = (frames - self.segment_frames) // self.segment_step + 1
@@ -106,7 +110,7 @@ class SequenceRules:
 
 
 def nearest_exact_indices(source: int, target: int) -> npt.NDArray[np.int64]:
-    """(target,) indices into `source` items: as PyTorch's `interpolate(mode="nearest-exact")`, in float32 too."""
+    """(target,) indices into `source` items, equal to PyTorch's `interpolate(mode="nearest-exact")` in float32."""
     scale = np.float32(source) / np.float32(target)
     middles = (np.arange(target, dtype=np.float32) + np.float32(0.5)) * scale
     indices: npt.NDArray[np.int64] = np.floor(middles).astype(np.int64)
@@ -116,8 +120,8 @@ def nearest_exact_indices(source: int, target: int) -> npt.NDArray[np.int64]:
 def shown_indices(source: int, target: int, frames_per_target: float) -> npt.NDArray[np.int64]:
     """(target,) indices of the sync features that show the moments of `target` latent vectors.
 
-    Segments overlap by half, so feature 8s + j shows frames 8s + 2j and 8s + 2j + 1. Of two that show the same frames,
-    the one nearer to the middle of its segment is taken: it sees more before and after.
+    Segments overlap by half, so feature 8s + j shows frames 8s + 2j and 8s + 2j + 1. If two features show the same
+    frames, the one nearer to the middle of its segment is used, because it sees more before and after.
     """
     segment, place = np.divmod(np.arange(source), 8)
     shown = 8 * segment + 2 * place + 1  # frames from the start of the clip to the middle of the pair
@@ -128,17 +132,17 @@ def shown_indices(source: int, target: int, frames_per_target: float) -> npt.NDA
 
 
 def sync_indices(rules: SequenceRules, lengths: Lengths) -> npt.NDArray[np.int64]:
-    """(latent,) indices of the sync feature that each latent vector is given."""
+    """(latent,) index of the sync feature for each latent vector."""
     if rules.sync_timing == "even":
         return nearest_exact_indices(lengths.sync, lengths.latent)
     return shown_indices(lengths.sync, lengths.latent, rules.fps * 2 * rules.hop / rules.sample_rate_hz)
 
 
 def sync_rows(rules: SequenceRules, lengths: Lengths, stems: int) -> npt.NDArray[np.int64]:
-    """(2 stems, latent): the row of sync features that each latent vector is given, conditional half, then empty half.
+    """(2 stems, latent) row of sync features for each latent vector: first the conditional half, then the empty half.
 
-    Rows are numbered through the stems' own features, then through those that empty features can have: the rows of a
-    first segment, of a middle, of a last and of an only one.
+    Row numbers count the stems' own features first. The rows of empty features follow: those of a first segment, a
+    middle one, a last one and an only one.
     """
     indices, each = sync_indices(rules, lengths), rules.sync_per_segment
     segment, place = np.divmod(indices, each)
@@ -154,5 +158,5 @@ def latent_positions(lengths: Lengths) -> npt.NDArray[np.float32]:
 
 
 def clip_positions(lengths: Lengths) -> npt.NDArray[np.float32]:
-    """(clip,) rotary positions of the visual stream, stretched to the latent's length."""
+    """(clip,) rotary positions of the visual stream, stretched to the length of the latent stream."""
     return np.arange(lengths.clip, dtype=np.float32) * np.float32(lengths.latent / lengths.clip)

@@ -1,8 +1,8 @@
-"""The bundle's manifest.json as typed values.
+"""Parse the bundle's manifest.json into typed values.
 
-Nothing vouches for this one file, so it is parsed strictly: its size is bounded, every name is plain and relative,
-every number that the runtime uses is checked here, and whatever does not fit raises `BundleError`.
-Unknown keys of a known format version are ignored, so that later exporters can add to it.
+No hash protects this file, so it is parsed strictly: its size is bounded, every name is plain and relative, every
+number that the runtime uses is checked, and anything wrong raises `BundleError`. Unknown keys of a known format
+version are ignored, so that later exporters can add keys.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from selva_bundle.ports import PORTS, Port, check_ports, known_sizes
 
 FORMAT = "selva-bundle"
 FORMAT_VERSION = 2
-"""1 had the sync features at the latent's rate."""
+"""Version 1 had the sync features at the latent rate."""
 MAX_MANIFEST_BYTES = 4_000_000
 GRAPHS = tuple(PORTS)
 
@@ -35,7 +35,7 @@ _MAX_FILE_BYTES = 1 << 40
 
 @dataclass(frozen=True, kw_only=True)
 class FileEntry:
-    """What a file of the bundle must be."""
+    """Expected hash (hexadecimal) and size of a file in the bundle."""
 
     sha256: str
     bytes: int
@@ -43,7 +43,7 @@ class FileEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class Graph:
-    """One network: where it lies and what it takes and gives."""
+    """One network: its files, inputs and outputs."""
 
     name: str
     file: str
@@ -61,13 +61,13 @@ class TextRules:
     t5_max_tokens: int
     clip_tokenizer: str
     clip_tokens: int
-    """Length that every CLIP prompt is cut or padded to."""
+    """Length in tokens to which every CLIP prompt is cut or padded."""
     clip_pad_id: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Defaults:
-    """What the exporter found to work well."""
+    """Default settings, chosen by the exporter."""
 
     steps: int = 25
     guidance: float = 4.5
@@ -76,7 +76,7 @@ class Defaults:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """All of manifest.json that the runtime acts on."""
+    """Everything in manifest.json that the runtime uses."""
 
     preset: str
     precision: str
@@ -89,13 +89,17 @@ class Manifest:
     graphs: Mapping[str, Graph]
     files: Mapping[str, FileEntry]
     hears: tuple[str, ...]
-    """Plain prompts, one for each kind of sound, of a model that knows only these; empty for one without bounds."""
+    """Plain prompts, one for each kind of sound that a limited model knows. Empty for a model without such limits."""
     words: tuple[str, ...]
-    """All words that such a model was trained with."""
+    """All words that a limited model was trained with. Empty for a model without such limits."""
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Parse a manifest; raises `BundleError` that says what is wrong with it."""
+    """Parse a manifest.
+
+    Raises:
+        BundleError: the manifest cannot be read or is wrong. The message says what is wrong.
+    """
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_MANIFEST_BYTES + 1)
@@ -158,7 +162,7 @@ def _manifest(top: dict[str, Any]) -> Manifest:
 
 
 def _record(kind: type[Any], entry: dict[str, Any]) -> Any:
-    """A dataclass from the keys of `entry` that it knows."""
+    """Make a dataclass from the keys of `entry` that are its fields."""
     known = {field.name for field in fields(kind)}
     try:
         return kind(**{name: value for name, value in entry.items() if name in known})

@@ -1,7 +1,7 @@
-"""The ports of every graph, and whether a manifest's graphs have them.
+"""The inputs and outputs of every graph, and the check that a manifest's graphs have them.
 
-Backends allocate memory and bind addresses by what the manifest says of a port, so all of it is compared with this
-table when a bundle is opened: names, element types, ranks, axes, and sizes that must be equal in several places.
+Backends allocate memory and bind addresses from the manifest's ports, so every port is compared with this table when
+a bundle is opened: names, element types, ranks, axes, and sizes that must be equal in several places.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _AXES = frozenset({"prompts", "tokens", "stems", "2*stems", "segments", "latent"
 """Axes whose size may differ from run to run."""
 _MAX_SIZE = 1_000_000
 Size = int | str
-"""A number where the size is fixed, the name of an axis where it may vary; "2*stems" is a multiple of one."""
+"""A number if the size is fixed, the name of an axis if it may vary. "2*stems" is a multiple of an axis."""
 
 PORTS = {
     "text_t5": (
@@ -55,8 +55,8 @@ PORTS = {
         "audio float32 stems SAMPLES",
     ),
 }
-"""Graph → inputs, outputs: "name dtype size size …", separated by semicolons. A size is a number, an axis, or, in
-capitals, a size that the bundle chooses and that is the same wherever its name stands."""
+"""Graph → (inputs, outputs), each as "name dtype size size …", separated by semicolons. A size is a number, an axis,
+or a name in capitals. The bundle chooses a size in capitals, and it is the same wherever that name is used."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,16 +65,16 @@ class Port:
 
     name: str
     dtype: str
-    """NumPy's name of the element type."""
+    """NumPy name of the element type."""
     shape: tuple[Size, ...]
 
     def sizes(self, axes: Mapping[str, int]) -> tuple[int, ...]:
-        """The shape with `axes` filled in."""
+        """Return the shape with the sizes of `axes` filled in."""
         return tuple(factor * axes[axis] if axis else factor for factor, axis in map(split_axis, self.shape))
 
 
 def split_axis(size: Size) -> tuple[int, str]:
-    """ "2*stems" → (2, "stems"); "stems" → (1, "stems"); 16 → (16, "")."""
+    """Split a size into factor and axis: "2*stems" → (2, "stems"); "stems" → (1, "stems"); 16 → (16, "")."""
     if isinstance(size, int):
         return size, ""
     factor, _, axis = size.rpartition("*")
@@ -84,10 +84,10 @@ def split_axis(size: Size) -> tuple[int, str]:
 def check_ports(graph: str, inputs: tuple[Port, ...], outputs: tuple[Port, ...], sizes: dict[str, Size]) -> None:
     """Compare a graph's ports with the table.
 
-    `sizes` holds what is known of the sizes in capitals and receives those that are met here for the first time.
+    `sizes` holds the known sizes in capitals. Sizes that are new here are added to it.
 
     Raises:
-        ValueError: says which port differs, and what was expected.
+        ValueError: a port differs. The message names it and says what was expected.
     """
     for ports, expected, kind in zip((inputs, outputs), PORTS[graph], ("inputs", "outputs"), strict=True):
         rows = [row.split() for row in expected.split("; ")]
@@ -118,7 +118,7 @@ def _check_size(where: str, found: Size, wanted: str, sizes: dict[str, Size]) ->
 
 
 def known_sizes(sequence: SequenceRules, clip_tokens: int) -> dict[str, Size]:
-    """The sizes in capitals that follow from the manifest's `sequence` and the length of a CLIP prompt."""
+    """Return the sizes in capitals that follow from the manifest's `sequence` and the length of a CLIP prompt."""
     return {
         "CLIP_TOKENS": clip_tokens,
         "SEGMENT_FRAMES": sequence.segment_frames,

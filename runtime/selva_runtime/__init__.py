@@ -1,10 +1,10 @@
-"""Stems from a bundle, a video and prompts, without PyTorch.
+"""Generate stems from a bundle, a video and prompts, without PyTorch.
 
     session = Session("bundle")
     clip = session.encode("street.mp4", duration_s=8.0)
     stems = session.generate(clip, ["dog barking", "footsteps"], seed=7)
 
-Names load at their first use, so that `import selva_runtime` costs a host nothing.
+Each name is loaded at its first use, so `import selva_runtime` is cheap for a host.
 """
 
 from importlib import import_module
@@ -21,7 +21,7 @@ from selva_bundle.errors import (
     SelvaError,
 )
 
-TYPE_CHECKING = False  # typing's own takes longer to import than all of this
+TYPE_CHECKING = False  # importing it from typing takes longer than all of this module
 if TYPE_CHECKING:
     from selva_bundle.bundle import Bundle
     from selva_runtime.results import Clip, SessionInfo, Stem

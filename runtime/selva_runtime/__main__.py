@@ -1,4 +1,4 @@
-"""python -m selva_runtime: selva-generate, for a checkout that is not installed."""
+"""Run selva-generate as `python -m selva_runtime`, for a checkout that is not installed."""
 
 from selva_runtime.command.start import generate
 

@@ -1,4 +1,4 @@
-"""Many rows through a network some at a time, and fewer at a time where memory does not suffice."""
+"""Run many rows through a network in batches, and in smaller batches if memory runs out."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ T = TypeVar("T")
 
 
 def in_batches(total: int, limit: int, run: Callable[[slice], T], on_fewer: Callable[[int], None]) -> list[T]:
-    """What `run` gives for rows 0 to `total`, `limit` at a time.
+    """Call `run` on rows 0 to `total`, `limit` at a time, and return its results.
 
-    When a batch runs out of memory it is tried again with half the rows, after `on_fewer(new limit)`. A single row
-    that does not fit raises `DeviceMemoryError`.
+    If a batch runs out of memory, `on_fewer(new limit)` is called and the batch is tried again with half the rows.
+
+    Raises:
+        DeviceMemoryError: not even a single row fits.
     """
     results: list[T] = []
     start = 0

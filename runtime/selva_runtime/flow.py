@@ -1,7 +1,7 @@
-"""From noise to latents: the Euler integration of the learned flow, with guidance inside the graph.
+"""Integrate the learned flow from noise to latents with Euler steps. Guidance is computed inside the graph.
 
-Noise is drawn by NumPy on the CPU from (seed, stem index, take), so that a seed sounds the same on every backend,
-and a stem does not change when prompts or takes are added.
+NumPy draws the noise on the CPU from (seed, stem index, take). So a seed sounds the same on every backend, and a stem
+does not change when prompts or takes are added.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ T = TypeVar("T", bound=Tensor)
 
 
 def draw_noise(seed: int, stem_index: int, take: int, latent: int, width: int) -> npt.NDArray[np.float32]:
-    """(latent, width) standard normal numbers: the flow at time 0."""
+    """Draw (latent, width) standard normal numbers, the state of the flow at time 0."""
     sequence = np.random.SeedSequence(entropy=int(seed), spawn_key=(stem_index, take))
     return np.random.Generator(np.random.PCG64(sequence)).standard_normal((latent, width), dtype=np.float32)
 
@@ -35,11 +35,18 @@ def integrate(
     cancel: Event | None,
     on_step: Callable[[], None],
 ) -> Tensor:
-    """(B, T, Z) latents at time 1. Guidance below 1 means the conditional flow alone, which is guidance 1."""
+    """Integrate the flow from `noise` (B, T, Z) at time 0 to latents (B, T, Z) at time 1.
+
+    Guidance below 1 counts as 1, which is the conditional flow alone. `on_step` is called after each step.
+
+    Raises:
+        BackendError: the backend failed, or a value is not finite.
+        Cancelled: `cancel` was set.
+    """
     guidance = max(1.0, guidance)
     if executor.loop is not None:
         ended = executor.loop(noise, conditions, steps=steps, guidance=guidance, cancel=cancel, on_step=on_step)
-        finite(np.asarray(ended), "guided_step")  # what is not finite in any step is not finite in the end
+        finite(np.asarray(ended), "guided_step")  # a value that is not finite stays so to the end
         return ended
     latents: Tensor = noise
     scale = np.array([guidance], dtype=np.float32)
@@ -53,9 +60,12 @@ def integrate(
 
 
 def finite(values: T, graph: str) -> T:
-    """`values`, or `BackendError` where they hold infinities or NaN: those must not reach a file as sound.
+    """Check that `values`, of any shape, hold no infinity or NaN, which must not reach a sound file. Return them.
 
-    What stays on a device is not looked at: a value that is not finite is still so in the latents, which are.
+    Values on a device are not checked here. If one is not finite, the latents are not either, and those are checked.
+
+    Raises:
+        BackendError: a value is not finite.
     """
     if isinstance(values, np.ndarray) and not np.isfinite(values).all():
         raise BackendError(f"graph {graph} gave values that are not finite; try lower guidance, or an fp32 bundle")

@@ -1,7 +1,7 @@
-"""The way of one `generate` call: text, selection, conditions, flow, vocoder.
+"""The stages of one `generate` call: text, selection, conditions, flow, vocoder.
 
-Every stage is computed per prompt or per stem; only the flow runs several stems as one batch, whose rows do not see
-each other. So a stem is the same whatever it runs beside.
+Every stage is computed per prompt or per stem. Only the flow runs several stems as one batch, and the rows of a batch
+do not affect each other. So a stem is the same whichever stems run beside it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Float32 = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """One request on one clip. `selected` remembers the clip's sync features by prompt between calls."""
+    """One request on one clip. `selected` caches the clip's sync features by prompt between calls."""
 
     executor: Executor
     text: TextEncoder
@@ -41,10 +41,18 @@ class Generation:
     cancel: Event | None
     device_output: bool
     notes: list[str] = field(default_factory=list)
-    """What the user should know of how it went."""
+    """Warnings about this run for the user."""
 
     def stems(self, given_noise: Float32 | None) -> list[Stem]:
-        """All takes of the first prompt, then of the second, and so on."""
+        """Generate all takes of the first prompt, then of the second, and so on.
+
+        `given_noise` is (stems, latent, width), or None to draw it from the seed.
+
+        Raises:
+            RequestError: the noise has another shape, or the backend has no GPU output.
+            BackendError: the backend failed.
+            Cancelled: the caller's event was set.
+        """
         if self.device_output and self.executor.loop is None:
             raise RequestError(f"device_output needs a GPU backend; this session runs on {self.executor.backend}")
         noise = self._noise(given_noise)
@@ -75,7 +83,7 @@ class Generation:
         ]
 
     def _noise(self, given: Float32 | None) -> Float32:
-        """(stems, latent, width), drawn from the seed unless given."""
+        """(stems, latent, width) noise, drawn from the seed unless it is given."""
         stems, takes = len(self.request.prompts) * self.request.takes, self.request.takes
         latent, width = self.rules.lengths(self.clip.duration_s).latent, self.rules.latent_width
         if given is None:
@@ -85,7 +93,7 @@ class Generation:
         return given.astype(np.float32)
 
     def _select(self, t5: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What of the clip each prompt asks for: (sync, W) features, some segments at a time."""
+        """(sync, W) features of the clip for each prompt, computed some segments at a time."""
         new = [prompt for prompt in t5 if prompt not in self.selected]
         found = {prompt: self.selected[prompt] for prompt in t5 if prompt not in new}
         for number, prompt in enumerate(new):
@@ -158,7 +166,7 @@ class Generation:
         return {**conditions, "sync_row": sync_rows(self.rules, lengths, len(features))}
 
     def _decode(self, latents: Tensor) -> list[tuple[Float32, DeviceArray | None]]:
-        """Each stem's samples, and where asked for those on the device."""
+        """(samples,) audio of each stem, and its copy on the device if the caller asked for it."""
         executor = self.executor
 
         def run(rows: slice) -> list[tuple[Float32, DeviceArray | None]]:
@@ -176,7 +184,7 @@ class Generation:
         return [sound for batch in in_batches(len(latents), executor.stems_per_decode, run, fewer) for sound in batch]
 
     def _trim(self, decoded: Float32) -> Float32:
-        """(samples,): exactly as long as the clip; the decoder rounds up to whole latents."""
+        """(samples,) audio, exactly as long as the clip. The decoder rounds up to whole latents."""
         samples = self.rules.lengths(self.clip.duration_s).samples
         if len(decoded) < samples:
             raise BackendError(f"graph decoder gave {len(decoded)} samples of {samples}; export the bundle again")

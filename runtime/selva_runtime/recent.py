@@ -1,4 +1,4 @@
-"""A bounded memory of what was computed lately: features of prompts, selections of clips."""
+"""A bounded cache of recent results: features of prompts, selections of clips."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ V = TypeVar("V")
 
 
 class Recent(Generic[K, V]):
-    """Keeps the `capacity` values used last."""
+    """A dictionary that keeps the `capacity` values that were used last."""
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity

@@ -1,4 +1,4 @@
-"""What a caller may ask for, checked before anything is computed."""
+"""Check the caller's arguments before anything is computed."""
 
 from __future__ import annotations
 
@@ -18,11 +18,15 @@ MAX_SEED = 2**63 - 1
 
 @dataclass(frozen=True, kw_only=True)
 class StemRequest:
-    """The arguments of `Session.generate`, in range. Raises `RequestError`."""
+    """The checked arguments of `Session.generate`.
+
+    Raises:
+        RequestError: an argument is out of range.
+    """
 
     prompts: tuple[str, ...]
     negative: str | None
-    """None: no negative prompt. The empty text counts as one."""
+    """None means no negative prompt. An empty text counts as one."""
     seed: int
     steps: int
     guidance: float
@@ -44,7 +48,11 @@ class StemRequest:
 def stem_request(
     prompts: Sequence[str], *, negative: str | None, seed: int, steps: int, guidance: float, takes: int
 ) -> StemRequest:
-    """A request from what a caller passed; a single text is refused, for it would be read letter by letter."""
+    """Make a request from the caller's arguments.
+
+    Raises:
+        RequestError: an argument is out of range, or `prompts` is one text, which would be read letter by letter.
+    """
     if isinstance(prompts, str):
         raise RequestError("prompts is a list of texts; put the one prompt in brackets")
     return StemRequest(
@@ -53,7 +61,11 @@ def stem_request(
 
 
 def check_span(start_s: float, duration_s: float, min_duration_s: float, max_duration_s: float) -> None:
-    """Raise `RequestError` unless the part of a video is one that the model can take."""
+    """Check that the model can take this part of a video.
+
+    Raises:
+        RequestError: the start or the duration is out of range.
+    """
     _check_number(duration_s, "duration", min_duration_s, max_duration_s, " s")
     _check_number(start_s, "start", 0.0, MAX_START_S, " s")
 
@@ -68,7 +80,11 @@ def _check_number(value: float, what: str, low: float, high: float, unit: str = 
 
 
 def check_whole(value: int, what: str, low: int, high: int) -> None:
-    """Raise `RequestError` unless `value` is a whole number in the range."""
+    """Check that `value` is a whole number from `low` to `high`. `what` names it in the message.
+
+    Raises:
+        RequestError: it is not.
+    """
     try:
         number = operator.index(value)
     except TypeError:

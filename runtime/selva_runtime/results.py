@@ -1,4 +1,4 @@
-"""What a session hands out: an encoded clip, stems, and what it is made of."""
+"""What a session returns: an encoded clip, stems, and information about the session."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from selva_runtime.backends.gpu.device_array import DeviceArray
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Clip:
-    """A part of a video as the text-free backbone sees it. Keep it while the user tries prompts."""
+    """A part of a video, encoded by the backbone without any prompt. Keep it while the user tries prompts."""
 
     duration_s: float
-    """May be less than was asked for, when the video ends before."""
+    """Less than the requested duration if the video ends early."""
     start_s: float
     tokens: npt.NDArray[np.float32] | DeviceArray
-    """(segments, tokens per segment, width), float32. With a GPU backend they stay there; `numpy.asarray` copies."""
+    """(segments, tokens per segment, width), float32. A GPU backend keeps them there; `numpy.asarray` copies them."""
     source: str | None
-    """Path of the video; None when it came as frames."""
+    """Path of the video. None if the caller gave frames."""
     source_duration_s: float | None
-    """Length of the whole video, where its container says so."""
+    """Length of the whole video, if its container says so."""
     video_start_s: float | None
-    """When the video's first frame is presented, on the file's own timeline."""
+    """Time of the video's first frame on the file's own timeline."""
     warnings: tuple[str, ...]
     backbone: str
-    """SHA-256 of the backbone: a clip fits only a bundle with the same one."""
+    """SHA-256 of the backbone. A clip fits only a bundle with the same backbone."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,30 +44,30 @@ class Stem:
     sample_rate_hz: int
     warnings: tuple[str, ...]
     device_audio: DeviceArray | None = None
-    """The same samples on the GPU, for `__cuda_array_interface__`; None unless asked for by `device_output`."""
+    """The same samples on the GPU, for `__cuda_array_interface__`. None without `device_output`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SessionInfo:
-    """What a session runs, and on what."""
+    """The model, backend and limits of a session."""
 
     preset: str
     precision: str
     """The bundle's: "fp32" or "fp16"."""
     compute_precision: str
-    """"exact", or "bf16" where that was asked for."""
+    """"exact" or "bf16", as the caller asked."""
     weights: str
     """"official", "trained" or "random"."""
     notice: str
-    """Licences of the weights, one line to show to the user."""
+    """Licences of the weights, as one line to show to the user."""
     backend: str
     backend_reason: str
     """Why this backend: "asked for", or what `auto` found."""
     backend_notice: str
-    """The same in a few words for a person; empty where the backend was asked for."""
+    """The same in a few words for a person. Empty if the caller named the backend."""
     sample_rate_hz: int
     image_size: int
-    """Height and width of the frames that `encode_frames` takes, pixels."""
+    """Height and width of the frames for `encode_frames`, pixels."""
     fps: int
     min_duration_s: float
     max_duration_s: float

@@ -1,7 +1,7 @@
-"""The runtime's front door: encode a video once, then generate stems for as many prompts as the user tries.
+"""The main class of the runtime: encode a video once, then generate stems for as many prompts as the user tries.
 
-Memory is bounded throughout: segments go through the backbone a few at a time, stems through the generator a few at
-a time, the vocoder takes one. Nothing is shared between stems, so that each is the same whatever it runs beside.
+Memory is bounded: the backbone takes a few segments at a time, the generator a few stems, the vocoder one. Stems share
+nothing, so each is the same whichever stems run beside it.
 """
 
 from __future__ import annotations
@@ -31,18 +31,24 @@ from selva_runtime.results import Clip, SessionInfo, Stem
 from selva_runtime.text import TextEncoder
 
 Progress = Callable[[str, int, int], None]
-"""Called with a stage ("decode", "encode", "text", "select", "conditions", "step", "vocode") and done of how many."""
+"""Called with a stage ("verify", "decode", "encode", "text", "select", "conditions", "step", "vocode"), the number
+done and the total."""
 
 _CACHED_SELECTIONS = 64
 
 
 class Session:
-    """A bundle on a backend. Calls from several threads take turns; a forked process has to open its own.
+    """A bundle on a backend. Calls from several threads take turns. A forked process must open its own session.
 
-    `backend` "auto" takes the fastest that runs here (`info.backend_reason`); any other is met or refused. `threads`
-    bounds the CPU threads (None: the cores that the process may use). `precision` "bf16" is faster and less exact, on
-    a CPU that has bfloat16. `keep_text_towers` leaves the text towers in memory between new prompts (None: on a GPU).
-    Raises `BundleError`, `RequestError` and `BackendError`.
+    `backend` "auto" takes the fastest that runs here (`info.backend_reason` says why); any other name is used or
+    refused. `threads` limits the CPU threads (None: the cores that the process may use). `precision` "bf16" is faster
+    and less exact, and needs a CPU with bfloat16. `keep_text_towers` keeps the text towers in memory between new
+    prompts (None: only on a GPU).
+
+    Raises:
+        BundleError: the bundle is missing, damaged or altered.
+        RequestError: `threads` or `precision` is out of range.
+        BackendError: the backend is unknown, not installed or cannot run here.
     """
 
     def __init__(
@@ -67,7 +73,7 @@ class Session:
 
     @property
     def info(self) -> SessionInfo:
-        """What this session runs, and on what."""
+        """The model, backend and limits of this session."""
         manifest = self._bundle.manifest
         return SessionInfo(
             preset=manifest.preset,
@@ -87,7 +93,11 @@ class Session:
         )
 
     def verify(self, progress: Progress | None = None) -> None:
-        """Check all of the bundle's hashes now, rather than each file's at its first use. Raises `BundleError`."""
+        """Check the hashes of all files now, instead of each at its first use.
+
+        Raises:
+            BundleError: a file was altered or cannot be read.
+        """
         for done, name in enumerate(self._bundle.manifest.files, start=1):
             self._bundle.verified(name)
             if progress is not None:
@@ -102,9 +112,16 @@ class Session:
         progress: Progress | None = None,
         cancel: Event | None = None,
     ) -> Clip:
-        """Read a part of a video file and run the backbone on it. A video that ends before shortens the clip.
+        """Read a part of a video file and run the backbone on it. The clip is shorter if the video ends early.
 
-        `duration_s` None is the bundle's default, 8 s. Raises `RequestError`, `MediaError`, `Cancelled`.
+        `duration_s` None means the bundle's default, 8 s.
+
+        Raises:
+            MediaNotFoundError: there is no such file.
+            MediaError: the file has no usable video, or the video is too short or too large.
+            RequestError: `start_s` or `duration_s` is out of range, or the start is past the end of the video.
+            BackendError: the backend failed, or the session was opened before a fork.
+            Cancelled: `cancel` was set.
         """
         from selva_runtime.media.video import read_clip
 
@@ -142,10 +159,17 @@ class Session:
         cancel: Event | None = None,
         stream: Any = None,
     ) -> Clip:
-        """Run the backbone on frames that the caller has: uint8 (T, 3, H, H), H `info.image_size`, at `info.fps`.
+        """Run the backbone on the caller's frames: uint8 (T, 3, H, H) at `info.fps`, where H is `info.image_size`.
 
         `frames` is a NumPy array or, with a GPU backend, an array with `__cuda_array_interface__` (PyCUDA, CuPy,
-        PyTorch, …), used where it lies. Work in `stream`, a handle of the caller's, is waited for on the GPU.
+        PyTorch, …), which is used without a copy. The GPU first waits for the work in `stream`, a handle of the
+        caller's stream.
+
+        Raises:
+            RequestError: `duration_s` is out of range, the frames have another shape or type or are too few, or the
+                backend cannot use the array or the stream.
+            BackendError: the backend failed, or the session was opened before a fork.
+            Cancelled: `cancel` was set.
         """
         check_span(0.0, duration_s, self._rules.min_duration_s, self._rules.max_duration_s)
         size, lengths = self._rules.image_size, self._rules.lengths(duration_s)
@@ -170,7 +194,7 @@ class Session:
         )
 
     def prompt_warnings(self, prompt: str) -> tuple[str, ...]:
-        """What the model will not read of a prompt: words past its window, characters that it does not know."""
+        """Warn about what the model ignores in a prompt: words past its window, and unknown words or characters."""
         return self._text.warnings(prompt)
 
     def generate(
@@ -189,12 +213,19 @@ class Session:
         stream: Any = None,
         device_output: bool = False,
     ) -> list[Stem]:
-        """One stem per prompt and take: all takes of the first prompt, then of the second, and so on.
+        """Generate one stem per prompt and take: all takes of the first prompt, then of the second, and so on.
 
-        `steps` and `guidance` None are the bundle's defaults, 25 and 4.5. `noise` (stems, latent, width) replaces what
-        the seed would draw. With a GPU backend, work in `stream` (a handle of the caller's) is waited for on the GPU,
-        and `device_output` leaves a copy of the sound there (`Stem.device_audio`), complete when this returns.
-        Raises `RequestError`, `BackendError` (`DeviceMemoryError` when one stem alone does not fit), `Cancelled`.
+        `steps` and `guidance` None mean the bundle's defaults, 25 and 4.5. `noise` (stems, latent, width) replaces the
+        noise that the seed would draw. With a GPU backend, the GPU first waits for the work in `stream` (a handle of
+        the caller's stream), and `device_output` keeps a copy of the sound on the GPU (`Stem.device_audio`), complete
+        when this returns.
+
+        Raises:
+            RequestError: an argument is out of range, the clip belongs to another bundle, or the backend has no GPU
+                output or streams.
+            DeviceMemoryError: not even one stem fits in the GPU's memory.
+            BackendError: the backend failed, or the session was opened before a fork.
+            Cancelled: `cancel` was set.
         """
         request = stem_request(
             prompts,
@@ -225,7 +256,7 @@ class Session:
 
     @contextmanager
     def _taking_turns(self, cancel: Event | None) -> Iterator[None]:
-        """Wait until no other thread's call runs. Raises `BackendError` after a fork, `Cancelled`."""
+        """Wait until no other thread's call runs. Raises `BackendError` after a fork, and `Cancelled`."""
         check_process(self._process)
         while not self._turn.acquire(timeout=POLL_S):
             check_cancel(cancel)
@@ -241,7 +272,7 @@ class Session:
     def _backbone(
         self, frames: Tensor, lengths: Lengths, progress: Progress | None, cancel: Event | None
     ) -> tuple[Tensor, tuple[str, ...]]:
-        """(segments, tokens, W): the frames in overlapping segments, a few segments at a time; and warnings."""
+        """Run the backbone on overlapping segments, a few at a time. Return (segments, tokens, W) and warnings."""
         executor, warnings = self._executor, []
         step, width = self._rules.segment_step, self._rules.segment_frames
         frames = executor.put(frames[: lengths.frames])
@@ -270,4 +301,4 @@ class Session:
 
 
 def _no_progress(stage: str, done: int, total: int) -> None:
-    """For a caller that does not watch."""
+    """Do nothing. Used if the caller wants no progress."""

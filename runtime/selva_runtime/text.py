@@ -1,8 +1,8 @@
-"""Prompts to features, at the least memory: the two text towers are loaded only for a prompt not seen before.
+"""Turn prompts into features with little memory: the two text towers are loaded only for new prompts.
 
-At full size the towers hold more weights than the generator, and a host that stays open meets the same few prompts
-again and again. So features are cached, and the towers are released as soon as the new prompts are done, one tower
-at a time. Prompts run one by one and unpadded: no prompt's features depend on its neighbours.
+At full size the towers hold more weights than the generator, and a host that stays open sees the same few prompts
+again and again. So features are cached, and each tower is released as soon as its new prompts are done. Prompts run
+one by one and unpadded, so the features of one prompt do not depend on the others.
 """
 
 from __future__ import annotations
@@ -26,7 +26,11 @@ _WORD = re.compile(r"[^\W\d_]+")
 
 
 def check_prompt(prompt: str, *, may_be_empty: bool = False) -> None:
-    """Raise `RequestError` for a prompt that no model can mean. A negative prompt may be empty."""
+    """Check that a prompt is one that a model can use. A negative prompt may be empty.
+
+    Raises:
+        RequestError: the prompt is no text, is empty, is too long or holds control characters.
+    """
     if not isinstance(prompt, str):
         raise RequestError(f"a prompt is a text, not {type(prompt).__name__}")
     if not prompt.strip() and not (may_be_empty and not prompt):
@@ -40,12 +44,12 @@ def check_prompt(prompt: str, *, may_be_empty: bool = False) -> None:
 
 
 def short(prompt: str) -> str:
-    """A prompt quoted for a message: one line, shortened."""
+    """Quote a prompt for a message: one line, shortened."""
     return repr(prompt if len(prompt) <= 40 else prompt[:39] + "…")
 
 
 class TextTower:
-    """One tower: its tokenizer, its graph and the features of the prompts met lately."""
+    """One text tower: its tokenizer, its graph and the cached features of recent prompts."""
 
     def __init__(
         self, executor: Executor, graph: str, tokenizer: Tokenizer, feeds: Callable[[Encoding], dict[str, Array]]
@@ -57,13 +61,18 @@ class TextTower:
         self._cache: Recent[str, Tensor] = Recent(_CACHED_PROMPTS)
 
     def new(self, prompts: Sequence[str]) -> list[str]:
-        """The prompts, each once, whose features are not cached."""
+        """Return the prompts whose features are not cached, each once."""
         return [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._cache]
 
     def features(
         self, prompts: Sequence[str], *, keep: bool, cancel: Event | None, on_done: Callable[[], None]
     ) -> dict[str, Tensor]:
-        """(tokens, width) for each prompt; `on_done` is called after each that had to be computed."""
+        """(tokens, width) features of each prompt. `on_done` is called after each prompt that had to be computed.
+
+        Raises:
+            BackendError: the backend failed.
+            Cancelled: `cancel` was set.
+        """
         new = self.new(prompts)
         found = {prompt: self._cache[prompt] for prompt in prompts if prompt not in new}
         try:
@@ -78,7 +87,11 @@ class TextTower:
 
 
 class TextEncoder:
-    """Both towers of a bundle. `keep` leaves them loaded between calls."""
+    """Both text towers of a bundle. `keep` leaves them loaded between calls.
+
+    Raises:
+        BundleError: a tokenizer cannot be read.
+    """
 
     def __init__(self, bundle: Bundle, executor: Executor, *, keep: bool = False) -> None:
         self._manifest = bundle.manifest
@@ -101,7 +114,7 @@ class TextEncoder:
         self._unknown_id = t5.token_to_id("<unk>")
 
     def warnings(self, prompt: str) -> tuple[str, ...]:
-        """What the model will not read of a prompt."""
+        """Return warnings about what the model ignores in a prompt."""
         encoding = self.t5.tokenizer.encode(prompt)
         warnings = []
         unknown = [
@@ -125,7 +138,7 @@ class TextEncoder:
         return tuple(warnings)
 
     def _strange_words(self, prompt: str) -> str:
-        """The words that a model of few words was not trained with, each quoted; none where it knows all words."""
+        """Quote the words that a limited model was not trained with. Empty if the model has no list of words."""
         if not self._manifest.words:
             return ""
         words = dict.fromkeys(_WORD.findall(prompt.lower()))
@@ -139,7 +152,14 @@ class TextEncoder:
         cancel: Event | None = None,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """T5 features (tokens, width) of the prompts, and CLIP features (77, width) of them and the negative one."""
+        """T5 features (tokens, width) of the prompts, and CLIP features (77, width) of them and the negative prompt.
+
+        `on_progress(done, total)` counts the prompts that had to be computed, once for each tower.
+
+        Raises:
+            BackendError: the backend failed.
+            Cancelled: `cancel` was set.
+        """
         clip_prompts = [*prompts, *([] if negative is None else [negative])]
         total = len(self.t5.new(prompts)) + len(self.clip.new(clip_prompts))
         done = 0

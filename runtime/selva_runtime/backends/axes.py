@@ -1,4 +1,4 @@
-"""Sizes of a graph's outputs from those of its inputs, so that memory is there before the graph runs."""
+"""Compute the sizes of a graph's outputs from its inputs, so that memory can be allocated before the graph runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from selva_bundle.ports import split_axis
 
 
 def output_shapes(graph: Graph, inputs: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """Shape of every output; raises `BackendError` where the inputs contradict each other."""
+    """Return the shape of every output.
+
+    Raises:
+        BackendError: two inputs disagree about the size of an axis.
+    """
     axes: dict[str, int] = {}
     for port in graph.inputs:
         for size, real in zip(port.shape, inputs[port.name], strict=True):

@@ -1,4 +1,4 @@
-"""The backends by name, and which one `auto` takes. An explicit choice is met or refused, never replaced."""
+"""The backends by name, and how `auto` chooses one. A backend that the user names is never replaced by another."""
 
 from __future__ import annotations
 
@@ -20,14 +20,20 @@ TITLES = {
     "cuda": "NVIDIA GPU with CUDA",
     "tensorrt": "NVIDIA GPU with TensorRT",
 }
-"""The backends as a person calls them."""
+"""Names of the backends for a person."""
 _X86 = {"x86_64", "amd64"}
 _WORTH_COMPILING_BYTES = 200_000_000
-"""Below, as the toy demo is, OpenVINO takes longer to compile a bundle than it saves on a stem."""
+"""For a smaller bundle, such as the toy demo, OpenVINO takes longer to compile than it saves on a stem."""
 
 
 def make_executor(bundle: Bundle, backend: str, threads: int | None, precision: str = EXACT) -> Executor:
-    """The executor called `backend` ("auto": the best there is); raises `BackendError` when there is none."""
+    """Make the executor called `backend`. "auto" takes the fastest that runs here.
+
+    Raises:
+        BackendError: the backend is unknown, not installed or cannot run here.
+        BundleError: a file was altered.
+        RequestError: `threads` or `precision` is out of range.
+    """
     if backend not in ("auto", *BACKENDS):
         raise BackendError(f"no backend {backend!r}; choose one of auto, {', '.join(BACKENDS)}")
     settings = CpuSettings(threads=threads, precision=precision)
@@ -37,7 +43,12 @@ def make_executor(bundle: Bundle, backend: str, threads: int | None, precision: 
 
 
 def make(name: str, bundle: Bundle, settings: CpuSettings, reason: str) -> Executor:
-    """The backend of this name; raises `BackendError` where it cannot do what the settings ask for."""
+    """Make the executor of this name. `reason` says why it was chosen.
+
+    Raises:
+        BackendError: the backend is not installed, cannot run here or does not have the precision.
+        BundleError: a file was altered.
+    """
     if settings.precision == BF16 and name not in _WITH_BF16:
         raise BackendError(
             f"the {name} backend cannot compute in bf16 (ONNX Runtime has no bfloat16 on x86, engines have their own "
@@ -47,8 +58,15 @@ def make(name: str, bundle: Bundle, settings: CpuSettings, reason: str) -> Execu
 
 
 def best(bundle: Bundle, settings: CpuSettings) -> Executor:
-    """The fastest backend that runs this bundle here. Its reason says what was passed over and why, its notice in short
-    what a user should know or can mend."""
+    """Make the fastest executor that runs this bundle here.
+
+    Its `reason` says which backends were not used and why. Its `notice` says in short what a user should know or can
+    fix.
+
+    Raises:
+        BackendError: no backend can run here.
+        BundleError: a file was altered.
+    """
     if settings.precision == BF16:
         return _noted(make("openvino", bundle, settings, "the one that computes in bf16"), "it computes in bfloat16")
     try:
@@ -73,7 +91,7 @@ def _noted(executor: Executor, short: str) -> Executor:
 
 
 def _best_on_cpu(bundle: Bundle, settings: CpuSettings, why: str) -> Executor:
-    """OpenVINO where it was measured to be the faster: a bundle of full size, on x86."""
+    """Make an OpenVINO executor where it was measured to be faster: for a full-size bundle on x86."""
     if platform.machine().lower() not in _X86 or _bytes(bundle) < _WORTH_COMPILING_BYTES:
         return make("cpu", bundle, settings, why)
     try:
@@ -125,5 +143,5 @@ MAKERS: dict[str, Callable[[Bundle, CpuSettings, str], Executor]] = {
     "cuda": _cuda,
     "tensorrt": _tensorrt,
 }
-"""Each takes the bundle, what the CPU is to be used for, and the reason for the choice; raises `BackendError`."""
+"""Each function takes the bundle, the CPU settings and the reason for the choice. It raises `BackendError`."""
 BACKENDS = tuple(MAKERS)

@@ -1,6 +1,6 @@
-"""How many threads are worth starting: the cores that this process may use, not the cores of the machine.
+"""Count the cores that this process may use, not the cores of the machine.
 
-In a container ONNX Runtime's own default counts every core of the host and then crawls under the quota.
+In a container ONNX Runtime's own default counts every core of the host, and the quota then makes it very slow.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def usable_cores(cgroup: Path = _CGROUP) -> int:
-    """Cores after affinity and the cgroup's CPU quota (version 2 or 1), at least 1."""
+    """Return the number of cores that affinity and the cgroup's CPU quota (version 2 or 1) allow, at least 1."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _quota_cores(cgroup)
     return max(1, affinity if quota is None else min(affinity, math.ceil(quota)))

@@ -1,7 +1,7 @@
-"""What runs a graph: the interface that the session sees, and the one place where a backend is chosen.
+"""The interface between the session and the backends.
 
-A backend is a class with these members. Its tensors are NumPy arrays or arrays that stay on a device; both are cut
-and filled along their first axis in the same way, so that the session does not know which they are.
+A backend is a class with the members of `Executor`. Its tensors are NumPy arrays or arrays on a device. Both are
+sliced and assigned along their first axis in the same way, so the session need not know which it has.
 """
 
 from __future__ import annotations
@@ -22,17 +22,21 @@ from selva_runtime.backends.gpu.device_array import DeviceArray
 Array = npt.NDArray[Any]
 Tensor = Array | DeviceArray
 POLL_S = 0.05
-"""How often what is waited for is looked at, so that Ctrl-C and a cancel event stop it."""
+"""Seconds between two checks during a wait, so that Ctrl-C and a cancel event can stop it."""
 EXACT, BF16 = PRECISIONS = ("exact", "bf16")
-"""What a backend computes in: the bundle's own precision, or bfloat16 for what takes the time."""
+"""Precision of the computation: the bundle's own, or bfloat16 for the slow parts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CpuSettings:
-    """How the CPU is to be used. Raises `RequestError`."""
+    """Settings of a CPU backend.
+
+    Raises:
+        RequestError: `threads` or `precision` is out of range.
+    """
 
     threads: int | None = None
-    """None: as many as the process may use."""
+    """None means as many as the process may use."""
     precision: str = EXACT
 
     def __post_init__(self) -> None:
@@ -43,7 +47,7 @@ class CpuSettings:
 
 
 class Loop(Protocol):
-    """A backend's own integration of the flow."""
+    """A backend's own loop over the steps of the flow."""
 
     def __call__(
         self,
@@ -55,68 +59,98 @@ class Loop(Protocol):
         cancel: Event | None,
         on_step: Callable[[], None],
     ) -> Tensor:
-        """(B, T, Z) latents at time 1, after `steps` Euler steps; `on_step` is called once for each, perhaps late."""
+        """Integrate `noise` (B, T, Z) in `steps` Euler steps to latents (B, T, Z) at time 1.
+
+        `on_step` is called once for each step, perhaps late.
+
+        Raises:
+            BackendError: the backend failed.
+            Cancelled: `cancel` was set.
+        """
 
 
 class Executor(Protocol):
     """Runs the graphs of one bundle."""
 
     segments_per_batch: int
-    """Video segments to give to the backbone, or to the selection, at once. These three are halved when memory
-    does not suffice."""
+    """Video segments that the backbone or the selection takes at once. This limit and the next two are halved if
+    memory runs out."""
     stems_per_batch: int
-    """Stems to integrate at once."""
+    """Stems that are integrated at once."""
     stems_per_decode: int
-    """Stems to decode at once."""
+    """Stems that are decoded at once."""
     notice: str
-    """What `auto` took and why, in a few words for a person; empty where the backend was asked for."""
+    """What `auto` chose and why, in a few words for a person. Empty if the caller named the backend."""
 
     @property
     def backend(self) -> str:
-        """Name that chose it."""
+        """Name of the backend."""
 
     @property
     def reason(self) -> str:
-        """Why it was chosen."""
+        """Why the backend was chosen."""
 
     @property
     def keeps_text_towers(self) -> bool:
-        """Whether the text towers stay loaded between prompts unless the caller says otherwise."""
+        """Whether the text towers stay loaded between prompts by default."""
 
     @property
     def loop(self) -> Loop | None:
-        """The flow on the device; None: `flow.integrate` runs `guided_step` step by step."""
+        """The loop on the device. None means that `flow.integrate` runs `guided_step` step by step."""
 
     def load(self, name: str) -> None:
-        """Make graph `name` ready, its files verified; does nothing when it is."""
+        """Verify the files of graph `name` and load it, unless it is loaded.
+
+        Raises:
+            BundleError: a file was altered.
+            BackendError: the library cannot load the graph.
+        """
 
     def run(self, name: str, feeds: Mapping[str, Tensor], cancel: Event | None = None) -> dict[str, Tensor]:
-        """Outputs of graph `name` by their names. Raises `Cancelled` when `cancel` is set, or soon after it is."""
+        """Run graph `name` and return its outputs by name. `cancel` stops the run at once or soon.
+
+        Raises:
+            BundleError: a file was altered.
+            BackendError: the feeds or the outputs do not fit the manifest, or the library failed.
+            Cancelled: `cancel` was set.
+        """
 
     def release(self, name: str) -> None:
-        """Free graph `name`; it loads again at its next use."""
+        """Free graph `name`. It is loaded again at its next use."""
 
     def idle(self, name: str) -> None:
-        """This call has no more use of graph `name`: a backend that is short of memory releases it."""
+        """Say that this call needs graph `name` no more. A backend with little memory releases it."""
 
     def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Tensor:
-        """A tensor to fill."""
+        """Make a tensor with undefined values."""
 
     def put(self, values: Tensor) -> Tensor:
-        """`values` where the graphs run."""
+        """Return `values` where the graphs run, copied if needed."""
 
     def adopt(self, array: Any) -> Tensor:
-        """Another library's GPU array, without a copy; raises `RequestError`."""
+        """Use another library's GPU array without a copy.
+
+        Raises:
+            RequestError: the backend cannot use the array.
+        """
 
     def after(self, stream: int) -> None:
-        """Wait, on the device, for what the caller's stream holds by now; raises `RequestError`."""
+        """Make the device wait for the work that is now in the caller's stream.
+
+        Raises:
+            RequestError: the backend has no streams.
+        """
 
     def finish(self) -> None:
-        """A call has ended: keep what makes the next start faster."""
+        """Save what makes the next start faster, at the end of a call."""
 
 
 def check_feeds(graph: Graph, feeds: Mapping[str, Tensor]) -> None:
-    """Raise `BackendError` unless `feeds` are what the manifest says that `graph` takes."""
+    """Check that `feeds` have the names, types and shapes that the manifest says.
+
+    Raises:
+        BackendError: they do not.
+    """
     if set(feeds) != {port.name for port in graph.inputs}:
         expected = ", ".join(port.name for port in graph.inputs)
         raise BackendError(f"graph {graph.name} takes {expected}, not {', '.join(feeds)}: another version's bundle?")
@@ -133,22 +167,29 @@ def check_feeds(graph: Graph, feeds: Mapping[str, Tensor]) -> None:
 
 
 def check_cancel(cancel: Event | None) -> None:
-    """Raise `Cancelled` when the caller's event is set."""
+    """Check whether the caller's event is set.
+
+    Raises:
+        Cancelled: it is set.
+    """
     if cancel is not None and cancel.is_set():
         raise Cancelled("cancelled: the caller's event was set")
 
 
 def check_process(opened_in: int) -> None:
-    """Raise `BackendError` in a process that was forked from the one that opened the executor.
+    """Check that this is the process that opened the executor.
 
-    A fork takes along none of the threads that the libraries compute with: they would be waited for, for ever.
+    The libraries compute in threads that a forked process does not have. It would wait for them forever.
+
+    Raises:
+        BackendError: this is another process.
     """
     if os.getpid() != opened_in:
         raise BackendError(f"the session was opened in process {opened_in}, before a fork; open one in this process")
 
 
 def joined(executor: Executor, parts: Sequence[Tensor]) -> Tensor:
-    """The parts one after another along their first axis."""
+    """Concatenate the parts along their first axis: (n, …), (m, …) → (n + m, …)."""
     if len(parts) == 1:
         return parts[0]
     whole = executor.empty((sum(len(part) for part in parts), *parts[0].shape[1:]), parts[0].dtype)
@@ -160,5 +201,5 @@ def joined(executor: Executor, parts: Sequence[Tensor]) -> Tensor:
 
 
 def stacked(executor: Executor, parts: Sequence[Tensor]) -> Tensor:
-    """The parts along a new first axis."""
+    """Stack the parts along a new first axis: k parts of (…) → (k, …)."""
     return joined(executor, [part[None] for part in parts])

@@ -1,9 +1,9 @@
-"""Mapped weights, given back to the system as soon as they were read.
+"""Give the memory of mapped weights back to the system as soon as they were read.
 
-OpenVINO maps the files of a graph and keeps them mapped as long as the graph is loaded, so that every weight counts
-twice in the memory of the process. It reads them again only to compile the graph anew, and then from the file. So it
-does with weights that were made here, once they are in a file too. ONNX Runtime, told not to pack weights, computes
-with the mapped ones, each read once a run.
+OpenVINO maps the files of a graph as long as the graph is loaded, so every weight counts twice in the memory of the
+process. It reads the mapped weights only when it compiles the graph, and can read them from the file again. The same
+holds for weights that this package computes, once they are in a file. If ONNX Runtime is told not to pack weights, it
+computes with the mapped ones and reads each once a run.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ import numpy.typing as npt
 
 _MAPS, _PAGES = Path("/proc/self/maps"), Path("/proc/self/pagemap")
 _FILE_PAGE, _HELD = np.uint64(61), np.uint64(62)
-"""Bits of a page's entry there (Linux, admin-guide/mm/pagemap): of a file; and from here on, swapped or present."""
+"""Bits of a page's entry in pagemap (Linux, admin-guide/mm/pagemap): 61 of a file, 62 swapped, 63 present."""
 _MADV_DONTNEED = 4
 _EVERY_S = 0.1
 _LINUX = sys.platform.startswith("linux")
 _FOR_LARGE_FILES = Path("/var/tmp")
-"""On a disk, where /tmp may be memory."""
+"""A folder on a disk. /tmp may be in memory."""
 
 
 def give_back(files: Collection[Path]) -> int:
-    """Bytes of unaltered mappings of these files whose pages left the process; they return when they are read.
+    """Drop the pages of unaltered mappings of these files, and return how many bytes were dropped.
 
-    On Linux, where /proc can be read; elsewhere nothing is done, and 0 returned.
+    A page returns when it is read again. Where /proc cannot be read (not on Linux) nothing is done and 0 is returned.
     """
     try:
         maps = _MAPS.read_text(errors="surrogateescape")
@@ -54,7 +54,7 @@ def give_back(files: Collection[Path]) -> int:
 
 @contextmanager
 def giving_back(files: Collection[Path]) -> Iterator[None]:
-    """`give_back`, again and again while the body runs, and once more after it."""
+    """Call `give_back` repeatedly while the body runs, and once after it."""
     if not files or not _LINUX:
         yield
         return
@@ -75,9 +75,10 @@ def giving_back(files: Collection[Path]) -> Iterator[None]:
 
 
 class KeptArrays:
-    """Arrays in a file without a name, so that `give_back` can take their pages too. The file ends with the last array.
+    """Arrays in a file without a name, so that `give_back` can drop their pages too.
 
-    Where that cannot be (not on Linux, a full disk) they stay in memory.
+    The file goes away with the last array. Where there is no such file (not on Linux, a full disk), the arrays stay in
+    memory.
     """
 
     def __init__(self) -> None:
@@ -88,7 +89,7 @@ class KeptArrays:
                 self._file = tempfile.TemporaryFile(prefix="selva-", dir=folder)  # noqa: SIM115 -- the arrays outlive this
 
     def keep(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """The same values, mapped; written to they are a copy."""
+        """Return the same values, mapped from the file. A write does not change the file."""
         if self._file is None:
             return values
         try:
@@ -103,14 +104,15 @@ class KeptArrays:
 
     @property
     def files(self) -> list[Path]:
-        """For `giving_back`: under the name that the system lists it by."""
+        """The file under the name that the system lists, for `giving_back`."""
         return [] if self._file is None else [Path(os.readlink(f"/proc/self/fd/{self._file.fileno()}"))]
 
 
 def mappings(maps: str, files: Collection[str]) -> Iterator[tuple[int, int, bool]]:
-    """First address, end, and whether the process may have pages of its own, of what `/proc/PID/maps` lists of `files`.
+    """Yield the mappings of `files` in the text of `/proc/PID/maps`: start, end, and whether it is private.
 
-    Read-only mappings and private ones (ONNX Runtime maps so); others share what is written with the file.
+    A private mapping (ONNX Runtime's kind) may have pages of the process's own. Only read-only and private mappings
+    count: a write to any other changes the file.
     """
     for line in maps.splitlines():
         fields = line.split(maxsplit=5)
@@ -120,7 +122,7 @@ def mappings(maps: str, files: Collection[str]) -> Iterator[tuple[int, int, bool
 
 
 def _was_written_to(start: int, end: int) -> bool:
-    """Whether a private mapping holds a page that is not the file's; true where that cannot be known."""
+    """Whether a private mapping has a page that is not the file's. True if that cannot be known."""
     page = mmap.PAGESIZE
     try:
         with _PAGES.open("rb", buffering=0) as file:

@@ -1,7 +1,6 @@
-"""What the backends on the CPU have in common: their tensors are NumPy arrays, and one stem or segment runs at a time.
+"""Common base of the CPU backends: their tensors are NumPy arrays, and they run one stem or segment at a time.
 
-More rows at once gain nothing there (a batch of four stems takes four times as long as one, within 2 % in float32) and
-cost memory.
+On a CPU larger batches cost memory and save no time: four stems take four times as long as one, within 2 % in float32.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from selva_runtime.backends.executor import Array, Tensor, check_cancel, check_f
 
 
 class NumpyExecutor(ABC):
-    """See `Executor`. A backend adds `load`, `release`, `_run` and its name."""
+    """Runs the graphs of one bundle on NumPy arrays. A subclass adds `load`, `release`, `_run` and its name."""
 
     backend: ClassVar[str]
     notice = ""
@@ -38,18 +37,18 @@ class NumpyExecutor(ABC):
 
     @abstractmethod
     def load(self, name: str) -> None:
-        """See `Executor.load`."""
+        """Verify the files of graph `name` and load it, unless it is loaded."""
 
     @abstractmethod
     def release(self, name: str) -> None:
-        """See `Executor.release`."""
+        """Free graph `name`. It is loaded again at its next use."""
 
     @abstractmethod
     def _run(self, graph: Graph, feeds: Mapping[str, Array], cancel: Event | None) -> dict[str, Array]:
-        """Outputs of a graph from feeds that fit it."""
+        """Run a graph on feeds that were checked, and return its outputs by name."""
 
     def run(self, name: str, feeds: Mapping[str, Tensor], cancel: Event | None = None) -> dict[str, Tensor]:
-        """See `Executor.run`."""
+        """Run graph `name` and return its outputs by name. `cancel` stops the run at once or soon."""
         check_process(self._process)
         graph = self._bundle.manifest.graphs[name]
         check_feeds(graph, feeds)
@@ -60,35 +59,43 @@ class NumpyExecutor(ABC):
         return dict(outputs)
 
     def idle(self, name: str) -> None:
-        """See `Executor.idle`: memory is what a CPU run has least of."""
+        """Release graph `name`, because memory is short in a CPU run."""
         self.release(name)
 
     def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Tensor:
-        """See `Executor.empty`."""
+        """Make a tensor with undefined values."""
         return np.empty(shape, dtype)
 
     def put(self, values: Tensor) -> Tensor:
-        """See `Executor.put`."""
+        """Return `values` as a NumPy array."""
         return np.asarray(values)
 
     def adopt(self, array: Any) -> Tensor:
-        """See `Executor.adopt`."""
+        """Refuse another library's GPU array.
+
+        Raises:
+            RequestError: always.
+        """
         raise RequestError(
             f"the {self.backend} backend takes NumPy arrays, not arrays on a GPU; copy it to the host first"
         )
 
     def after(self, stream: int) -> None:
-        """See `Executor.after`."""
+        """Refuse to wait for a stream.
+
+        Raises:
+            RequestError: always.
+        """
         raise RequestError(
             f"the {self.backend} backend has no streams; leave out stream, or choose the backend cuda or tensorrt"
         )
 
     def finish(self) -> None:  # noqa: B027 -- doing nothing is meant
-        """See `Executor.finish`: nothing to keep."""
+        """Do nothing: a CPU backend has nothing to save."""
 
 
 def _check_outputs(graph: Graph, feeds: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
-    """Raise `BackendError` unless the outputs are what the manifest says: a bundle's graphs may come from anyone."""
+    """Raise `BackendError` unless the outputs are as the manifest says. A bundle's graphs may come from anyone."""
     shapes = output_shapes(graph, {name: values.shape for name, values in feeds.items()})
     for port in graph.outputs:
         values = outputs[port.name]

@@ -1,8 +1,8 @@
 """ONNX Runtime on the CPU: the backend that runs everywhere.
 
-onnxruntime is an extra and heavy to import, so it is imported here alone, when a session asks for it. A run goes
-through a worker thread, so that Ctrl-C and the caller's cancel event stop a graph that takes many seconds (the
-vocoder, a backbone segment) between two of its nodes rather than after it.
+onnxruntime is an extra and slow to import, so only this module imports it, and only when a session needs it. A run
+uses a worker thread. So Ctrl-C and the caller's cancel event can stop a graph that takes many seconds (the vocoder, a
+backbone segment) between two of its nodes.
 """
 
 from __future__ import annotations
@@ -21,13 +21,17 @@ from selva_runtime.backends.mapped import giving_back
 from selva_runtime.backends.numpy_executor import NumpyExecutor
 
 _HOT = "guided_step"
-"""The one graph that runs many times over with the same shapes, and so gains from keeping its memory."""
+"""The one graph that runs many times with the same shapes, so it is faster if it keeps its memory."""
 _ONCE_A_PROMPT = ("text_t5", "text_clip")
-"""Loaded for one short run: packing their weights takes three times as long as the run gains by it, and a gigabyte."""
+"""Graphs that are loaded for one short run. Packing their weights takes three times the time it saves, and 1 GB."""
 
 
 class OnnxCpuExecutor(NumpyExecutor):
-    """Runs a bundle's graphs on `threads` CPU threads (None: as many as the process may use)."""
+    """Runs a bundle's graphs on `threads` CPU threads (None: as many as the process may use).
+
+    Raises:
+        BackendError: ONNX Runtime is not installed.
+    """
 
     backend = "cpu"
 
@@ -39,7 +43,7 @@ class OnnxCpuExecutor(NumpyExecutor):
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="selva-onnx")
 
     def load(self, name: str) -> None:
-        """See `Executor.load`."""
+        """Verify the files of graph `name` and load it, unless it is loaded."""
         if name in self._sessions:
             return
         options = self._ort.SessionOptions()
@@ -52,7 +56,7 @@ class OnnxCpuExecutor(NumpyExecutor):
         self._sessions[name] = open_session(self._ort, self._bundle, name, options, ["CPUExecutionProvider"])
 
     def release(self, name: str) -> None:
-        """See `Executor.release`."""
+        """Free graph `name`. It is loaded again at its next use."""
         self._sessions.pop(name, None)
 
     def _run(self, graph: Graph, feeds: Mapping[str, Array], cancel: Event | None) -> dict[str, Array]:
@@ -76,7 +80,11 @@ class OnnxCpuExecutor(NumpyExecutor):
 
 
 def import_onnxruntime(backend: str) -> Any:
-    """The module; raises `BackendError` that says what to install."""
+    """Import ONNX Runtime for `backend`.
+
+    Raises:
+        BackendError: it is not installed. The message says what to install.
+    """
     try:
         import onnxruntime
     except ImportError as error:
@@ -88,7 +96,12 @@ def import_onnxruntime(backend: str) -> Any:
 
 
 def open_session(ort: Any, bundle: Bundle, name: str, options: Any, providers: Sequence[Any], **more: Any) -> Any:
-    """An `InferenceSession` on a graph whose files are verified; raises `BundleError` or `BackendError`."""
+    """Verify the files of a graph and open an `InferenceSession` on it.
+
+    Raises:
+        BundleError: a file was altered.
+        BackendError: ONNX Runtime cannot load the graph.
+    """
     folder = (bundle.path / bundle.manifest.graphs[name].file).parent
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     try:
@@ -101,5 +114,5 @@ def open_session(ort: Any, bundle: Bundle, name: str, options: Any, providers: S
 
 
 def first_line(error: Exception) -> str:
-    """What an exception says, for a message of one line."""
+    """Return the first line of an exception's message."""
     return next(iter(str(error).splitlines()), type(error).__name__)

@@ -1,1 +1,1 @@
-"""`selva-generate`, and what every command of this project does: streams, signals, one line for a failure."""
+"""`selva-generate`, and what all commands of this project share: streams, signals, one-line error messages."""

@@ -1,9 +1,8 @@
-"""What every command does with a failure: one line on stderr, exit code 2, and never a traceback for a user's mistake.
+"""How every command fails: one line on stderr, exit code 2, and never a traceback for a user's mistake.
 
-With --json among the arguments the same line also goes to stdout as {"error": ...}, for the program that reads it.
-Ctrl-C exits with 130 and SIGTERM with 143, as shells expect, after everything unfinished has been cleaned away; see
-`signals`. A stderr that cannot be written and a stdout that nobody reads change neither the work nor the exit code; see
-`streams`.
+If --json is among the arguments, the same line also goes to stdout as {"error": ...}, for the program that reads it.
+Ctrl-C exits with 130 and SIGTERM with 143, as shells expect, after unfinished files were removed (see `signals`). The
+work and the exit code are the same if stderr cannot be written to or nobody reads stdout (see `streams`).
 """
 
 from __future__ import annotations
@@ -46,29 +45,29 @@ _VERSION = click.Option(
 
 
 class OneLineCommand(click.Command):
-    """A click command whose every failure is one line, and that knows its version."""
+    """A click command that reports every failure in one line and has --version."""
 
     grace_s = 0.0
-    """Seconds in which the command stops by itself after a signal, because it looks at the event in `context.obj`."""
+    """Seconds to stop by itself after a signal, for a command that checks the event in `context.obj`."""
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """The version is the whole program's, so a subcommand has no such option."""
+        """Add --version, except to a subcommand: the version is that of the whole program."""
         *own, last = super().get_params(ctx)
         return [*own, last] if ctx.parent else [*own, _VERSION, last]
 
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, *_: Any, **__: Any) -> NoReturn:
-        """Run the command and exit."""
+        """Run the command and exit with its code."""
         run_command(self, args, prog_name)
 
 
 class StoppableCommand(OneLineCommand):
-    """One that looks at the event in `context.obj` often enough to stop at a place of its own choice."""
+    """A command that checks the event in `context.obj` often, so that it can stop at a safe place."""
 
     grace_s = 2.0
 
 
 def run_command(command: click.Command, args: Sequence[str] | None = None, prog_name: str | None = None) -> NoReturn:
-    """Run any click command and exit."""
+    """Run any click command and exit with its code."""
     secure_standard_streams()
     arguments = list(sys.argv[1:] if args is None else args)
     stop = StopSignals(getattr(command, "grace_s", 0.0))
@@ -88,7 +87,7 @@ def run_command(command: click.Command, args: Sequence[str] | None = None, prog_
     except MemoryError:
         _fail("out of memory", arguments)
     except Exception as error:
-        if stop.number is not None:  # it was told to stop, and failed over that: `Cancelled`, an import cut short, …
+        if stop.number is not None:  # it failed because it was told to stop: `Cancelled`, an interrupted import, …
             _stopped(stop.number)
         if isinstance(error, (OSError, SelvaError)):
             _fail(_message(error), arguments)
@@ -105,7 +104,7 @@ def _message(error: OSError | SelvaError) -> str:
 def _fail(message: str, arguments: Sequence[str]) -> NoReturn:
     line = " ".join(message.split())
     if "--json" in arguments:
-        with suppress(OSError):  # stdout may be what failed; stderr gets the line in any case
+        with suppress(OSError):  # stdout may be what failed; the line goes to stderr anyway
             click.echo(json.dumps({"error": line}))
     _end(line, USER_ERROR)
 

@@ -1,4 +1,4 @@
-"""selva-generate: arguments in, `generate_files`, and what it made on stdout; talk and bars go to stderr."""
+"""selva-generate: the command line of `generate_files`. Results go to stdout, messages and progress bars to stderr."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from selva_runtime.command.base import USER_ERROR, StoppableCommand
 
 
 class _Generate(StoppableCommand):
-    """Its help says what the toy demo can hear."""
+    """The command selva-generate. Its help lists the sounds that the toy demo knows."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The section after the options."""
+        """Write the section after the options."""
         from selva_bundle.manifest import read_manifest
         from selva_runtime.command.deliver import DEMO_BUNDLE
 
@@ -30,10 +30,10 @@ class _Generate(StoppableCommand):
 
 
 class _UnlessListing:
-    """What a run needs, and --list, which click processes first, does not."""
+    """A parameter that a run needs and --list does not. click processes --list first."""
 
     def process_value(self, ctx: click.Context, value: Any) -> Any:
-        """The value, or click's error where it is missing."""
+        """Return the value, or None with --list. click raises its own error if the value is missing."""
         return None if ctx.params["listing"] else super().process_value(ctx, value)  # type: ignore[misc]
 
 

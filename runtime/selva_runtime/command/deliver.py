@@ -1,7 +1,7 @@
-"""A video and prompts in, files out: what `selva-generate` does, as one function that a program can call too.
+"""The work of `selva-generate` as one function that a program can call too: from a video and prompts to files.
 
-Everything that can be refused is refused first (bundle, arguments, output folder, room on the disk), because the
-computation may take minutes.
+Everything that can be wrong is checked first (bundle, arguments, output folder, free space), because the computation
+may take minutes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,11 @@ Say = Callable[[str, str], None]
 
 
 def default_bundle() -> Path:
-    """The bundle to use when none is named: SELVA_BUNDLE, else the demo that comes with the package."""
+    """Return the bundle to use if none is named: SELVA_BUNDLE, or else the demo in the package.
+
+    Raises:
+        BundleError: there is neither.
+    """
     if named := os.environ.get("SELVA_BUNDLE"):
         return Path(named)
     if DEMO_BUNDLE.is_dir():
@@ -46,15 +50,24 @@ def default_bundle() -> Path:
 def generate_files(
     job: Job, *, say: Say | None = None, progress: Progress | None = None, cancel: Event | None = None
 ) -> Report:
-    """Write one 24-bit WAV per prompt and take, then the copies of the video; nothing is ever overwritten.
+    """Write one 24-bit WAV per prompt and take, then the copies of the video. Nothing is overwritten.
 
-    A copy that cannot be written does not lose the stems: the report's `error` says why. Raises other `SelvaError`s.
+    If a copy cannot be written, the stems are kept and the report's `error` says why.
+
+    Raises:
+        BundleError: the bundle is missing, damaged or altered.
+        RequestError: an argument is out of range.
+        MediaNotFoundError: there is no such video.
+        MediaError: the video cannot be used.
+        BackendError: the backend is not installed, cannot run here or failed.
+        OutputError: the output folder cannot be written to, or has too little space.
+        Cancelled: `cancel` was set.
     """
     return _Run(job, say or _say_nothing, progress, cancel).report()
 
 
 class _Run:
-    """A job, its None values resolved and everything checked that can be before the work."""
+    """One job. Its None values are replaced, and everything is checked that can be checked before the work."""
 
     def __init__(self, job: Job, say: Say, progress: Progress | None, cancel: Event | None) -> None:
         self.job, self.cancel = job, cancel
@@ -109,9 +122,9 @@ class _Run:
         self._say("warning", text)
 
     def _announce(self) -> None:
-        """What the user must know before waiting: whose weights these are, and what of the prompts will not count.
+        """Tell the user before the work whose weights these are and what is ignored in the prompts.
 
-        The most important comes last, where it is still seen when the work has begun.
+        The most important message comes last, where it can still be seen after the work has begun.
         """
         self._say("notice", self.info.notice)
         if self.info.backend_notice:
@@ -138,7 +151,7 @@ class _Run:
             self._say("notice", f"{used} (choose with --start, --duration)")
 
     def _write(self, folder: Path, stems: list[Stem], clip: Clip) -> list[StemFile]:
-        """All stems first: a copy of the video may fail, and the stems are what took the time."""
+        """Write all stems before the copies: a copy of the video may fail, and the stems took the time."""
         takes = self.request.takes
         films = [(number - 1) * takes for number in sorted(set(self.job.mux))]
         total = len(stems) + len(films)
@@ -233,4 +246,4 @@ def _request(job: Job, info: SessionInfo) -> StemRequest:
 
 
 def _say_nothing(kind: str, text: str) -> None:
-    """For a caller that does not listen."""
+    """Do nothing. Used if the caller wants no messages."""

@@ -1,6 +1,6 @@
-"""`selva-generate --list`: which bundles are here and whether they are whole, what runs them, and which versions.
+"""`selva-generate --list`: which bundles are here and whether they are intact, which backends run, and all versions.
 
-Nothing of this fails: what is broken is a line of the answer.
+This does not fail: anything that is broken becomes a line of the answer.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ DISTRIBUTIONS = (
     "tensorrt",
     "tensorrt-rtx-cu13",
 )
-"""What the runtime uses, by the names that pip knows."""
+"""Packages that the runtime uses, by their names in pip."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FoundBundle:
-    """A bundle, or a folder that was said to be one."""
+    """A bundle, or a folder that was named as one."""
 
     path: str
     found_by: str
     """"--bundle", "SELVA_BUNDLE", "the demo", or "working directory"."""
     preset: str | None
-    """None where the bundle cannot be opened; so is `weights`."""
+    """None if the bundle cannot be opened, as is `weights`."""
     weights: str | None
     problems: tuple[str, ...]
-    """Altered files, or why it cannot be opened; none where every hash is right."""
+    """Altered files, or why the bundle cannot be opened. Empty if every hash is right."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,23 +56,23 @@ class FoundBackend:
     name: str
     runs: bool
     reason: str
-    """What it takes, or why it does not run."""
+    """What it runs on, or why it does not run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """All that is here."""
+    """Everything that was found."""
 
     bundles: tuple[FoundBundle, ...]
     backends: tuple[FoundBackend, ...]
-    """For the bundle that a run would use, the first above that can be opened; none where none can be."""
+    """Backends for the first bundle that can be opened, which a run would use. Empty if none can be opened."""
     system: str
     versions: dict[str, str]
-    """Of Python and of what the runtime uses, where it is installed."""
+    """Versions of Python and of the installed packages that the runtime uses."""
 
 
 def examine(bundle: str | os.PathLike[str] | None) -> Findings:
-    """What is here; `bundle` is one more folder to look at, and the one to try the backends with."""
+    """Find bundles, backends and versions. `bundle` is one more folder to check, and the first to try backends with."""
     opened: list[Bundle] = []
     bundles = tuple(_examine_bundle(path, found_by, opened) for path, found_by in _places(bundle))
     return Findings(
@@ -84,7 +84,7 @@ def examine(bundle: str | os.PathLike[str] | None) -> Findings:
 
 
 def lines(findings: Findings) -> Iterator[str]:
-    """The findings for a person."""
+    """Yield the findings as lines for a person."""
     for bundle in findings.bundles:
         what = f"{bundle.preset}, {bundle.weights} weights" if bundle.preset else "cannot be used"
         state = "; ".join(bundle.problems) or "every hash is right"
@@ -96,7 +96,7 @@ def lines(findings: Findings) -> Iterator[str]:
 
 
 def _places(named: str | os.PathLike[str] | None) -> Iterator[tuple[Path, str]]:
-    """Each folder once, in the order in which a run would take them."""
+    """Yield each folder once, in the order in which a run would use them."""
     candidates = [(Path(named), "--bundle")] if named is not None else []
     if from_environment := os.environ.get("SELVA_BUNDLE"):
         candidates.append((Path(from_environment), "SELVA_BUNDLE"))
@@ -113,7 +113,7 @@ def _places(named: str | os.PathLike[str] | None) -> Iterator[tuple[Path, str]]:
 
 
 def _is_ours(manifest: Path) -> bool:
-    """Many programs have a manifest.json."""
+    """Whether a manifest.json belongs to a bundle. Other programs have such files too."""
     try:
         with manifest.open("rb") as file:
             return f'"{FORMAT}"'.encode() in file.read(MAX_MANIFEST_BYTES)

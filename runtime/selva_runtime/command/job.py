@@ -1,4 +1,4 @@
-"""What one run of `selva-generate` is asked for, and what it reports."""
+"""The request and the report of one run of `selva-generate`."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A video, prompts and a folder. None stands for the bundle's own value."""
+    """What to generate. None means the bundle's default."""
 
     video: str | os.PathLike[str]
     prompts: tuple[str, ...]
     out: str | os.PathLike[str]
-    """Folder for the stems; made where it is not there."""
+    """Folder for the stems. It is made if it does not exist."""
     bundle: str | os.PathLike[str] | None = None
-    """None: the environment's SELVA_BUNDLE, else the demo that comes with the package."""
+    """None means the environment variable SELVA_BUNDLE, or else the demo in the package."""
     start_s: float = 0.0
     duration_s: float | None = None
     sample_rate_hz: int | None = None
@@ -25,12 +25,12 @@ class Job:
     guidance: float | None = None
     takes: int = 1
     mux: tuple[int, ...] = ()
-    """Numbers, from 1, of the prompts whose first take also goes into a copy of the video."""
+    """Numbers, from 1, of the prompts whose first take is also put in a copy of the video."""
     backend: str = "auto"
     threads: int | None = None
-    """None: as many as the process may use."""
+    """None means as many as the process may use."""
     precision: str = "exact"
-    """Or "bf16"."""
+    """"exact" or "bf16"."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class StemFile:
     seed: int
     file: str
     video: str | None
-    """Copy of the video with this stem; None where none was asked for, or it could not be written."""
+    """Copy of the video with this stem. None if there was no request for one, or it could not be written."""
     samples: int
     sample_rate_hz: int
     duration_s: float
@@ -52,15 +52,15 @@ class StemFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What was made, and how: the command's --json."""
+    """What was made, and how. The command prints it with --json."""
 
     stems: tuple[StemFile, ...]
     video: str
     video_duration_s: float | None
-    """Length of the whole video, where its container says so."""
+    """Length of the whole video, if its container says so."""
     start_s: float
     duration_s: float
-    """Length of the part used, and of every stem."""
+    """Length of the part that was used, and of every stem."""
     seed: int
     steps: int
     guidance: float

@@ -1,4 +1,4 @@
-"""The output folder, checked before anything long runs and left as it was when nothing comes of it."""
+"""The output folder. It is checked before the long work, and left as it was if nothing is written to it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ from selva_bundle.errors import OutputError
 
 @contextmanager
 def output_folder(path: str | os.PathLike[str], needed_bytes: int) -> Iterator[Path]:
-    """The folder, made where it is not there, with room for `needed_bytes`. Raises `OutputError`.
+    """Make the folder if it does not exist, and check that it has room for `needed_bytes`.
 
-    Folders that this made are removed again when the block fails with nothing written to them.
+    If the block fails and nothing was written, the folders that were made are removed again.
+
+    Raises:
+        OutputError: the folder is a file, cannot be written to or has too little space.
     """
     folder = Path(path)
     created: list[Path] = []
@@ -32,7 +35,7 @@ def output_folder(path: str | os.PathLike[str], needed_bytes: int) -> Iterator[P
 
 
 def _prepare(folder: Path, created: list[Path]) -> None:
-    """Make the folder and write to it, for its permissions alone do not tell whether one can."""
+    """Make the folder and write to it, because its permissions alone do not say whether that works."""
     try:
         created += [place for place in (folder, *folder.parents) if not place.exists()]
         folder.mkdir(parents=True, exist_ok=True)

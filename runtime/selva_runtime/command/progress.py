@@ -1,4 +1,4 @@
-"""Where a run is and where its time went: bars for people, seconds for programs."""
+"""The progress of a run: bars for people, seconds per stage for programs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _REDRAW_S = 0.1
 
 
 class ProgressBars:
-    """One bar per stage, redrawn in place; only where someone looks at it."""
+    """Draws one bar per stage and redraws it in place. For terminals only."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -44,7 +44,7 @@ class ProgressBars:
         self._stream.flush()
 
     def close(self) -> None:
-        """End the line that the last bar is on, so that other text can follow."""
+        """End the line of the last bar, so that other text can follow."""
         if self._open_stage is not None:
             self._stream.write("\n")
             self._stream.flush()
@@ -52,7 +52,7 @@ class ProgressBars:
 
 
 class StageClock:
-    """Seconds spent in each stage, from the progress calls that it passes on."""
+    """Measures the seconds of each stage from the progress calls, and passes the calls on to `show`."""
 
     def __init__(self, show: Callable[[str, int, int], None] | None) -> None:
         self.seconds: dict[str, float] = {}

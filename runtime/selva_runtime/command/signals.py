@@ -1,15 +1,16 @@
-"""Ctrl-C and SIGTERM, none of them lost.
+"""Handle Ctrl-C and SIGTERM so that none is lost.
 
-Raising in a signal handler is not enough: where the main thread happens to be in a weak reference's callback or a
-`__del__`, Python prints the exception and goes on. So the handler notes the signal and sets an event:
+It is not enough to raise an exception in a signal handler. If the main thread is in a weak reference's callback or in
+`__del__`, Python prints the exception and continues. So the handler stores the signal and sets an event:
 
-1. A command that looks at the event (`grace_s` above 0) stops at its next safe point.
-2. The others, whose foreign calls (an export, a training step) never look, get an exception in the main thread at once.
-3. A timer looks again until the stack unwinds, and raises where it does not: after `grace_s`, then every `_AGAIN_S`.
-4. A further signal, `_INSIST_S` or more after the first, ends the process there and then. Sooner it is a duplicate, as
-   `timeout` and process groups send them.
+1. A command that checks the event (`grace_s` above 0) stops at its next safe point.
+2. For other commands, whose foreign calls (an export, a training step) never check it, an exception is raised in the
+   main thread at once.
+3. A timer checks whether the stack unwinds, after `grace_s` and then every `_AGAIN_S`. If not, it raises again.
+4. Another signal ends the process at once if it comes `_INSIST_S` or more after the first. An earlier one is ignored
+   as a duplicate, which `timeout` and process groups send.
 
-Where there is no timer (Windows) 3 is missing. Python runs handlers between bytecodes of the main thread: nothing here
+Windows has no timer, so 3 is missing there. Python runs handlers between bytecodes of the main thread, so nothing here
 can end a foreign call that never returns.
 """
 
@@ -31,20 +32,20 @@ _INSIST_S = 1.0
 
 
 class TerminatedError(BaseException):
-    """SIGTERM, as an exception that unwinds like Ctrl-C does."""
+    """SIGTERM as an exception that unwinds the stack, as Ctrl-C does."""
 
 
 _UNWINDS = (KeyboardInterrupt, TerminatedError, Cancelled)
 
 
 class StopSignals:
-    """Listens while it is entered, on the main thread; on any other it hears nothing."""
+    """A context that handles signals on the main thread. On any other thread it does nothing."""
 
     def __init__(self, grace_s: float) -> None:
         self.event = threading.Event()
-        """Set once a signal has come. Only `is_set` may be asked: its other methods could hold a lock meanwhile."""
+        """Set once a signal has come. Use only `is_set`: the other methods take a lock, which may be held meanwhile."""
         self.number: int | None = None
-        """The signal that came."""
+        """The signal that came, or None."""
         self._grace_s = grace_s
         self._first_s = 0.0
         self._listening = False
@@ -54,7 +55,7 @@ class StopSignals:
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             self._listening = True
-            # a signal that the parent had us ignore, as a shell does for a script's background jobs, stays ignored
+            # a signal that the parent set to be ignored, as a shell does for background jobs, stays ignored
             heard = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
             handlers: dict[int, signal._HANDLER] = dict.fromkeys(heard, self._arrived)
             if _HAS_TIMER:
@@ -95,7 +96,7 @@ class StopSignals:
             raise self._exception()
 
     def _unraisable(self, lost: sys.UnraisableHookArgs) -> None:
-        """No traceback where Python could only print the exception: the timer raises it again."""
+        """Print no traceback for an exception that Python could not raise. The timer raises it again."""
         if not isinstance(lost.exc_value, _UNWINDS):
             self._hook_before(lost)
 
@@ -104,7 +105,7 @@ class StopSignals:
 
 
 def _is_unwinding() -> bool:
-    """Whether the main thread is in an `except`, `finally` or `with` block that one of these exceptions has entered."""
+    """Whether the main thread is in an `except`, `finally` or `with` block because of one of these exceptions."""
     error = sys.exception()
     while error is not None:
         if isinstance(error, _UNWINDS):

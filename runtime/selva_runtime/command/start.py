@@ -1,7 +1,8 @@
-"""Where every command starts: what must be right before its modules are imported.
+"""The entry points of all commands, and what they set up before they import their modules.
 
-Imports take from 50 ms to seconds (click, PyTorch). Until a command can listen, Ctrl-C ends the process silently, as
-it ends a C program, instead of with a traceback; and no file opened meanwhile gets a closed standard descriptor.
+Imports take from 50 ms to seconds (click, PyTorch). Until a command handles signals, Ctrl-C ends the process silently,
+as it ends a C program, not with a traceback. A file that is opened meanwhile never gets the number of a closed
+standard stream.
 """
 
 import signal
@@ -9,32 +10,32 @@ from importlib import import_module
 
 
 def fetch() -> None:
-    """selva-fetch."""
+    """Run selva-fetch."""
     _start("selva_ref.weights.fetch")
 
 
 def export() -> None:
-    """selva-export."""
+    """Run selva-export."""
     _start("selva_export.cli")
 
 
 def engines() -> None:
-    """selva-engines."""
+    """Run selva-engines."""
     _start("selva_engines.cli")
 
 
 def generate() -> None:
-    """selva-generate."""
+    """Run selva-generate."""
     _start("selva_runtime.command.cli")
 
 
 def bench() -> None:
-    """selva-bench."""
+    """Run selva-bench."""
     _start("selva_bench.cli")
 
 
 def train() -> None:
-    """selva-train."""
+    """Run selva-train."""
     _start("selva_ref.training.cli")
 
 

@@ -1,8 +1,8 @@
-"""Standard streams that a command can rely on, whatever its parent did with them.
+"""Standard streams that a command can use, whatever its parent did with them.
 
-A host with windows starts programs without a stderr, and a pipe's reader may go away at any time. Neither is a reason
-to make no stems. And a descriptor 0, 1 or 2 that is closed would be given to the next file that is opened, so that a
-library's log lines would end up in a user's file.
+A host with a window starts programs without stderr, and the reader of a pipe may go away at any time. Neither must
+stop the work. If descriptor 0, 1 or 2 is closed, the next file that is opened would get that number, and a library's
+log lines would end up in a user's file.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _ENCODING = "utf-8"
 
 
 class _Lenient(io.BufferedWriter):
-    """Writes to the null device from the first error on. Raises that one error unless it is one of the `dropped`."""
+    """A writer that switches to the null device at the first error, and raises it unless it is of type `dropped`."""
 
     def __init__(self, raw: io.RawIOBase, name: str, dropped: type[OSError]) -> None:
         super().__init__(raw)
@@ -39,13 +39,13 @@ class _Lenient(io.BufferedWriter):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, self.fileno())
         os.close(null)
-        super().flush()  # else what is still buffered would fail again when the interpreter ends
+        super().flush()  # otherwise the buffered text would fail again when the interpreter ends
         if not isinstance(error, self._dropped):
             raise OSError(error.errno, error.strerror, self._name) from None
 
 
 def secure_standard_streams() -> None:
-    """Open what is closed on the null device; then lost text on stderr, or a lost reader of stdout, is no error."""
+    """Open closed standard streams on the null device, and ignore lost text on stderr and a lost reader of stdout."""
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
@@ -60,7 +60,7 @@ def secure_standard_streams() -> None:
 def _lenient(
     stream: TextIO | None, original: TextIO | None, descriptor: int, name: str, dropped: type[OSError]
 ) -> TextIO:
-    """`stream`, made lenient if it is the process's own: a program that put another in its place knows what it does."""
+    """Make `stream` lenient if it is the process's own. A program that replaced it knows what it does."""
     if stream is None:
         return open(descriptor, "w", encoding=_ENCODING, errors="backslashreplace", closefd=False)
     if stream is not original:

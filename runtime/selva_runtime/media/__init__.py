@@ -1,1 +1,1 @@
-"""Media files in and out: frames from any container, stems as WAV, copies of the video with a stem."""
+"""Read frames from any media file, write stems as WAV, and copy the video with a stem."""

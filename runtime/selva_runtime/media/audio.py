@@ -1,4 +1,4 @@
-"""Stems on their way out: resampled, as 24-bit WAV, under a file name that carries the prompt."""
+"""Resample stems and write them as 24-bit WAV files that are named after the prompt."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Audio = NDArray[np.float32]
 MIN_RATE_HZ, MAX_RATE_HZ = 8_000, 192_000
 FILTER_TAPS = 256
 FILTER_REACH = 160
-"""Samples of the lower rate, more than swresample's filter looks to either side."""
+"""Samples of the lower rate. swresample's filter reads fewer to either side."""
 MAX_TAG_CHARACTERS = 1_000
 MAX_NAME_CHARACTERS, MAX_NAME_BYTES = 80, 200
 RESERVED_NAMES = {
@@ -38,14 +38,22 @@ RESERVED_NAMES = {
 
 
 def check_rate(rate_hz: int) -> int:
-    """Raises `RequestError` for a sample rate that no sound card and no codec here takes."""
+    """Check and return a sample rate.
+
+    Raises:
+        RequestError: outside 8 to 192 kHz, so that no sound card or codec here takes it.
+    """
     if not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:
         raise RequestError(f"sample rate {rate_hz} Hz: must be from {MIN_RATE_HZ} to {MAX_RATE_HZ} Hz, such as 48000")
     return int(rate_hz)
 
 
 def check_audio(audio: Audio) -> Audio:
-    """Raises `RequestError` for what is not finite mono float audio."""
+    """Check audio (samples,) and return it as contiguous float32.
+
+    Raises:
+        RequestError: not mono, or not finite.
+    """
     audio = np.ascontiguousarray(audio, np.float32)
     if audio.ndim != 1:
         raise RequestError(f"audio of shape {audio.shape}: must be mono, of shape (samples,)")
@@ -55,7 +63,7 @@ def check_audio(audio: Audio) -> Audio:
 
 
 def resample(audio: Audio, from_hz: int, to_hz: int) -> Audio:
-    """(n,) -> (round(n * to_hz / from_hz),), aligned in time: sample 0 stays at 0 s.
+    """Resample (n,) to (round(n * to_hz / from_hz),), aligned in time: sample 0 stays at 0 s.
 
     Raises:
         RequestError: not mono, not finite, or a rate outside 8 to 192 kHz.
@@ -63,7 +71,7 @@ def resample(audio: Audio, from_hz: int, to_hz: int) -> Audio:
     audio, from_hz, to_hz = check_audio(audio), check_rate(from_hz), check_rate(to_hz)
     if from_hz == to_hz or not len(audio):
         return audio.copy()
-    # Mirrored ends, so that the filter sees neither a jump to silence nor too few samples. The lead-in is a whole
+    # The ends are mirrored, so that the filter sees no jump to silence and enough samples. The lead-in is a whole
     # number of samples at both rates.
     common = gcd(from_hz, to_hz)
     period_in, period_out = from_hz // common, to_hz // common
@@ -75,9 +83,9 @@ def resample(audio: Audio, from_hz: int, to_hz: int) -> Audio:
 
 
 def convert(audio: Audio, from_hz: int, to_hz: int) -> Audio:
-    """swresample, flushed, with a filter eight times its default length.
+    """Convert (n,) samples with swresample and flush it. The filter has eight times the default length.
 
-    A stem of a 16 kHz model has sound up to 8 kHz; the default filter would mirror what lies above 7 kHz past the edge.
+    A stem of a 16 kHz model has sound up to 8 kHz. The default filter would alias the sound above 7 kHz.
     """
     graph = av.filter.Graph()
     source = graph.add_abuffer(sample_rate=from_hz, format="fltp", layout="mono", time_base=Fraction(1, from_hz))
@@ -102,16 +110,17 @@ def write_wav(
     title: str = "",
     comment: str = "",
 ) -> Path:
-    """Write a mono 24-bit WAV, clipped to [-1, 1], whole or not at all; returns the path really used.
+    """Write audio (samples,) as a mono 24-bit WAV, clipped to [-1, 1]. Return the path that was used.
 
-    An existing file is never overwritten: `name-2.wav` and so on are used then.
+    The file is written whole or not at all. An existing file is never overwritten: the name becomes `name-2.wav` and
+    so on.
 
     Raises:
         RequestError: not mono, not finite, or a rate outside 8 to 192 kHz.
-        OutputError: the place cannot be written.
+        OutputError: the file cannot be written.
     """
     audio = np.clip(check_audio(audio), -1, 1)
-    data = io.BytesIO()  # libsndfile reports a full disk by an assertion, Python by its reason
+    data = io.BytesIO()  # on a full disk libsndfile fails an assertion, Python says why
     with soundfile.SoundFile(data, "w", check_rate(sample_rate_hz), 1, "PCM_24", format="WAV") as file:
         for name, text in (("title", tag(title)), ("comment", tag(comment))):
             if text:
@@ -125,15 +134,15 @@ def write_wav(
 
 
 def tag(text: str) -> str:
-    """One line of printable text of bounded length, for a file's metadata."""
+    """Turn text into one line of printable text of bounded length, for a file's metadata."""
     line = "".join(letter if letter.isprintable() else " " for letter in text[:MAX_TAG_CHARACTERS])
     return " ".join(line.split())
 
 
 def stem_file_name(prompt: str) -> str:
-    """A file name without suffix that carries the prompt and is valid on every system.
+    """Make a file name from a prompt, without suffix and valid on every system.
 
-    Letters and digits of all scripts stay; spaces, dots and slashes become one dash; all else goes.
+    Letters and digits of all scripts stay. Spaces, dots and slashes become one dash. Everything else is removed.
     """
     letters = "".join(map(name_letter, unicodedata.normalize("NFC", prompt)))
     name = unicodedata.normalize("NFC", "-".join(part for part in letters.split("-") if part))
@@ -144,6 +153,7 @@ def stem_file_name(prompt: str) -> str:
 
 
 def name_letter(letter: str) -> str:
+    """Return what a file name has for this letter: the letter, a dash or nothing."""
     kind = unicodedata.category(letter)
     if kind[0] in "LMN" or letter == "_":
         return letter

@@ -1,7 +1,7 @@
-"""The boxes of an MP4 or MOV file, found by seeks as FFmpeg's demuxer finds them.
+"""Find the boxes of an MP4 or MOV file by seeking, as FFmpeg's demuxer does.
 
-No table is read here. The number of boxes is bounded, for each costs time. Files of other formats end at once: their
-first bytes, taken for a box, lead past their end.
+No table is read here. The number of boxes is limited, because each costs time. A file of another format ends at once:
+its first bytes, read as a box, point past its end.
 """
 
 from __future__ import annotations
@@ -19,44 +19,47 @@ MAX_DEPTH = 12
 """FFmpeg gives up at 10."""
 PARENTS = frozenset(b"moov hoov trak edts mdia minf stbl dinf udta ilst sinf schi tref mvex moof traf mfra".split())
 SCANNED = frozenset(b"stsd meta wave iprp".split())
-"""Their boxes follow fields of many layouts, so these are searched for names instead."""
+"""Boxes whose children follow fields of many layouts. They are searched for the names of children instead."""
 
 
 class TooMuch(Exception):  # noqa: N818 -- becomes a MediaError with the file's name
-    """What the file has too much of, in words."""
+    """The file has too much of something. The message says of what."""
 
 
 class Source(NamedTuple):
-    """A file, or a movie header that was compressed in it."""
+    """A file, or a movie header that was compressed in a file. `size` is in bytes."""
 
     file: BinaryIO
     size: int
 
     def at(self, place: int, count: int) -> bytes:
+        """Read `count` bytes at `place`, or fewer at the end of the file."""
         self.file.seek(place)
         return self.file.read(count)
 
     def number(self, place: int, size: int = 4) -> int:
-        """0 where the file ends before."""
+        """Read a big-endian number of `size` bytes. 0 if the file ends before."""
         data = self.at(place, size)
         return int.from_bytes(data, "big") if len(data) == size else 0
 
     def rows(self, place: int, dtype: DTypeLike, count: int) -> NDArray[np.void]:
-        """As many as there are."""
+        """Read (count,) rows of a NumPy type, or fewer at the end of the file."""
         layout = np.dtype(dtype)
         data = self.at(place, count * layout.itemsize)
         return np.frombuffer(data, layout, len(data) // layout.itemsize)
 
 
 class Box(NamedTuple):
+    """A box of the file: its four-letter kind, and where its content begins and ends."""
+
     kind: bytes
     begin: int
-    """Of its content."""
+    """Start of the content."""
     end: int
 
 
 class Walker:
-    """Counts the boxes of one file."""
+    """Walks through the boxes of one file and counts them."""
 
     def __init__(self, wanted: frozenset[bytes]) -> None:
         self.boxes = 0
@@ -64,7 +67,11 @@ class Walker:
         self.names = re.compile(rb"(?=(" + names + rb"))")
 
     def children(self, source: Source, begin: int, end: int) -> Iterator[Box]:
-        """The boxes from `begin` to `end`. A size that cannot be ends them; one past `end` is cut to it."""
+        """Yield the boxes from `begin` to `end`. Stop at an impossible size. Cut a box that reaches past `end`.
+
+        Raises:
+            TooMuch: the file has more than a million boxes.
+        """
         while begin + 8 <= end:
             self._count()
             header = source.at(begin, 16)
@@ -82,7 +89,11 @@ class Walker:
             begin += size
 
     def scanned(self, source: Source, box: Box) -> Iterator[Box]:
-        """Whatever in the box looks like one of the wanted boxes."""
+        """Yield everything in the box that looks like one of the wanted boxes.
+
+        Raises:
+            TooMuch: the file has more than a million boxes.
+        """
         data = source.at(box.begin, box.end - box.begin)
         for found in self.names.finditer(data):
             place = found.start()

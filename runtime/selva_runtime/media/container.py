@@ -1,8 +1,8 @@
-"""Opening and decoding media files that anyone may have made.
+"""Open and decode media files that anyone may have made.
 
-Only local, regular files are opened, and nothing that they point to (playlists, references, URLs). FFmpeg's many
-errors leave this package as one typed line that names the file. Damage inside a file is counted and passed over,
-and times that a file lacks or gets wrong are filled in, so that callers see frames on one rising timeline.
+Only local, regular files are opened, and nothing that they point to (playlists, references, URLs). Each of FFmpeg's
+errors becomes one typed error whose message names the file. Damage inside a file is counted and skipped. Missing or
+wrong times are replaced, so that callers see frames with increasing times.
 """
 
 from __future__ import annotations
@@ -29,19 +29,20 @@ from selva_runtime.media.movie_memory import check_movie
 MAX_SIDE_PIXELS = 8192
 MAX_READ_ERRORS = 50
 DECODER_THREADS = 4
-"""More would hold more frames at once, and 8K frames are large."""
+"""More threads would hold more frames at once, and 8K frames are large."""
 AV_ERRORS = (av.FFmpegError, OSError, ValueError, EOFError, IndexError)
-"""What PyAV raises: its own kinds, those of the file it reads from, ValueError where it checks by itself, and
-IndexError where a damaged file grows a stream in the middle."""
+"""What PyAV raises: its own errors, those of the file, ValueError from its own checks, and IndexError when a new stream
+appears in the middle of a damaged file."""
 
 STILL = Disposition.attached_pic | Disposition.timed_thumbnails
 LIMITS = {"protocol_whitelist": "none", "max_pixels": str(MAX_SIDE_PIXELS**2)}
 
 
 class ForgivingFile(FileIO):
-    """Refuses a seek outside of the file as FFmpeg's own files do: by a code, for some demuxers try such seeks."""
+    """A file that returns -1 for a seek outside of the file, as FFmpeg's own files do. Some demuxers try such seeks."""
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        """Seek, and return the new position in bytes, or -1 if it is outside of the file."""
         try:
             return super().seek(offset, whence)
         except OSError:
@@ -49,12 +50,17 @@ class ForgivingFile(FileIO):
 
 
 def reason(error: BaseException) -> str:
-    """FFmpeg's or the system's own words, without numbers and function names."""
+    """Return FFmpeg's or the system's message without numbers and function names."""
     return str(getattr(error, "strerror", None) or error)
 
 
 def check_regular_file(path: Path) -> None:
-    """Raise the typed error for what is no readable, non-empty regular file."""
+    """Check that `path` is a readable, non-empty regular file.
+
+    Raises:
+        MediaNotFoundError: there is no such file.
+        MediaError: it is a folder, a device, empty or unreadable.
+    """
     try:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -73,10 +79,10 @@ def check_regular_file(path: Path) -> None:
 
 @contextmanager
 def open_media(path: str | os.PathLike[str], **options: str) -> Iterator[InputContainer]:
-    """The demuxer of `path`. It reads through a Python file, so that no file name is taken for a URL or pattern.
+    """Open the demuxer of `path`. It reads through a Python file, so that no name is taken for a URL or a pattern.
 
     Raises:
-        MediaNotFoundError: nothing is there.
+        MediaNotFoundError: there is no such file.
         MediaError: a folder, an empty or unreadable file, one that FFmpeg does not recognise, or a movie whose tables
             would take too much memory.
     """
@@ -100,10 +106,10 @@ def open_media(path: str | os.PathLike[str], **options: str) -> Iterator[InputCo
 
 
 def find_video_stream(container: InputContainer, path: str | os.PathLike[str]) -> VideoStream:
-    """The default video stream, or the first one; cover art is none.
+    """Return the default video stream, or the first one. Cover art does not count.
 
     Raises:
-        MediaError: no video stream, a codec that is not built in, or frames larger than 8192x8192.
+        MediaError: no video stream, a codec that FFmpeg does not know, or frames larger than 8192x8192.
     """
     moving = [stream for stream in container.streams.video if not stream.disposition & STILL]
     if not moving:
@@ -118,13 +124,18 @@ def find_video_stream(container: InputContainer, path: str | os.PathLike[str]) -
 
 
 def check_frame_size(path: str | os.PathLike[str], width: int, height: int) -> None:
+    """Check the size of frames in pixels.
+
+    Raises:
+        MediaError: frames larger than 8192x8192.
+    """
     if max(width, height) > MAX_SIDE_PIXELS:
         limit = f"{MAX_SIDE_PIXELS}x{MAX_SIDE_PIXELS}"
         raise MediaError(f"{path}: {width}x{height} frames are larger than {limit}; scale the video down first")
 
 
 def packets(container: InputContainer, *streams: Stream) -> Iterator[Packet[Stream] | None]:
-    """All packets of `streams`, and None for each place that cannot be read: what follows is often intact."""
+    """Yield all packets of `streams`, and None for each place that cannot be read. What follows is often intact."""
     for _ in range(MAX_READ_ERRORS):
         try:
             yield from container.demux(*streams)
@@ -134,7 +145,7 @@ def packets(container: InputContainer, *streams: Stream) -> Iterator[Packet[Stre
 
 
 class Decoder:
-    """Frames of one stream, each with a begin and an end on one rising timeline, and a count of the damage."""
+    """Decodes the frames of one stream, gives them increasing times, and counts the damage."""
 
     def __init__(
         self,
@@ -145,18 +156,18 @@ class Decoder:
     ) -> None:
         self.container, self.stream, self.path, self.cancelled = container, stream, path, cancelled
         self.time_base = stream.time_base or Fraction(1, 1000)
-        # AVI stores no presentation times, and FFmpeg's guess is wrong for reordered frames: decoding order counts.
+        # AVI stores no presentation times, and FFmpeg's guess is wrong for reordered frames: use the decoding order.
         self.by_order = container.format.name == "avi"
         rate = stream.average_rate or stream.guessed_rate
         self.usual_interval = 1 / Fraction(rate) if rate else Fraction(1, 25)
         self.damaged_packets = 0
         self.packets_end = Fraction(0)
-        """Where the last packet ends, decodable or not."""
+        """End of the last packet in seconds, even if it cannot be decoded."""
         stream.thread_type = "AUTO"
         stream.codec_context.thread_count = min(DECODER_THREADS, os.cpu_count() or 1)
 
     def frames(self) -> Iterator[tuple[Fraction, Fraction, VideoFrame]]:
-        """(begin, end, frame) in seconds; a frame without a usable time follows the one before.
+        """Yield (begin, end, frame), in seconds. A frame without a usable time begins at the end of the one before.
 
         Raises:
             MediaError: a frame larger than 8192x8192.

@@ -1,12 +1,12 @@
-"""What the tables of an MP4 or MOV file would take in memory, reckoned before FFmpeg opens the file.
+"""Estimate the memory that FFmpeg would need for the tables of an MP4 or MOV file, before FFmpeg opens it.
 
-While FFmpeg opens a movie, it makes an entry of an index for every sample, and one more for every sample that an edit
-covers. A few bytes can say "80 million samples", so a small file could take all memory. A file is refused when its
-tables would take more than 512 MiB and its own size together, or more than 1 GiB. Just under 512 MiB,
-FFmpeg 8.1 was measured to take 522 MiB for samples; tests/test_runtime_movies.py measures each kind of table.
+When FFmpeg opens a movie, it makes an index entry for every sample, and one more for every sample that an edit covers.
+A few bytes can say "80 million samples", so a small file could use all memory. A file is refused if its tables would
+need more than 512 MiB plus the size of the file, or more than 1 GiB. For samples estimated at just under 512 MiB,
+FFmpeg 8.1 was measured to need 522 MiB. tests/test_runtime_movies.py measures each kind of table.
 
-What is damaged but harmless passes, because FFmpeg knows best what can be saved: a table cut short counts as far as it
-goes. Where a bound is not exact, it is too high.
+Damaged but harmless files pass, because FFmpeg knows best what can be saved. A truncated table counts up to its end.
+An estimate that is not exact is too high.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ ROW_BYTES = {
     b"dref": (12, 160),
     b"saio": (4, 8),
 }
-"""Tables of a track: bytes of a row in the file, at least, and in memory."""
+"""Tables of a track → smallest size of a row in the file, size of a row in memory, bytes."""
 WITHIN_BOX = {b"stsc", b"elst", b"dref"}
-"""FFmpeg reads the other tables past their box, up to the end of the file."""
+"""Tables that end with their box. FFmpeg reads other tables past their box, up to the end of the file."""
 READ = frozenset(
     [*ROW_BYTES, *b"trun sidx tfra stsz stz2 hdlr mdhd mvhd tkhd chap senc saiz iloc iinf cmov iprp".split()]
 )
@@ -48,11 +48,15 @@ FRAGMENT_BYTES, FRAGMENT_TRACK_BYTES = 64, 64
 TRACK_BYTES = 16 << 10
 ENCRYPTED_BYTES = 160
 ITEM_BYTES = 256
-"""Of a still picture."""
+"""Memory for an item of a still picture."""
 
 
 def check_movie(file: RawIOBase, path: str | os.PathLike[str]) -> None:
-    """Raise `MediaError` for a file whose tables would take too much memory; `file` may be of any format."""
+    """Check the memory that the tables of `file` would need. The file may be of any format.
+
+    Raises:
+        MediaError: they would need too much.
+    """
     buffered = BufferedReader(file)
     try:
         size = buffered.seek(0, os.SEEK_END)
@@ -65,21 +69,26 @@ def check_movie(file: RawIOBase, path: str | os.PathLike[str]) -> None:
 
 @dataclass
 class Movie:
-    """Adds up what the boxes of one file would take."""
+    """Adds up the memory that the boxes of one file would need."""
 
     allowed_bytes: int
     spent_bytes: int = 0
     fragments: int = 0
     time_scale: int = 0
-    """The smallest, which makes edits longest."""
+    """The smallest time scale of the file, which makes edits longest."""
     tracks: list[Track] = field(default_factory=lambda: [Track()])
-    """The first is for tables before any track."""
+    """The tracks. The first is for tables before any track."""
     chapter_tracks: set[int] = field(default_factory=set)
     walker: Walker = field(default_factory=lambda: Walker(READ))
     claimed: array[int] = field(default_factory=lambda: array("q"))
-    """Where indexes say that fragments begin: FFmpeg goes there, even into the media data."""
+    """Where indexes say that fragments begin. FFmpeg reads there, even inside the media data."""
 
     def read(self, source: Source) -> None:
+        """Add up all boxes of a file.
+
+        Raises:
+            TooMuch: the tables would need too much memory or time.
+        """
         met = array("q")
         for box in self.walker.children(source, 0, source.size):
             met.append(box.begin)
@@ -98,6 +107,11 @@ class Movie:
         self.spend(freed)
 
     def spend(self, count: int) -> None:
+        """Add `count` bytes.
+
+        Raises:
+            TooMuch: the sum is more than what is allowed.
+        """
         self.spent_bytes += count
         if self.spent_bytes > self.allowed_bytes:
             raise TooMuch(f"its tables need more than {self.allowed_bytes >> 20} MiB of memory")
@@ -114,7 +128,7 @@ class Movie:
                 self._box(source, box, 0, 1)
 
     def _box(self, source: Source, box: Box, depth: int, times: int) -> None:
-        """`times`: how often FFmpeg may read it."""
+        """Add up one box. FFmpeg may read it `times` times."""
         kind, begin = box.kind, box.begin
         size = box.end - begin
         if depth > MAX_DEPTH:
@@ -163,7 +177,7 @@ class Movie:
         if box.kind == b"stsd":
             self.tracks[-1].description = source.at(box.begin, 64)
         if box.kind == b"iprp":
-            times *= size  # a property is read again for each item that has it
+            times *= size  # FFmpeg reads a property again for each item that has it
         for child in self.walker.scanned(source, box):
             self._box(source, child, depth + 1, times)
 
@@ -190,7 +204,7 @@ class Movie:
         self.tracks[-1].add(box.kind, Table(source, begin, count))
 
     def _sizes(self, source: Source, box: Box, times: int) -> None:
-        """Raises the track's count of samples; a table that the file does not hold gives none."""
+        """Add to the samples of the track. A table that the file does not hold completely adds none."""
         count, bits, each = source.number(box.begin + 8), 32, source.number(box.begin + 4)
         if box.kind == b"stz2":
             bits, each = each & 0xFF, 0
@@ -204,7 +218,7 @@ class Movie:
             self.tracks[-1].add_samples(count, 0)
 
     def _run(self, source: Source, begin: int, times: int) -> None:
-        """The samples of a fragment: without fields of their own they take no room in the file."""
+        """Add up the samples of a fragment. Samples without fields of their own take no room in the file."""
         flags, count = source.number(begin), source.number(begin + 4)
         in_file = 4 * (flags & 0xF00).bit_count()
         there = min(count, max(0, source.size - begin) // in_file) if in_file else count
@@ -233,7 +247,7 @@ class Movie:
         self.claimed.extend(source.rows(begin + 16, [*row, ("rest", f"V{rest}")], count)["offset"].tolist())
 
     def _items(self, source: Source, box: Box, times: int) -> None:
-        """Lists that FFmpeg makes as long as they say before it reads them."""
+        """Add up a list for which FFmpeg allocates the stated length before it reads the list."""
         version, place, size = source.number(box.begin, 1), box.begin + 4, 4
         each = ENCRYPTED_BYTES
         if box.kind == b"saiz":
@@ -245,12 +259,12 @@ class Movie:
         self.spend((count * 8 + min(count, source.size // 2) * each) * times)
 
     def _compressed(self, source: Source, box: Box, depth: int) -> None:
-        """A movie header inside a zlib stream, which says how long it is."""
+        """Add up a movie header in a zlib stream. The box says how long it is."""
         length = source.number(box.begin + 20)
         self.spend(length + box.end - box.begin)
         try:
             data = zlib.decompressobj().decompress(source.at(box.begin + 24, box.end - box.begin - 24), length or 1)
         except zlib.error:
-            return  # FFmpeg says what is wrong
+            return  # FFmpeg will say what is wrong
         inner = Source(BytesIO(data), len(data))
         self._parent(inner, Box(b"moov", 0, len(data)), depth + 1, 1)

@@ -1,4 +1,4 @@
-"""How many entries FFmpeg's index of one track has, before and after its edits."""
+"""Estimate the number of entries in FFmpeg's index of one track, before and after its edits."""
 
 from __future__ import annotations
 
@@ -11,30 +11,34 @@ from numpy.typing import NDArray
 from selva_runtime.media.boxes import Box, Source, TooMuch
 
 INDEX_BYTES, TIME_BYTES = 24, 12
-"""Of one sample: its place, size and time; its duration and offset."""
+"""Memory per sample: for its place, size and time, and for its duration and offset."""
 MAX_ROWS = 8 << 20
-"""Larger tables are not read here."""
+"""Larger tables are refused."""
 MAX_STEPS = 10_000_000_000
-"""FFmpeg counts from the first sample for each edit."""
+"""Limit of edits times entries. FFmpeg counts from the first sample for each edit."""
 PCM = (b"sowt", b"twos", b"raw ", b"NONE", b"in24", b"in32", b"fl32", b"fl64", b"lpcm", b"ipcm", b"fpcm")
 PCM_STEP, PACKED_STEP = 1024, 160
-"""Samples of sound in one entry; at least, where the codec packs them."""
+"""Sound samples in one index entry: for PCM, and at least for other codecs, which pack them."""
 NEGATIVE = 1 << 31
-"""FFmpeg takes larger durations for negative ones, and changes those that follow."""
+"""FFmpeg reads larger durations as negative ones, and changes those that follow."""
 MAX_TITLE_BYTES = 1 << 17
 
 Numbers = NDArray[np.int64]
 
 
 class Table(NamedTuple):
-    """Where its rows are."""
+    """Where the rows of a table are. `length` is the number of rows."""
 
     source: Source
     begin: int
     length: int
 
     def column(self, index: int, *types: str) -> Numbers:
-        """One column of rows of these NumPy types."""
+        """Read one column (rows,). `types` are the NumPy types of a row.
+
+        Raises:
+            TooMuch: the table has too many rows.
+        """
         if self.length > MAX_ROWS:
             raise TooMuch(f"one of its tables has more than {MAX_ROWS:,} rows")
         layout = [(str(place), kind) for place, kind in enumerate(types)]
@@ -44,24 +48,24 @@ class Table(NamedTuple):
 
 @dataclass
 class Track:
-    """What the boxes of one track say."""
+    """What the boxes of one track contain."""
 
     number: int = 0
     samples: int = 0
     sample_bytes: int = 0
-    """0: a table says."""
+    """Size of every sample. 0 if a table lists the sizes."""
     time_scale: int = 0
     handlers: set[bytes] = field(default_factory=set)
     description: bytes = b""
-    """Begin of its table of codecs."""
+    """First bytes of the table of codecs."""
     tables: dict[bytes, Table] = field(default_factory=dict)
     groups: list[Table] = field(default_factory=list)
     wide_edits: bool = False
     doubled: bool = False
-    """A table occurs twice: which one FFmpeg takes is not worth knowing."""
+    """Whether a table occurs twice. It is not worth knowing which one FFmpeg uses."""
 
     def note(self, source: Source, box: Box) -> None:
-        """What a box of fixed fields says, if it is one of those that matter."""
+        """Store the fields of a box if they are needed here."""
         wide = source.number(box.begin, 1) == 1
         if box.kind == b"hdlr":
             self.handlers.add(source.at(box.begin + 8, 4))
@@ -71,6 +75,7 @@ class Track:
             self.number = source.number(box.begin + (20 if wide else 12))
 
     def add(self, kind: bytes, table: Table) -> None:
+        """Add a table."""
         if kind == b"sbgp":
             self.groups.append(table)
             return
@@ -79,16 +84,21 @@ class Track:
         self.tables[kind] = table
 
     def add_samples(self, count: int, each_bytes: int) -> None:
+        """Store the number of samples and the size of each (0: a table lists the sizes)."""
         self.doubled |= bool(self.samples)
         self.samples, self.sample_bytes = max(self.samples, count), each_bytes
 
     def count(self, kind: bytes) -> int:
+        """Return the number of rows of a table, 0 if there is none."""
         return self.tables[kind].length if kind in self.tables else 0
 
     def index_bytes(self, movie_scale: int, allowed: int, *, chapters: bool) -> tuple[int, int]:
-        """What FFmpeg keeps for the index, and what it frees once the edits are applied.
+        """Return the bytes that FFmpeg keeps for the index, and those that it frees after it has applied the edits.
 
-        Tables are read only where the answer could be above `allowed`.
+        Tables are read only if the sum could be above `allowed` bytes.
+
+        Raises:
+            TooMuch: a table has too many rows, or the edits would take minutes to follow.
         """
         plain = self._is_plain_sound()
         runs = self._sound_runs() if plain else np.array([[self.samples, 0]], np.int64)
@@ -116,7 +126,7 @@ class Track:
         return times is not None and times.length == 1 and times.source.number(times.begin + 4) == 1
 
     def _sound_runs(self) -> Numbers:
-        """(entries, duration of each), run by run."""
+        """(runs, 2): number of entries, and duration of each."""
         chunks = self.count(b"stco")
         if not chunks or not self.count(b"stsc"):
             return np.zeros((1, 2), np.int64)
@@ -141,14 +151,14 @@ class Track:
         return np.stack([np.diff(ends, prepend=0), durations], 1)
 
     def _unrolled_groups(self) -> int:
-        """For HEVC with groups of samples, FFmpeg unrolls those and the offsets as long as they say."""
+        """For HEVC with groups of samples, FFmpeg expands groups and offsets to as many entries as they state."""
         tables = [*self.groups, *filter(None, [self.tables.get(b"ctts")])] if self.groups else []
         return sum(int(table.column(0, ">u4", ">u4").sum()) for table in tables)
 
     def _covered(self, runs: Numbers, movie_scale: int) -> int:
-        """Entries that the edits cover together: each from a key frame before it to one after it.
+        """Count the entries that all edits cover, each from a key frame before it to one after it.
 
-        Where the order of decoding is not that of showing, FFmpeg goes on to the second one after it.
+        If frames are decoded in another order than they are shown, FFmpeg continues to the second key frame after it.
         """
         layout = (">i8", ">i8", ">u4") if self.wide_edits else (">u4", ">i4", ">u4")
         lengths, begins = (self.tables[b"elst"].column(index, *layout) for index in (0, 1))
@@ -164,7 +174,7 @@ class Track:
         total = int(samples[-1])
 
         def first_at(time: NDArray[Any]) -> Numbers:
-            """The first sample that begins at `time` or later."""
+            """Return the first sample that begins at `time` or later."""
             run = np.clip(np.searchsorted(times, time, "left") - 1, 0, len(runs) - 1)
             within = np.ceil((time - times[run]) / np.maximum(runs[run, 1], 1)).clip(0, total)
             return np.where(time <= 0, 0, np.minimum(samples[run] + within, total)).astype(np.int64)
@@ -182,7 +192,7 @@ class Track:
         return int((np.minimum(stop + 3, total) - start).sum())
 
     def _key_samples(self) -> Numbers:
-        """Those that FFmpeg finds: it stops at a number that does not rise."""
+        """Return the key samples that FFmpeg finds. It stops at a number that is not above the one before."""
         keys = self.tables[b"stss"].column(0, ">u4")
         if not len(keys):
             return np.zeros(1, np.int64)

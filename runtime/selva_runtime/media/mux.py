@@ -1,8 +1,8 @@
-"""A copy of the video with the stem as its first sound and the original sound after it.
+"""Copy a video with the stem as its first sound track and the original sound after it.
 
-Pictures and original sound are copied packet by packet, never encoded again. The stem starts with silence up to the
-place where its clip was taken, for many editors ignore the edit lists that could say the same. Subtitles, data and
-cover pictures are left out.
+Pictures and original sound are copied packet by packet and never encoded again. The stem starts with silence up to
+the start of its clip, because many editors ignore edit lists, which could say the same. Subtitles, data and cover
+pictures are left out.
 """
 
 from __future__ import annotations
@@ -30,29 +30,31 @@ from selva_runtime.media.container import find_video_stream, open_media, packets
 FORMATS = {".mp4": ("mp4", "aac"), ".m4v": ("mp4", "aac"), ".mov": ("mov", "aac"), ".mkv": ("matroska", "flac")}
 """Suffix -> container, codec of the stem."""
 FALLBACKS = (".mkv", ".mov")
-"""Tried in this order where a container cannot hold the source's codecs."""
+"""Containers to try, in this order, if the wanted one cannot hold the source's codecs."""
 AAC_BITS_PER_S = 160_000
 FALLBACK_RATE_HZ = 48_000
 MAX_REORDERED_FRAMES = 16
-"""In H.264 and HEVC. Matroska stores no decoding times: those of the first packets have to lie before the others."""
+"""Limit of H.264 and HEVC. Matroska stores no decoding times, so the first packets get times before all others."""
 STALE_TAGS = {"major_brand", "minor_version", "compatible_brands", "encoder"}
 DEFAULT, NOT_DEFAULT = cast(Disposition, Disposition.default.value), cast(Disposition, 0)
-"""As plain numbers, which PyAV 17 takes too."""
+"""Plain numbers, because PyAV 17 takes them too."""
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES}
 
 
 class Unsupported(Exception):  # noqa: N818 -- a signal within this module
-    """This container cannot hold one of the streams."""
+    """The container cannot hold one of the streams."""
 
 
 class Damaged(Unsupported):
-    """FFmpeg refuses what is in one of the streams, not its codec."""
+    """FFmpeg refuses the content of one of the streams, not its codec."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MuxResult:
+    """The copy of the video."""
+
     path: Path
-    """The path really used."""
+    """The path that was used."""
     warnings: tuple[str, ...]
 
 
@@ -66,16 +68,17 @@ def mux(
     video_start_s: float | None = None,
     title: str = "",
 ) -> MuxResult:
-    """Write the video with mono `audio` as its default sound track, `start_s` after its first frame.
+    """Copy the video with `audio` (samples,) as its default sound track, `start_s` after its first frame.
 
-    `video_start_s`, as in `VideoClip`, is when the first frame is presented; None takes the header's word.
-    The suffix of `out_path` chooses the container: .mp4, .m4v, .mov (AAC) or .mkv (FLAC); without one of these the
-    source's is taken, else .mkv. Codecs that do not fit also lead to .mkv, and a warning. Nothing is overwritten.
+    `video_start_s`, as in `VideoClip`, is the time of the first frame; None takes it from the header. The suffix of
+    `out_path` chooses the container: .mp4, .m4v, .mov (AAC) or .mkv (FLAC). Without one of these the suffix of the
+    source is used, or else .mkv. If the codecs do not fit, .mkv is used with a warning. Nothing is overwritten.
 
     Raises:
-        MediaNotFoundError, MediaError: the video cannot be read, or no container here holds its codec.
-        RequestError: audio, sample rate or start out of range.
-        OutputError: the place cannot be written.
+        MediaNotFoundError: there is no such video.
+        MediaError: the video cannot be read, or no container here can hold its codec.
+        RequestError: audio, sample rate or start is out of range.
+        OutputError: the file cannot be written.
     """
     audio, rate_hz = check_audio(audio), check_rate(sample_rate_hz)
     if not 0 <= start_s < float("inf"):
@@ -99,7 +102,7 @@ def mux(
 
 
 def named(wanted: Path, source: Path) -> Path:
-    """`wanted` with a suffix that can be written."""
+    """Return `wanted` with the suffix of a container that can be written."""
     if wanted.suffix.lower() in FORMATS:
         return wanted
     suffix = source.suffix.lower() if source.suffix.lower() in FORMATS else ".mkv"
@@ -127,6 +130,14 @@ class Job:
         self.warnings: list[str] = []
 
     def write(self, path: Path) -> None:
+        """Write the copy to `path`.
+
+        Raises:
+            Unsupported: the container cannot hold one of the streams.
+            Damaged: FFmpeg refuses the content of one of the streams.
+            MediaError: the video cannot be read.
+            OSError: the file cannot be written.
+        """
         with open_media(self.source, fflags="+genpts") as source:
             try:
                 with av.open(f"file:{path}", "w", format=self.container) as target:
@@ -137,6 +148,12 @@ class Job:
                 raise Damaged(reason(error)) from error
 
     def copy(self, source: InputContainer, target: OutputContainer) -> None:
+        """Copy the video and all sound tracks to `target`, and add the stem.
+
+        Raises:
+            Unsupported: the container cannot hold one of the streams.
+            Damaged: nothing of a stream can be copied.
+        """
         video = find_video_stream(source, self.source)
         shift = Fraction(source.start_time or 0, av.time_base)
         first = (video.start_time or 0) * (video.time_base or 0)
@@ -162,7 +179,11 @@ class Job:
         stem: Stem,
         shift: Fraction,
     ) -> None:
-        """Leaves out what is damaged and tells it. Raises `Damaged` where nothing of a stream can be copied."""
+        """Copy the packets of all streams. Leave out damaged ones, with a warning.
+
+        Raises:
+            Damaged: nothing of a stream can be copied.
+        """
         order, left_out, taken = Rising(), 0, set()
         refused: dict[int, av.FFmpegError] = {}
         for packet in packets(source, *(source.streams[index] for index in copied)):
@@ -188,6 +209,11 @@ class Job:
             self.warnings.append(f"{self.source.name}: damaged in {left_out} places, which were left out")
 
     def add_copy(self, target: OutputContainer, stream: Stream) -> Stream:
+        """Add a stream like `stream` to `target`.
+
+        Raises:
+            Unsupported: the container cannot hold it.
+        """
         try:
             copy = target.add_stream_from_template(stream, opaque=True)
         except av.FFmpegError:
@@ -199,13 +225,13 @@ class Job:
 
 
 class Rising:
-    """Decoding times that rise within each stream, as containers demand and damaged files do not have."""
+    """Makes the decoding times of each stream increase. Containers require that, and damaged files break it."""
 
     def __init__(self) -> None:
         self.last: dict[int, int] = {}
 
     def fix(self, packet: Packet[Stream], shift: Fraction) -> None:
-        """Also moves the packet `shift` seconds earlier, so that a recording that began at noon begins at 0."""
+        """Fix the times of a packet, and move it `shift` seconds earlier, so that every recording begins at 0."""
         ticks, last = round(shift / packet.time_base), self.last.get(packet.stream_index)
         if packet.dts is not None:
             decode = packet.dts - ticks
@@ -220,7 +246,7 @@ class Rising:
 
 
 class Stem:
-    """The new sound track, encoded bit by bit as the copied packets go by."""
+    """The new sound track. It is encoded piece by piece while packets are copied."""
 
     def __init__(
         self, target: OutputContainer, codec: str, audio: Audio, rate_hz: int, start: Fraction, title: str
@@ -239,7 +265,7 @@ class Stem:
         self.blocks = blocks(audio, max(0, round(start * rate_hz)), rate_hz)
 
     def until(self, time_s: float) -> list[Packet[AudioStream]]:
-        """Packets that begin up to `time_s`; infinity also flushes the encoder."""
+        """Encode and return the packets that begin up to `time_s`. Infinity also flushes the encoder."""
         encoded: list[Packet[AudioStream]] = []
         while self.samples <= time_s * self.rate_hz:
             block = next(self.blocks, None)
@@ -253,7 +279,7 @@ class Stem:
 
 
 def blocks(audio: Audio, silence: int, size: int) -> Iterator[Audio]:
-    """`silence` samples of it, then the audio, in pieces of at most `size`."""
+    """Yield `silence` samples of silence, then the audio, in pieces (n,) of at most `size` samples."""
     for start in range(0, silence, size):
         yield np.zeros(min(size, silence - start), np.float32)
     for start in range(0, len(audio), size):

@@ -1,9 +1,9 @@
-"""Antialiased bicubic resize of 8-bit planes, with the numbers that the video encoder was trained on.
+"""Antialiased bicubic resize of 8-bit planes, with exactly the results that the video encoder was trained on.
 
-The encoder saw frames resized by `torch.nn.functional.interpolate(x_uint8, mode="bicubic", antialias=True)`; the
-runtime has no torch. Its algorithm is Pillow's: a horizontal pass rounded to 8 bits, then a vertical one, with
-integer weights of as many bits as fit 16-bit words. Here each pass is a few float32 matrix products of integers
-(exact up to 2^24), one for each block of output columns and only over the input columns that the block needs.
+In training, frames were resized by `torch.nn.functional.interpolate(x_uint8, mode="bicubic", antialias=True)`, but the
+runtime has no torch. The algorithm is Pillow's: a horizontal pass rounded to 8 bits, then a vertical one, with integer
+weights of as many bits as fit 16-bit words. Here each pass is a few float32 matrix products of integers (exact up to
+2^24), one for each block of output columns, over only the input columns that the block needs.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ Planes = NDArray[np.uint8]
 CUBIC_A = -0.5
 SUPPORT = 2.0
 BLOCK = 16
-"""Output columns in one matrix product: wider blocks multiply more zeros, narrower ones make more calls."""
+"""Output columns in one matrix product. Wider blocks multiply more zeros, narrower ones need more calls."""
 STRIPE_PIXELS = 1 << 18
-"""Input pixels converted to float32 at a time (1 MiB): bounds the memory, and stays in a core's cache."""
+"""Input pixels converted to float32 at a time (1 MiB). This limits the memory and fits a core's cache."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ class Taps:
 
     bits: int
     offsets: NDArray[np.int32]
-    """For each output: what the centring of the input by 128 took away, plus one half for rounding."""
+    """(outputs,) correction for the centring of the input by 128, plus one half for rounding."""
     blocks: tuple[tuple[int, int, NDArray[np.float32]], ...]
 
 
 def cubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Keys' kernel with a = -0.5, zero from |x| = 2 on."""
+    """Keys' cubic kernel with a = -0.5, of any shape. It is zero from |x| = 2 on."""
     x = np.abs(x)
     near = ((CUBIC_A + 2) * x - (CUBIC_A + 3)) * x * x + 1
     far = (((x - 5) * x + 8) * x - 4) * CUBIC_A
@@ -44,7 +44,7 @@ def cubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
 
 @lru_cache(maxsize=64)
 def taps(size_in: int, size_out: int) -> Taps:
-    """Integer weights of every output, quantised as torch and Pillow do, in banded blocks."""
+    """Return the integer weights of every output in blocks along the diagonal, quantised as torch and Pillow do."""
     scale = size_in / size_out
     stretch = max(scale, 1.0)
     centers = scale * (np.arange(size_out) + 0.5)
@@ -69,11 +69,12 @@ def taps(size_in: int, size_out: int) -> Taps:
 
 
 def centred(rows: Planes) -> NDArray[np.float32]:
-    """0..255 as -128..127, which halves the sums, so that they stay exact in float32."""
+    """Map 0..255 to -128..127. That halves the sums, so they stay exact in float32."""
     return (rows ^ np.uint8(128)).view(np.int8).astype(np.float32)
 
 
 def rounded(sums: NDArray[np.float32], offsets: NDArray[np.int32], bits: int) -> Planes:
+    """Add the offsets, divide by 2^bits and clip to 0..255."""
     levels = sums.astype(np.int32)
     levels += offsets
     levels >>= bits
@@ -81,8 +82,10 @@ def rounded(sums: NDArray[np.float32], offsets: NDArray[np.int32], bits: int) ->
 
 
 def horizontal(planes: Planes, size: int) -> Planes:
-    """(C, H, W) -> (C, H, size), in stripes of rows: the planes of a frame are often interleaved, so that a stripe
-    of all of them is fetched from memory once."""
+    """Resize (C, H, W) to (C, H, size) in stripes of rows.
+
+    The planes of a frame are often interleaved, so a stripe of all planes is read from memory only once.
+    """
     channels, height, width = planes.shape
     if width == size:
         return planes
@@ -101,7 +104,7 @@ def horizontal(planes: Planes, size: int) -> Planes:
 
 
 def vertical(planes: Planes, size: int) -> Planes:
-    """(C, H, W) -> (C, size, W)."""
+    """Resize (C, H, W) to (C, size, W)."""
     channels, height, width = planes.shape
     if height == size:
         return planes
@@ -116,5 +119,5 @@ def vertical(planes: Planes, size: int) -> Planes:
 
 
 def resize(planes: Planes, size: int) -> Planes:
-    """Resize `planes` (C, H, W), of any strides, to (C, size, size); the aspect ratio is not kept."""
+    """Resize `planes` (C, H, W), of any strides, to (C, size, size). The aspect ratio is not kept."""
     return vertical(horizontal(planes, size), size).copy()

@@ -1,9 +1,9 @@
-"""From a video file to the frames of one clip, as the model was trained to see them.
+"""Read the frames of one clip from a video file, as the model was trained to see them.
 
-Frames are taken by presentation time, counted from the first presented frame: walking the decoded frames, each due
-time (start + k / fps) takes the first frame that is not earlier. Times are exact fractions, because the sum of
-floats would take the neighbour of a frame that lies exactly on a due time. A file may be damaged, cut short or
-made to harm: what decodes is used, and memory never exceeds the clip and a few frames.
+Frames are chosen by presentation time, counted from the first presented frame. Each due time (start + k / fps) takes
+the first decoded frame that is not earlier. Times are exact fractions, because a sum of floats would choose the
+neighbour of a frame that lies exactly on a due time. A file may be damaged, truncated or malicious: every frame that
+can be decoded is used, and the memory is limited to the clip and a few frames.
 """
 
 from __future__ import annotations
@@ -30,37 +30,37 @@ from selva_runtime.media.resize import Planes
 
 MAX_CLIP_BYTES = 4 << 30
 SEEK_MARGIN_S = 5
-"""Seeking aims this much before the start: some formats land after the key frame that was asked for."""
+"""Seek this much before the start, because in some formats a seek ends after the key frame that was asked for."""
 SLACK_S = Fraction(2, 1000)
-"""Matroska and others round times to milliseconds: an end this close to a due time or to the request is on it."""
+"""Matroska and others round times to milliseconds, so an end this close to a due time or to the request is on it."""
 TRUNCATED_S = Fraction(1, 2)
-"""A video that ends this much before its header's promise is reported."""
+"""A video that ends this much before its header's length gets a warning."""
 
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class VideoClip:
-    """What one generation sees of a video."""
+    """The part of a video that one generation uses."""
 
     path: Path
     frames: Planes
     """uint8 (T, 3, size, size), T = floor(fps * duration)."""
     fps: float
     start_s: float
-    """Where the clip begins, counted from the first presented frame."""
+    """Start of the clip, counted from the first presented frame."""
     duration_s: float
-    """Real length: what was asked for, or less when the video ends earlier."""
+    """Real length: the requested one, or less if the video ends early."""
     source_duration_s: float | None
-    """Length of the whole video, where its header says so."""
+    """Length of the whole video, if its header says so."""
     video_start_s: float
-    """When the first frame is presented, on the file's own timeline."""
+    """Time of the first frame on the file's own timeline."""
     warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """A checked request, its times exact."""
+    """A checked request with exact times in seconds. `size` is in pixels."""
 
     size: int
     fps: Fraction
@@ -70,19 +70,25 @@ class Request:
 
     @property
     def frames(self) -> int:
+        """Number of frames."""
         return math.floor(self.duration * self.fps)
 
 
 class SeekMissed(Exception):  # noqa: N818 -- a signal within this module
-    """The file cannot be entered in the middle: it has to be decoded from its beginning."""
+    """The file cannot be read from the middle. It must be decoded from the start."""
 
 
 def exact(value: float) -> Fraction:
-    """0.04 as 1/25 and 0.1 + 0.2 as 3/10: what was meant, not its nearest binary fraction."""
+    """Return the fraction that was meant, not the nearest binary one: 1/25 for 0.04, and 3/10 for 0.1 + 0.2."""
     return Fraction(value).limit_denominator(1_000_000)
 
 
 def checked_request(*, size: int, fps: float, start_s: float, duration_s: float, min_duration_s: float) -> Request:
+    """Make a request with exact times.
+
+    Raises:
+        RequestError: an argument is out of range, or the frames would not fit in memory.
+    """
     if not (math.isfinite(start_s) and start_s >= 0):
         raise RequestError(f"start {start_s} s: must be 0 or more seconds into the video")
     if not (math.isfinite(duration_s) and exact(duration_s) >= exact(min_duration_s)):
@@ -102,7 +108,7 @@ def checked_request(*, size: int, fps: float, start_s: float, duration_s: float,
 
 
 class Walk:
-    """Collects the frames of one clip while the decoded frames go by."""
+    """Collects the frames of one clip from the decoded frames."""
 
     def __init__(self, request: Request, pictures: Pictures, on_progress: Progress | None) -> None:
         self.request, self.pictures, self.on_progress = request, pictures, on_progress
@@ -114,22 +120,23 @@ class Walk:
 
     @property
     def complete(self) -> bool:
+        """Whether all frames are there and the end of the clip was reached."""
         request = self.request
         return self.taken == request.frames and self.end >= request.start + request.duration - SLACK_S
 
     def expect(self, length: Fraction) -> None:
-        """What the header says of the video's length; only the progress shown relies on it."""
+        """Use the length in the header (seconds) for the progress. Nothing else relies on it."""
         if length > self.request.start:
             self.total = min(self.total, math.floor((length - self.request.start) * self.request.fps))
 
     def see(self, frame: VideoFrame, begin: Fraction, end: Fraction) -> None:
-        """`begin` and `end` count from the first presented frame."""
+        """Add a decoded frame. `begin` and `end` are seconds from the first presented frame."""
         self.last, self.end = frame, max(self.end, end)
         self.patched += frame.is_corrupt and end > self.request.start
         self.take(frame, begin)
 
     def take(self, frame: VideoFrame, until: Fraction) -> None:
-        """Take `frame` for all due times up to and including `until`."""
+        """Use `frame` for all due times up to and including `until`."""
         due = math.floor((until - self.request.start) * self.request.fps) + 1
         stop = min(due, len(self.frames))
         if stop <= self.taken:
@@ -139,11 +146,12 @@ class Walk:
         self.report()
 
     def report(self) -> None:
+        """Call `on_progress`."""
         if self.on_progress:
             self.on_progress(min(self.taken, self.total), self.total)
 
     def finish(self) -> Fraction:
-        """Hold the last frame until the video's end; returns the clip's real length."""
+        """Repeat the last frame until the end of the video. Return the real length of the clip in seconds."""
         request = self.request
         length = min(request.duration, self.end - request.start)
         for mark in (math.ceil(length * request.fps) / request.fps, request.duration):
@@ -170,13 +178,13 @@ def read_clip(
 ) -> VideoClip:
     """Read `duration_s` seconds of a video from `start_s` on, at `fps` frames a second of `size` x `size` pixels.
 
-    A video that ends earlier gives a shorter clip, as its `duration_s` tells; the last frame is held until the
-    stream's end. `on_progress(done, total)` counts frames and is called from this thread.
+    If the video ends early, the clip is shorter and its `duration_s` says so. The last frame is repeated until the end
+    of the stream. `on_progress(done, total)` counts frames and is called from this thread.
 
     Raises:
-        MediaNotFoundError: no such file.
-        MediaError: no video in it that can be decoded, too short (under `min_duration_s`), or too large.
-        RequestError: start, duration, fps or size out of range, or a start past the video's end.
+        MediaNotFoundError: there is no such file.
+        MediaError: the file has no video that can be decoded, or it is too short (under `min_duration_s`) or too large.
+        RequestError: start, duration, fps or size is out of range, or the start is past the end of the video.
         Cancelled: `cancelled` was set.
     """
     request = checked_request(size=size, fps=fps, start_s=start_s, duration_s=duration_s, min_duration_s=min_duration_s)
@@ -195,6 +203,15 @@ def read(
     *,
     seek: bool,
 ) -> VideoClip:
+    """Read a clip, from a key frame before its start (`seek`) or from the start of the file.
+
+    Raises:
+        SeekMissed: `seek` is set and the file must be decoded from its start.
+        MediaNotFoundError: there is no such file.
+        MediaError: the file has no video that can be decoded, or it is too short or too large.
+        RequestError: the start is past the end of the video.
+        Cancelled: `cancelled` was set.
+    """
     walk = Walk(request, Pictures(request.size, path), on_progress)
     with open_media(path) as container:
         stream = find_video_stream(container, path)
@@ -209,7 +226,7 @@ def read(
         frames = seek_near(decoder, origin + request.start) if seek else chain([first], frames)
         for begin, end, frame in frames:
             if end - origin <= request.start:
-                decoder.damaged_packets = 0  # before the clip: does not matter
+                decoder.damaged_packets = 0  # damage before the clip does not matter
             walk.see(frame, begin - origin, end - origin)
             if walk.complete:
                 break
@@ -230,10 +247,10 @@ def read(
 
 
 def seek_near(decoder: Decoder, target: Fraction) -> chain[tuple[Fraction, Fraction, VideoFrame]]:
-    """Frames from a key frame before `target` on.
+    """Seek, and return the frames from a key frame before `target` (seconds) on.
 
     Raises:
-        SeekMissed: the format cannot seek, or the first frame lies behind `target` or has no time.
+        SeekMissed: the format cannot seek, or the first frame is after `target` or has no time.
     """
     try:
         decoder.container.seek(int((target - SEEK_MARGIN_S) / decoder.time_base), stream=decoder.stream)
@@ -247,16 +264,22 @@ def seek_near(decoder: Decoder, target: Fraction) -> chain[tuple[Fraction, Fract
 
 
 def promised_length(container: InputContainer, stream: VideoStream) -> Fraction:
-    """Seconds of video according to the header; 0 where it says nothing."""
+    """Return the seconds of video according to the header, 0 if it says nothing."""
     if stream.duration and stream.time_base:
         return stream.duration * stream.time_base
     end = container.duration or 0
-    # Matroska's duration counts from 0, even where the first frame comes later.
+    # Matroska's duration counts from 0, even if the first frame comes later.
     begin = container.start_time or 0 if "matroska" in container.format.name else 0
     return Fraction(end - begin, av.time_base)
 
 
 def check_length(path: Path, request: Request, end: Fraction, length: Fraction) -> None:
+    """Check that the clip is long enough. `end` of the video and `length` of the clip are in seconds.
+
+    Raises:
+        RequestError: the start is past the end of the video.
+        MediaError: the clip is too short.
+    """
     start_s, end_s, length_s, minimum_s = (
         f"{float(value):.2f} s" for value in (request.start, end, length, request.minimum)
     )
@@ -268,7 +291,7 @@ def check_length(path: Path, request: Request, end: Fraction, length: Fraction) 
 
 
 def damage(name: str, walk: Walk, decoder: Decoder, shown_end: Fraction, promised: Fraction) -> tuple[str, ...]:
-    """What the user should know about a file that did not read cleanly."""
+    """Return warnings about a damaged file."""
     warnings = []
     if decoder.damaged_packets:
         warnings.append(f"{name}: {counted(decoder.damaged_packets, 'damaged packet')} skipped")
@@ -282,4 +305,5 @@ def damage(name: str, walk: Walk, decoder: Decoder, shown_end: Fraction, promise
 
 
 def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, such as "2 packets"."""
     return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -1,1 +1,1 @@
-"""Graphs whose data stays on a device: memory, launches, recordings, and the libraries that run there."""
+"""Graphs whose data stays on a device: memory, launches, recordings, and the libraries that run them."""

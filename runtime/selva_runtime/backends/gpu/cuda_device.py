@@ -1,7 +1,8 @@
 """An NVIDIA GPU through cuda-python: memory, one stream, events and CUDA graphs.
 
-cuda-python is an extra, imported here alone. The GPU is CUDA's device 0 (CUDA_VISIBLE_DEVICES chooses which that is),
-in the process's own context, so that pointers and streams of PyTorch, CuPy and most other programs fit.
+cuda-python is an extra, and only this module imports it. The GPU is CUDA's device 0 (CUDA_VISIBLE_DEVICES chooses
+which that is) in the primary context of the process. So pointers and streams of PyTorch, CuPy and most other programs
+can be used.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ _NO_GPU = {
     "cudaErrorInsufficientDriver": "install NVIDIA's driver 580 or newer",
     "cudaErrorStubLibrary": "install NVIDIA's driver 580 or newer",
 }
-"""What CUDA says where no GPU can be reached, and what helps."""
+"""CUDA's errors if no GPU can be reached → what the user can do."""
 _NVIDIA, _DISPLAY = "0x10de", "0x03"
-"""PCI's vendor, and how the class of anything that draws or computes begins."""
+"""PCI vendor of NVIDIA, and the first digits of the PCI class of display and compute devices."""
 
 
 def gpu_is_there(devices: Path = Path("/sys/bus/pci/devices")) -> bool:
-    """Whether the machine seems to have an NVIDIA GPU, whatever CUDA says: by its driver's tool or on the PCI bus."""
+    """Whether the machine seems to have an NVIDIA GPU: it has nvidia-smi, or such a GPU on the PCI bus."""
     if shutil.which("nvidia-smi"):
         return True
     kinds = ((device / "vendor", device / "class") for device in (devices.iterdir() if devices.is_dir() else ()))
@@ -42,7 +43,11 @@ def gpu_is_there(devices: Path = Path("/sys/bus/pci/devices")) -> bool:
 
 
 class CudaDevice:
-    """See `device.Device`. Raises `BackendError` where there is no GPU, no driver or no cuda-python."""
+    """The `Device` that is a real GPU.
+
+    Raises:
+        BackendError: there is no GPU, no driver or no cuda-python.
+    """
 
     kind = "cuda"
 
@@ -54,53 +59,57 @@ class CudaDevice:
         self._call("cudaSetDevice", 0)
         self.name, self.capability = self._properties()
         self.stream = int(self._call("cudaStreamCreateWithFlags", self._cuda.cudaStreamNonBlocking))
-        """Handle of the one stream that all of a session's work goes through."""
+        """Handle of the one stream that all work of a session uses."""
         weakref.finalize(self, self._cuda.cudaStreamDestroy, self.stream).atexit = False
 
     @property
     def free_bytes(self) -> int:
-        """Memory of the GPU that nobody uses."""
+        """Free memory of the GPU, bytes."""
         free, _ = self._call("cudaMemGetInfo")
         return int(free)
 
     def allocate(self, nbytes: int) -> int:
-        """See `Device.allocate`."""
+        """Return a pointer to new memory, aligned to 256 bytes.
+
+        Raises:
+            DeviceMemoryError: the GPU has too little memory.
+        """
         return int(self._call("cudaMalloc", nbytes))
 
     def free(self, pointer: int) -> None:
-        """See `Device.free`: CUDA itself waits for the whole device first."""
+        """Free memory once all queued work is done with it. CUDA itself waits for the whole device first."""
         self._call("cudaFree", pointer)
 
     def staging(self, nbytes: int) -> npt.NDArray[np.uint8]:
-        """See `Device.staging`."""
+        """Allocate host memory that the device can read and write directly (page-locked)."""
         pointer = int(self._call("cudaHostAlloc", nbytes, self._cuda.cudaHostAllocDefault))
         memory = (ctypes.c_uint8 * nbytes).from_address(pointer)
         weakref.finalize(memory, self._cuda.cudaFreeHost, pointer).atexit = False
         return np.ctypeslib.as_array(memory)
 
     def copy(self, target: int, source: int, nbytes: int) -> None:
-        """See `Device.copy`."""
+        """Queue a copy of `nbytes`. Each side is memory of this device or its staging memory."""
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyDefault
         self._call("cudaMemcpyAsync", target, source, nbytes, kind, self.stream)
 
     def enqueue(self, work: Callable[[], None]) -> None:
-        """See `Device.enqueue`."""
+        """Queue `work`, which itself queues kernels and returns."""
         work()
 
     def mark(self) -> Any:
-        """See `Device.mark`."""
+        """Return the current end of the queue, for `wait`."""
         return self._record(self.stream)
 
     def wait(self, mark: Any) -> None:
-        """See `Device.wait`."""
+        """Return when all work before `mark` is done. Later work continues."""
         self._call("cudaEventSynchronize", mark.event)
 
     def synchronise(self) -> None:
-        """See `Device.synchronise`."""
+        """Return when all queued work is done."""
         self._call("cudaStreamSynchronize", self.stream)
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
-        """See `Device.record`: a CUDA graph. Other threads may go on using the GPU meanwhile."""
+        """Record what `work` queues as a CUDA graph, without running it. Other threads may use the GPU meanwhile."""
         self._call(
             "cudaStreamBeginCapture", self.stream, self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         )
@@ -123,11 +132,15 @@ class CudaDevice:
         return replay
 
     def after(self, stream: int) -> None:
-        """See `Device.after`. 0 and 1 are CUDA's default stream, 2 the calling thread's."""
+        """Make later work wait for the work now in the caller's `stream`: 0 and 1 are the default, 2 is per thread."""
         self._call("cudaStreamWaitEvent", self.stream, self._record(stream).event, 0)
 
     def check_pointer(self, pointer: int) -> None:
-        """See `Device.check_pointer`."""
+        """Check that this device can read the memory at `pointer`.
+
+        Raises:
+            RequestError: it cannot.
+        """
         kinds = self._cuda.cudaMemoryType
         found = self._call("cudaPointerGetAttributes", pointer)
         if found.type not in (kinds.cudaMemoryTypeDevice, kinds.cudaMemoryTypeManaged) or found.device != 0:
@@ -146,14 +159,14 @@ class CudaDevice:
     def _call(self, function: str, *arguments: Any) -> Any:
         error, *values = getattr(self._cuda, function)(*arguments)
         if error != self._cuda.cudaError_t.cudaSuccess:
-            self._cuda.cudaGetLastError()  # else the next call would report it again
+            self._cuda.cudaGetLastError()  # otherwise the next call reports it again
             kind = DeviceMemoryError if error.name in _OUT_OF_MEMORY else BackendError
             raise kind(_message(self._cuda, function, error))
         return values[0] if len(values) == 1 else tuple(values)
 
 
 class _Mark:
-    """A recorded event; the binding's own object takes no finaliser."""
+    """A recorded event. A finaliser cannot be attached to the binding's own object."""
 
     def __init__(self, event: Any) -> None:
         self.event = event
@@ -162,7 +175,7 @@ class _Mark:
 def _import_cuda() -> Any:
     try:
         return import_module("cuda.bindings.runtime")
-    except Exception as error:  # missing, or a broken installation, which raises what it likes
+    except Exception as error:  # missing, or a broken installation, which can raise anything
         missing = "cuda-python is not installed" if isinstance(error, ImportError) else f"cuda-python fails ({error})"
         raise BackendError(f"{missing}; GPU backends need it: pip install 'selva-deploy[gpu]'") from error
 

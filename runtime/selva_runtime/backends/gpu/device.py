@@ -1,7 +1,7 @@
-"""The seam between the GPU path and a GPU: memory, one queue of work, and recordings of that queue.
+"""The interface between the GPU path and a GPU: memory, one queue of work, and recordings of that queue.
 
-`cuda_device.CudaDevice` is the real one. `host_device.HostDevice` keeps every promise in ordinary memory, so that
-the buffer plan, the chunked loop, progress and cancelling run, and are tested, where there is no GPU.
+`cuda_device.CudaDevice` is the real one. `host_device.HostDevice` does the same in ordinary memory, so that the buffer
+plan, the chunked loop, progress and cancelling can be tested without a GPU.
 """
 
 from __future__ import annotations
@@ -17,74 +17,91 @@ if TYPE_CHECKING:
 
 
 class Device(Protocol):
-    """Work is queued in order and runs in order. Pointers are plain integers."""
+    """A device with one queue: work runs in the order in which it was queued. Pointers are plain integers."""
 
     kind: str
-    """"cuda" or "cpu": ONNX Runtime's name for where the memory is."""
+    """"cuda" or "cpu", ONNX Runtime's name for the place of the memory."""
 
     def allocate(self, nbytes: int) -> int:
-        """A pointer, aligned to 256 bytes; raises `DeviceMemoryError`."""
+        """Return a pointer to new memory, aligned to 256 bytes.
+
+        Raises:
+            DeviceMemoryError: the device has too little memory.
+        """
 
     def free(self, pointer: int) -> None:
-        """Give memory back once all queued work is done with it."""
+        """Free memory once all queued work is done with it."""
 
     def staging(self, nbytes: int) -> npt.NDArray[np.uint8]:
-        """Host memory that the device reaches directly (page-locked)."""
+        """Allocate host memory that the device can read and write directly (page-locked)."""
 
     def copy(self, target: int, source: int, nbytes: int) -> None:
-        """Queue a copy; either side is this device's memory or its staging memory."""
+        """Queue a copy of `nbytes`. Each side is memory of this device or its staging memory."""
 
     def enqueue(self, work: Callable[[], None]) -> None:
-        """Queue what `work` does; on a GPU `work` itself queues kernels and returns."""
+        """Queue `work`. On a GPU `work` itself queues kernels and returns."""
 
     def mark(self) -> Any:
-        """A point in the queue, for `wait`."""
+        """Return the current end of the queue, for `wait`."""
 
     def wait(self, mark: Any) -> None:
-        """Return when all work before `mark` is done; later work goes on."""
+        """Return when all work before `mark` is done. Later work continues."""
 
     def synchronise(self) -> None:
         """Return when all queued work is done."""
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
-        """What `work` queues, not run but recorded: each call of the result queues all of it at once."""
+        """Record what `work` queues, without running it. Each call of the result queues all of it at once."""
 
     def after(self, stream: int) -> None:
-        """Let work queued from now on wait for what `stream`, a stream of the caller's, holds by now."""
+        """Make work that is queued from now on wait for the work now in `stream`, a stream of the caller's."""
 
     def check_pointer(self, pointer: int) -> None:
-        """Raise `RequestError` unless this device can read the memory there."""
+        """Check that this device can read the memory at `pointer`.
+
+        Raises:
+            RequestError: it cannot.
+        """
 
 
 class Bound(Protocol):
-    """A graph, its inputs and outputs at fixed places."""
+    """A graph with its inputs and outputs at fixed addresses."""
 
     recordable: bool
-    """Whether `Device.record` may hold it."""
+    """Whether `Device.record` can record it."""
 
     def __call__(self) -> None:
         """Queue one run."""
 
 
 class Graphs(Protocol):
-    """A bundle's networks, loaded on a device."""
+    """The graphs of a bundle, loaded on a device."""
 
     segments_per_batch: int
-    """Most video segments that a network takes at once."""
+    """Most video segments that a graph takes at once."""
     stems_per_batch: int
-    """Most stems that a network takes at once."""
+    """Most stems that a graph takes at once."""
 
     def load(self, name: str) -> None:
-        """Make graph `name` ready, its files verified; does nothing when it is."""
+        """Verify the files of graph `name` and load it, unless it is loaded.
+
+        Raises:
+            BundleError: a file was altered.
+            BackendError: the library cannot load the graph.
+        """
 
     def bind(self, name: str, arrays: Mapping[str, DeviceArray], *, repeated: bool) -> Bound:
-        """Graph `name` on these inputs and outputs. `repeated`: it runs many times and keeps its state to itself.
+        """Bind graph `name` to these inputs and outputs. A `repeated` binding runs many times and has its own state.
 
-        The last not-repeated binding of a graph takes the place of the one before it.
+        Each new binding of a graph that is not `repeated` replaces the one before.
+
+        Raises:
+            BundleError: a file was altered.
+            BackendError: the library does not take these arrays.
         """
 
     def release(self, name: str) -> None:
-        """Free graph `name`; it loads again at its next use."""
+        """Free graph `name`. It is loaded again at its next use."""
 
     def save(self) -> None:
-        """Keep on disk what makes the next start faster."""
+        """Save to disk what makes the next start faster."""

@@ -1,8 +1,8 @@
-"""Arrays that live on a device, and the memory that they come from.
+"""Arrays on a device, and their memory.
 
-A `DeviceArray` goes where a NumPy array goes in this package: its first axis can be sliced (a view) and assigned to
-(a queued copy), and NumPy functions read it. Freed blocks are used again, in the order of the one queue, so that a
-session that has met a length before allocates nothing.
+This package uses a `DeviceArray` like a NumPy array: its first axis can be sliced (a view) and assigned to (a queued
+copy), and NumPy functions can read it. Freed blocks are used again in the order of the one queue, so a session that
+has seen a length before allocates nothing.
 """
 
 from __future__ import annotations
@@ -23,24 +23,27 @@ from selva_runtime.backends.gpu.device import Device
 Array = npt.NDArray[Any]
 STAGING_BYTES = 32 * 2**20
 _IDLE_BYTES = 2**30
-"""Most freed memory that is kept for later."""
+"""Most freed memory that is kept for reuse."""
 _BLOCK_BYTES = 512
 
 
 class Block:
-    """A piece of device memory. `given_out` is set once a program outside may be using it, in its own order."""
+    """A piece of device memory. `state["given_out"]` is true once another program may use it, in its own order."""
 
     def __init__(self, pointer: int, nbytes: int, owner: object = None) -> None:
         self.pointer = pointer
         self.nbytes = nbytes
         self.owner = owner
-        """Of memory that is not ours: the object that keeps it."""
+        """The object that keeps memory of another library alive. None for our own memory."""
         self.state = {"given_out": False}
 
 
 class _Returned:
-    """Blocks that nothing refers to any more. While their space lives they are only noted here: a finaliser may run
-    amid anything, a recording included, where a call to free memory would do harm."""
+    """Blocks that nothing refers to any more.
+
+    While their space is in use, they are only listed here. A finaliser may run at any time, also during a recording,
+    where a call that frees memory would do harm.
+    """
 
     def __init__(self, device: Device) -> None:
         self._device = device
@@ -48,19 +51,19 @@ class _Returned:
         self._closed = False
 
     def add(self, pointer: int, nbytes: int, state: dict[str, bool]) -> None:
-        """Called when a block is no more."""
+        """Add a block. Called by its finaliser."""
         if self._closed:
             self._release(pointer)
         else:
             self._notes.append((pointer, nbytes, state["given_out"]))
 
     def take(self) -> Iterator[tuple[int, int, bool]]:
-        """(pointer, bytes, given out) of each."""
+        """Remove and yield (pointer, bytes, given out) of each block."""
         while self._notes:
             yield self._notes.popleft()
 
     def close(self, free: dict[int, list[int]]) -> None:
-        """The space is no more: neither are its blocks."""
+        """Free all blocks, and from now on each block at once. Called by the finaliser of the space."""
         self._closed = True
         for pointer in [pointer for idle in free.values() for pointer in idle] + [note[0] for note in self.take()]:
             self._release(pointer)
@@ -71,7 +74,7 @@ class _Returned:
 
 
 class Space:
-    """The memory of one device: blocks, and the staging memory that host data passes through."""
+    """The memory of one device: blocks, and the staging memory for copies from and to the host."""
 
     def __init__(self, device: Device) -> None:
         self.device = device
@@ -82,11 +85,19 @@ class Space:
         weakref.finalize(self, self._returned.close, self._free).atexit = False
 
     def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> DeviceArray:
-        """A new array, its values undefined; raises `DeviceMemoryError`."""
+        """Make an array with undefined values.
+
+        Raises:
+            DeviceMemoryError: the device has too little memory.
+        """
         return DeviceArray(self, self.block(math.prod(shape) * np.dtype(dtype).itemsize), 0, shape, np.dtype(dtype))
 
     def block(self, nbytes: int) -> Block:
-        """At least `nbytes`, given back when nothing refers to it any more; raises `DeviceMemoryError`."""
+        """Take a block of at least `nbytes`. It comes back when nothing refers to it any more.
+
+        Raises:
+            DeviceMemoryError: the device has too little memory.
+        """
         self._take_back()
         size = max(1, math.ceil(nbytes / _BLOCK_BYTES)) * _BLOCK_BYTES
         idle = self._free.get(size)
@@ -95,18 +106,26 @@ class Space:
         return block
 
     def view(self, pointer: int, shape: tuple[int, ...], dtype: npt.DTypeLike, owner: object) -> DeviceArray:
-        """An array in memory that `owner` keeps."""
+        """Make an array in memory that `owner` keeps alive."""
         size = math.prod(shape) * np.dtype(dtype).itemsize
         return DeviceArray(self, Block(pointer, size, owner), 0, shape, np.dtype(dtype))
 
     def put(self, values: Array) -> DeviceArray:
-        """A copy of `values` on the device."""
+        """Queue a copy of `values` to the device.
+
+        Raises:
+            DeviceMemoryError: the device has too little memory.
+        """
         array = self.empty(values.shape, values.dtype)
         self.write(array, values)
         return array
 
     def write(self, target: DeviceArray, values: Array | DeviceArray) -> None:
-        """Queue a copy into `target`. NumPy values may change at once: they are in the staging memory by then."""
+        """Queue a copy into `target`. NumPy values may change afterwards: they are in the staging memory by then.
+
+        Raises:
+            BackendError: `values` have another shape or type.
+        """
         if values.shape != target.shape or values.dtype != target.dtype:
             raise BackendError(f"{values.dtype} {values.shape} does not go into {target.dtype} {target.shape}")
         if isinstance(values, DeviceArray) and values.space.device.kind == self.device.kind:
@@ -120,7 +139,7 @@ class Space:
             self.device.copy(target.pointer + start, staged.ctypes.data, len(piece))
 
     def read(self, array: DeviceArray) -> Array:
-        """A NumPy copy; waits for all queued work."""
+        """Wait for all queued work and return a NumPy copy."""
         values = np.empty(array.shape, array.dtype)
         target = values.reshape(-1).view(np.uint8)
         for start in range(0, len(target), STAGING_BYTES):
@@ -131,7 +150,7 @@ class Space:
         return values
 
     def trim(self) -> None:
-        """Give idle blocks back to the device."""
+        """Free the idle blocks."""
         self._take_back()
         self.device.synchronise()
         for pointers in self._free.values():
@@ -165,7 +184,7 @@ class Space:
 
 
 class DeviceArray:
-    """A contiguous array on a device. Reading one (`numpy.asarray`) waits for the work that makes it."""
+    """A contiguous array on a device. Reading it (`numpy.asarray`) waits for the work that computes it."""
 
     def __init__(self, space: Space, block: Block, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         self.space = space
@@ -181,7 +200,7 @@ class DeviceArray:
 
     @property
     def nbytes(self) -> int:
-        """Size, bytes."""
+        """Size in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     @property
@@ -191,7 +210,7 @@ class DeviceArray:
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        """For PyCUDA, CuPy, PyTorch, …: no copy is made, and the values are there (nothing to wait for)."""
+        """Share the memory with PyCUDA, CuPy, PyTorch, … without a copy. The values are complete."""
         self._block.state["given_out"] = True
         return {
             "shape": self.shape,

@@ -1,7 +1,7 @@
-"""An executor whose data stays on a device: the backends `cuda` and `tensorrt`, and their double on the CPU.
+"""An executor whose data stays on a device: the backends `cuda` and `tensorrt`, and their stand-in on the CPU.
 
-Results of one graph feed the next where they lie. Only prompts' token ids, noise and frames go up; only latents (to
-be checked) and sound come down.
+The output of one graph is the input of the next, without a copy. Only token ids, noise and frames are copied to the
+device. Only latents (to be checked) and sound are copied back.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from selva_runtime.recent import Recent
 _PLANS = 4
 """Combinations of stems and length whose buffers and recordings are kept."""
 _ALIGNMENT_BYTES = 256
-"""What TensorRT asks of an address."""
+"""Alignment that TensorRT needs."""
 T = TypeVar("T")
 
 
 class DeviceExecutor:
-    """See `Executor`. `recorded` false queues each step by itself."""
+    """Runs the graphs of one bundle on a device. If `recorded` is false, each step is queued by itself."""
 
     notice = ""
     keeps_text_towers = True
@@ -52,11 +52,11 @@ class DeviceExecutor:
         self._plans: Recent[tuple[Any, ...], FlowPlan] = Recent(_PLANS)
 
     def load(self, name: str) -> None:
-        """See `Executor.load`."""
+        """Verify the files of graph `name` and load it, unless it is loaded."""
         self._with_room(lambda: self._graphs.load(name))
 
     def run(self, name: str, feeds: Mapping[str, Tensor], cancel: Event | None = None) -> dict[str, Tensor]:
-        """See `Executor.run`. It is done when this returns, so that a failure is known by its graph."""
+        """Run graph `name` and return its outputs by name. Wait for it, so that a failure names the right graph."""
         check_cancel(cancel)
         graph = self._manifest.graphs[name]
         check_feeds(graph, feeds)
@@ -72,30 +72,30 @@ class DeviceExecutor:
         return self._with_room(queue)
 
     def release(self, name: str) -> None:
-        """See `Executor.release`."""
+        """Free graph `name`. It is loaded again at its next use."""
         self._graphs.release(name)
 
     def idle(self, name: str) -> None:
-        """See `Executor.idle`: engines that stay are what makes the next call fast."""
+        """Do nothing: graphs that stay loaded make the next call fast."""
 
     def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Tensor:
-        """See `Executor.empty`."""
+        """Make a tensor with undefined values."""
         return self._with_room(lambda: self.space.empty(shape, dtype))
 
     def put(self, values: Tensor) -> Tensor:
-        """See `Executor.put`."""
+        """Return `values` where the graphs run, copied if needed."""
         return self._with_room(lambda: self._at_hand(values))
 
     def adopt(self, array: Any) -> Tensor:
-        """See `Executor.adopt`."""
+        """Use another library's GPU array without a copy."""
         return adopt(self.space, array)
 
     def after(self, stream: int) -> None:
-        """See `Executor.after`."""
+        """Make the device wait for the work that is now in the caller's stream."""
         self.space.device.after(stream)
 
     def finish(self) -> None:
-        """See `Executor.finish`."""
+        """Save what makes the next start faster, at the end of a call."""
         self._graphs.save()
 
     def loop(
@@ -108,7 +108,10 @@ class DeviceExecutor:
         cancel: Event | None,
         on_step: Callable[[], None],
     ) -> Tensor:
-        """See `Loop`. One launch is always queued behind the one that runs, so the device never waits for Python."""
+        """Integrate `noise` (B, T, Z) in `steps` Euler steps to latents (B, T, Z) at time 1.
+
+        One launch is always queued behind the running one, so the device does not wait for Python.
+        """
         check_cancel(cancel)
         given = {"latents": noise, **conditions}
         plan = self._with_room(lambda: self._plan(given))
@@ -142,7 +145,7 @@ class DeviceExecutor:
         return self._plans[key]
 
     def _at_hand(self, values: Tensor) -> DeviceArray:
-        """On this device, where a library can take it from."""
+        """Return `values` on this device, aligned and copied if needed."""
         device = self.space.device
         if isinstance(values, DeviceArray) and values.space.device.kind == device.kind:
             if values.pointer % _ALIGNMENT_BYTES == 0:
@@ -153,7 +156,7 @@ class DeviceExecutor:
         return self.space.put(np.asarray(values))
 
     def _with_room(self, work: Callable[[], T]) -> T:
-        """`work`, once more after everything that can be made again was let go."""
+        """Call `work`. If memory runs out, free everything that can be made again and call it once more."""
         try:
             return work()
         except DeviceMemoryError:

@@ -1,9 +1,9 @@
-"""The buffers and recordings of one flow: everything that its steps touch, at places that never move.
+"""The buffers and recordings of one flow. Everything that its steps read or write stays at a fixed address.
 
-A step is `guided_step` from fixed inputs, then a copy of its output over its input. A few steps are recorded as one
-launch (a CUDA graph), which is queued again and again: inside there is no allocation, no waiting and no Python. The
-time of each step is a number in device memory, so that one recording serves every part of every integration: before
-a launch the times of its steps are copied to where it reads them.
+A step runs `guided_step` on fixed inputs, then copies its output over its input. A few steps are recorded as one
+launch (a CUDA graph), which is queued again and again. Inside a launch there is no allocation, no waiting and no
+Python. A launch reads the times of its steps from device memory, and they are copied there before it. So one
+recording serves every part of every integration.
 """
 
 from __future__ import annotations
@@ -18,11 +18,17 @@ from selva_runtime.backends.gpu.device import Graphs
 from selva_runtime.backends.gpu.device_array import Array, DeviceArray, Space
 
 STEPS_PER_LAUNCH = 5
-"""Few enough for progress and cancel to feel immediate, many enough that launches cost nothing."""
+"""Few enough that progress and cancel feel immediate, and enough that the cost of launches is negligible."""
 
 
 class FlowPlan:
-    """Buffers for one number of stems and one length; `max_steps` bounds an integration."""
+    """Buffers for one number of stems and one length. An integration has at most `max_steps` steps.
+
+    `given` has the conditions and the latents; only their shapes are used.
+
+    Raises:
+        DeviceMemoryError: the device has too little memory.
+    """
 
     def __init__(
         self,
@@ -34,7 +40,6 @@ class FlowPlan:
         max_steps: int,
         recorded: bool,
     ) -> None:
-        """`given` has the shapes: the conditions and the latents. Raises `DeviceMemoryError`."""
         self._space = space
         ports = {port.name: port for port in graph.inputs}
         shapes = {name: given[name].shape if name in given else (1,) for name in ports}
@@ -49,11 +54,11 @@ class FlowPlan:
 
     @property
     def latents(self) -> DeviceArray:
-        """The state of the flow."""
+        """(B, T, Z) state of the flow."""
         return self._inputs["latents"]
 
     def start(self, given: Mapping[str, Array | DeviceArray], *, steps: int, guidance: float) -> None:
-        """Queue the copies of `given` to their places, and the times of `steps` equal steps."""
+        """Queue the copies of `given` into the buffers, and of the times of `steps` equal steps."""
         for name, values in given.items():
             self._space.write(self._inputs[name], values)
         self._space.write(
@@ -63,7 +68,7 @@ class FlowPlan:
         self._space.write(self._inputs["guidance"], np.array([guidance], dtype=np.float32))
 
     def parts(self, steps: int) -> Iterator[tuple[int, int]]:
-        """(first step, how many) of each launch: full ones, then single steps."""
+        """Yield (first step, number of steps) of each launch: full launches, then single steps."""
         full = steps - steps % STEPS_PER_LAUNCH
         yield from ((first, STEPS_PER_LAUNCH) for first in range(0, full, STEPS_PER_LAUNCH))
         yield from ((first, 1) for first in range(full, steps))
@@ -75,7 +80,7 @@ class FlowPlan:
             self._queue(count)
             return
         if not self._launches:
-            self._step()  # the library prepares itself at its first run, which a recording must not hold
+            self._step()  # at its first run the library sets itself up, which must not be recorded
         if count not in self._launches:
             self._launches[count] = self._space.device.record(lambda: self._queue(count))
         self._launches[count]()

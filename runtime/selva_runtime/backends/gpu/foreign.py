@@ -1,7 +1,7 @@
-"""Arrays and streams of other GPU libraries: what they say of themselves, checked before it is believed.
+"""Arrays and streams of other GPU libraries, checked before they are used.
 
-PyCUDA, CuPy, Numba and PyTorch arrays carry `__cuda_array_interface__`, a dictionary with an address. An address
-that is read wrongly is a crash or someone else's data, so everything that is not plain is refused.
+PyCUDA, CuPy, Numba and PyTorch arrays have `__cuda_array_interface__`, a dictionary with an address. A wrong address
+leads to a crash or to someone else's data, so only plain arrays are accepted.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class ForeignArray:
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     stream: int | None
-    """Where the values are still being made; None: they are there."""
+    """The stream in which the values are still being computed. None if they are complete."""
 
 
 def is_foreign(array: object) -> bool:
@@ -34,7 +34,11 @@ def is_foreign(array: object) -> bool:
 
 
 def adopt(space: Space, array: Any) -> DeviceArray:
-    """`array` as one of ours, without a copy, readable by work that is queued from now on. Raises `RequestError`."""
+    """Use another library's array without a copy. Work that is queued from now on can read it.
+
+    Raises:
+        RequestError: the array is not plain, or not in the memory of this device.
+    """
     foreign = parse(array)
     space.device.check_pointer(foreign.pointer)
     if foreign.stream is not None:
@@ -43,7 +47,11 @@ def adopt(space: Space, array: Any) -> DeviceArray:
 
 
 def parse(array: Any) -> ForeignArray:
-    """What `__cuda_array_interface__` (version 2 or 3) says; raises `RequestError` unless it is a plain array."""
+    """Read an array's `__cuda_array_interface__`, version 2 or 3.
+
+    Raises:
+        RequestError: it cannot be read, or the array is empty, masked, byte-swapped or not contiguous.
+    """
     interface = array.__cuda_array_interface__
     try:
         shape = tuple(operator.index(size) for size in interface["shape"])
@@ -66,9 +74,12 @@ def parse(array: Any) -> ForeignArray:
 
 
 def stream_handle(stream: Any) -> int:
-    """A stream handle from an integer or an object with `__cuda_stream__`; raises `RequestError`.
+    """Return the stream handle of an integer or of an object with `__cuda_stream__`.
 
-    0 and 1 are CUDA's legacy default stream, 2 the calling thread's. Nothing tells a wrong handle from a right one.
+    0 and 1 are CUDA's legacy default stream, 2 is the calling thread's. A wrong handle cannot be detected.
+
+    Raises:
+        RequestError: `stream` is neither.
     """
     try:
         if hasattr(stream, "__cuda_stream__"):

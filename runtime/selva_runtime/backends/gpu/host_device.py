@@ -1,6 +1,6 @@
-"""A device without a GPU: ordinary memory, work done as it is queued, recordings that are lists of calls.
+"""A device without a GPU: ordinary memory, work that runs as it is queued, recordings that are lists of calls.
 
-It lets the code of the GPU path run unchanged on ONNX Runtime's CPU provider. What differs from a GPU is time only.
+The code of the GPU path runs unchanged on it, with ONNX Runtime's CPU provider. Only the timing differs from a GPU.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _ALIGNMENT_BYTES = 256
 
 
 class HostDevice:
-    """See `device.Device`. `limit_bytes` is how much memory it pretends to have."""
+    """A `Device` in ordinary memory. It pretends to have `limit_bytes` of memory (None: no limit)."""
 
     kind = "cpu"
 
@@ -30,11 +30,15 @@ class HostDevice:
 
     @property
     def used_bytes(self) -> int:
-        """Memory that is allocated now."""
+        """Memory that is allocated now, bytes."""
         return sum(array.nbytes for array in self._memory.values())
 
     def allocate(self, nbytes: int) -> int:
-        """See `Device.allocate`."""
+        """Return a pointer to new memory, aligned to 256 bytes.
+
+        Raises:
+            DeviceMemoryError: the sum would be above `limit_bytes`.
+        """
         assert self._recording is None, "memory is not allocated in a recording"
         if self.limit_bytes is not None and self.used_bytes + nbytes > self.limit_bytes:
             raise DeviceMemoryError(f"out of memory: {nbytes} bytes do not fit into {self.limit_bytes}")
@@ -45,15 +49,15 @@ class HostDevice:
         return pointer
 
     def free(self, pointer: int) -> None:
-        """See `Device.free`."""
+        """Free memory once all queued work is done with it."""
         del self._memory[pointer]
 
     def staging(self, nbytes: int) -> npt.NDArray[np.uint8]:
-        """See `Device.staging`."""
+        """Allocate host memory that the device can read and write directly."""
         return np.empty(nbytes, dtype=np.uint8)
 
     def copy(self, target: int, source: int, nbytes: int) -> None:
-        """See `Device.copy`."""
+        """Queue a copy of `nbytes`."""
 
         def move() -> None:
             ctypes.memmove(target, source, nbytes)
@@ -61,25 +65,25 @@ class HostDevice:
         self.enqueue(move)
 
     def enqueue(self, work: Callable[[], None]) -> None:
-        """See `Device.enqueue`."""
+        """Do `work` at once, or add it to the recording."""
         if self._recording is not None:
             self._recording.append(work)
         else:
             work()
 
     def mark(self) -> Any:
-        """See `Device.mark`."""
+        """Return the current end of the queue, for `wait`."""
         return None
 
     def wait(self, mark: Any) -> None:
-        """See `Device.wait`."""
+        """Return at once, because all work before `mark` is done."""
 
     def synchronise(self) -> None:
-        """See `Device.synchronise`."""
+        """Return at once, because all queued work is done."""
         assert self._recording is None, "a recording does not wait"
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
-        """See `Device.record`."""
+        """Record what `work` queues, without running it. Each call of the result runs all of it."""
         recording: list[Callable[[], None]] = []
         self._recording = recording
         try:
@@ -94,7 +98,7 @@ class HostDevice:
         return replay
 
     def after(self, stream: int) -> None:
-        """See `Device.after`: work in ordinary memory is done when its call returns."""
+        """Do nothing: work in ordinary memory is done when its call returns."""
 
     def check_pointer(self, pointer: int) -> None:
-        """See `Device.check_pointer`: nothing is known of an address in ordinary memory."""
+        """Do nothing: an address in ordinary memory cannot be checked."""

@@ -1,8 +1,8 @@
-"""TensorRT-RTX's compiled kernels in the user's cache folder, so that the second start is fast.
+"""Store TensorRT-RTX's compiled kernels in the user's cache folder, so that the second start is fast.
 
-RTX compiles for the GPU when an engine first meets a shape, which takes seconds. What it compiled is code that will
-run on the next start, so the file must be the user's own, unaltered, and writable by nobody else; any other is
-ignored and replaced. Nothing here may fail a run: without the cache it is only slower.
+RTX compiles kernels when an engine first sees a shape, which takes seconds. The file holds code that runs at the next
+start. So it must belong to the user, be unaltered, and be writable by nobody else. Any other file is ignored and
+replaced. A problem with the cache never fails a run. It only makes it slower.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _HEADER_BYTES = len(_MAGIC) + 32
 
 
 def cache_folder() -> Path:
-    """Where this platform keeps a user's caches: a folder of this program in it."""
+    """Return this program's folder in the user's cache folder of this platform."""
     home = Path.home()
     if sys.platform == "win32":
         base = Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
@@ -37,14 +37,14 @@ def cache_folder() -> Path:
 
 
 class CacheFile:
-    """One cache on the disk; `name` says what it is for (library, GPU, engines)."""
+    """One cache on the disk. `name` says what it is for (library, GPU, engines)."""
 
     def __init__(self, name: str, folder: Path | None = None) -> None:
         self._folder = folder or cache_folder()
         self.path = self._folder / (re.sub(r"[^A-Za-z0-9._-]+", "-", name) + ".rtxcache")
 
     def read(self) -> bytes | None:
-        """What was written last; None when there is nothing that can be trusted."""
+        """Return what was written last. None if there is no file that can be trusted."""
         try:
             if not _is_private(self._folder.lstat(), stat.S_ISDIR):
                 return None
@@ -60,7 +60,7 @@ class CacheFile:
         return payload if whole else None
 
     def write(self, payload: bytes) -> bool:
-        """Replace the file at once; false when the folder cannot be used."""
+        """Replace the file atomically. Return false if the folder cannot be used."""
         temporary = self._folder / f".{secrets.token_hex(6)}.part"
         try:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -78,7 +78,7 @@ class CacheFile:
 
 
 def _is_private(status: os.stat_result, is_kind: Callable[[int], bool]) -> bool:
-    """The right kind, the user's own and writable by the user alone. On Windows the profile's rights see to that."""
+    """Whether it is of the right kind and only the user can write to it. On Windows the profile ensures that."""
     if not is_kind(status.st_mode):
         return False
     return sys.platform == "win32" or (status.st_uid == os.geteuid() and not status.st_mode & 0o022)

@@ -1,7 +1,7 @@
-"""ONNX Runtime on a device's own memory: inputs and outputs are bound to addresses, nothing is copied around it.
+"""ONNX Runtime on the memory of a device: inputs and outputs are bound to addresses, and nothing is copied.
 
-The CUDA provider works on the session's stream and keeps its own CUDA graph of the repeated graph. The CPU provider
-does the same on a `HostDevice`: that is how the device path is exercised where there is no GPU.
+The CUDA provider works on the session's stream and makes its own CUDA graph of the repeated graph. The CPU provider
+works on a `HostDevice`, so the device path can be tested without a GPU.
 """
 
 from __future__ import annotations
@@ -27,15 +27,19 @@ _OUT_OF_MEMORY = ("failed to allocate memory", "out of memory", "alloc_failed", 
 
 
 class OnnxGraphs:
-    """See `device.Graphs`."""
+    """The graphs of a bundle in ONNX Runtime.
+
+    Raises:
+        BackendError: ONNX Runtime is not installed or cannot use the GPU.
+        BundleError: a file was altered.
+    """
 
     segments_per_batch = 8
     stems_per_batch = 8
 
     def __init__(self, bundle: Bundle, device: Device, *, threads: int | None = None) -> None:
-        """Raises `BackendError` when ONNX Runtime is not installed or cannot use the GPU."""
         self.shortfall = ""
-        """What is slower than it could be here, and why; empty when nothing is."""
+        """What is slower than it could be, and why. Empty if nothing is."""
         self._bundle = bundle
         self._device = device
         self._threads = threads
@@ -49,7 +53,12 @@ class OnnxGraphs:
         self.load(_REPEATED)
 
     def load(self, name: str) -> None:
-        """See `Graphs.load`."""
+        """Verify the files of graph `name` and load it, unless it is loaded.
+
+        Raises:
+            BundleError: a file was altered.
+            BackendError: ONNX Runtime cannot load the graph, or cannot use the GPU.
+        """
         if name in self._sessions:
             return
         try:
@@ -68,7 +77,7 @@ class OnnxGraphs:
         self._sessions[name] = session
 
     def bind(self, name: str, arrays: Mapping[str, DeviceArray], *, repeated: bool) -> OnnxBound:
-        """See `Graphs.bind`."""
+        """Bind graph `name` to these inputs and outputs. A `repeated` binding runs many times and has its own state."""
         self.load(name)
         session, graph = self._sessions[name], self._bundle.manifest.graphs[name]
         binding = session.io_binding()
@@ -86,11 +95,11 @@ class OnnxGraphs:
         return bound
 
     def release(self, name: str) -> None:
-        """See `Graphs.release`."""
+        """Free graph `name`. It is loaded again at its next use."""
         self._sessions.pop(name, None)
 
     def save(self) -> None:
-        """See `Graphs.save`: nothing that ONNX Runtime makes is worth keeping."""
+        """Do nothing: ONNX Runtime has nothing to save."""
 
     def _call(self, name: str, session: Any, binding: Any, graph_id: int) -> Callable[[], None]:
         options = self._ort.RunOptions()
@@ -131,17 +140,17 @@ class OnnxGraphs:
 
 
 class OnnxBound:
-    """See `device.Bound`. Holds the arrays whose addresses it was given."""
+    """A graph with its inputs and outputs at fixed addresses. It keeps the arrays at those addresses alive."""
 
     def __init__(self, device: Device, call: Callable[[], None], arrays: Mapping[str, DeviceArray]) -> None:
         self.recordable = device.kind != "cuda"
-        """On CUDA the library has recorded the graph itself, and one recording cannot hold another."""
+        """False on CUDA: the library records the graph itself, and a recording cannot contain another."""
         self._device = device
         self._call = call
         self._arrays = dict(arrays)
 
     def __call__(self) -> None:
-        """See `Bound`."""
+        """Queue one run."""
         self._device.enqueue(self._call)
 
 

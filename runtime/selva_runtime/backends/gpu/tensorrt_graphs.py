@@ -1,8 +1,8 @@
-"""TensorRT and TensorRT-RTX engines on a GPU: verified, deserialised, bound to addresses, sharing scratch memory.
+"""TensorRT and TensorRT-RTX engines on a GPU: verified, deserialised, bound to addresses, with shared scratch memory.
 
-`selva_engines` finds and checks the engines; both libraries come through it and have one API. Activations live in
-one block that all engines take turns with, for they run one after another. A graph that is recorded gets an
-execution context of its own, because a recording holds the state that its context had.
+`selva_engines` finds and checks the engines. It loads both libraries, which have one API. Engines run one after
+another, so all of them use one block for their activations. A graph that is recorded gets its own execution context,
+because a recording contains the state of its context.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ _OUT_OF_MEMORY = ("out of memory", "outofmemory", "memory allocation", "cudaerro
 
 
 def open_graphs(bundle: Bundle, device: CudaDevice, space: Space) -> TensorRtGraphs:
-    """The engines of the first library that is installed, has engines in the bundle and runs them on this GPU.
+    """Open the engines of the first library that is installed, has engines in the bundle and runs them on this GPU.
 
-    Raises `BackendError` that says of each library what is missing, or `DeviceMemoryError`.
+    Raises:
+        BackendError: no library does. The message says what is missing for each.
+        DeviceMemoryError: the GPU has too little memory.
     """
     try:
         engines = import_module("selva_engines")
@@ -45,7 +47,11 @@ def open_graphs(bundle: Bundle, device: CudaDevice, space: Space) -> TensorRtGra
 
 
 class TensorRtGraphs:
-    """See `device.Graphs`. Raises `BackendError` unless the engines run here."""
+    """The graphs of a bundle as engines of TensorRT or TensorRT-RTX.
+
+    Raises:
+        BackendError: the engines do not run here.
+    """
 
     def __init__(self, bundle: Bundle, device: CudaDevice, space: Space, engines: Any, target: str) -> None:
         self._bundle, self._device, self._space = bundle, device, space
@@ -68,13 +74,22 @@ class TensorRtGraphs:
         self.load(_REPEATED)
 
     def load(self, name: str) -> None:
-        """See `Graphs.load`."""
+        """Verify the engine of graph `name` and load it, unless it is loaded.
+
+        Raises:
+            BackendError: the engine was altered, or TensorRT refuses it.
+        """
         if name not in self._engines:
             with self._as_backend_errors():
                 self._engines[name] = self._loader.load(name)
 
     def bind(self, name: str, arrays: Mapping[str, DeviceArray], *, repeated: bool) -> TensorRtBound:
-        """See `Graphs.bind`."""
+        """Bind graph `name` to these inputs and outputs. A `repeated` binding runs many times and has its own state.
+
+        Raises:
+            BackendError: the engine does not take these arrays.
+            DeviceMemoryError: the GPU has too little memory.
+        """
         self.load(name)
         self._api.log.clear()
         self._note(name, arrays)
@@ -98,17 +113,17 @@ class TensorRtGraphs:
             if not context.execute_async_v3(self._device.stream):
                 raise self._failure(f"the engine of {name} did not run")
 
-        capturable = getattr(context, "is_stream_capturable", None)  # TensorRT proper always is
+        capturable = getattr(context, "is_stream_capturable", None)  # in TensorRT a stream always is
         recordable = capturable is None or bool(capturable(self._device.stream))
         return TensorRtBound(self._device, execute, recordable, (context, scratch, dict(arrays)))
 
     def release(self, name: str) -> None:
-        """See `Graphs.release`."""
+        """Free graph `name`. It is loaded again at its next use."""
         self._contexts.pop(name, None)
         self._engines.pop(name, None)
 
     def save(self) -> None:
-        """See `Graphs.save`: RTX's compiled kernels, when a shape came up that was not met before."""
+        """Save RTX's compiled kernels to disk if there was a new shape."""
         if self._cache is not None and self._has_new:
             self._cache.save()
             self._has_new = False
@@ -127,7 +142,7 @@ class TensorRtGraphs:
             config = engine.create_runtime_config()
             config.set_execution_context_allocation_strategy(ours)
             strategy = api.DynamicShapesKernelSpecializationStrategy
-            # a recording keeps the kernels that it met, so they must be the final ones
+            # a recording keeps its kernels, so they must be the final ones
             config.dynamic_shapes_kernel_specialization_strategy = strategy.EAGER if repeated else strategy.LAZY
             self._cache.attach(config)
             context = engine.create_execution_context(config)
@@ -136,9 +151,9 @@ class TensorRtGraphs:
         return context
 
     def _scratch_of(self, nbytes: int) -> Block:
-        """Memory for activations. A larger block takes the place of a smaller one, which recordings may still hold."""
+        """Return the block for activations. A larger block replaces a smaller one, which recordings may still use."""
         if self._scratch is None or nbytes > self._scratch.nbytes:
-            self._scratch = None  # so that its memory can be part of the new one's
+            self._scratch = None  # so that its memory can be used for the new one
             self._scratch = self._space.block(nbytes)
         return self._scratch
 
@@ -157,7 +172,7 @@ class TensorRtGraphs:
 
 
 class TensorRtBound:
-    """See `device.Bound`. `kept` is what the queued work uses."""
+    """A graph with its inputs and outputs at fixed addresses. `kept` holds the objects that the queued work uses."""
 
     def __init__(
         self, device: CudaDevice, execute: Callable[[], None], recordable: bool, kept: tuple[Any, ...]
@@ -168,12 +183,12 @@ class TensorRtBound:
         self._kept = kept
 
     def __call__(self) -> None:
-        """See `Bound`."""
+        """Queue one run."""
         self._device.enqueue(self._execute)
 
 
 class RuntimeCache:
-    """RTX's cache of compiled kernels, one for all engines of a set, kept in a file."""
+    """RTX's cache of compiled kernels in a file, one for all engines of a set."""
 
     def __init__(self, engines: Any, library: str, device: CudaDevice) -> None:
         hashes = "".join(record.sha256 for _, record in sorted(engines.engines.items()))
@@ -183,17 +198,17 @@ class RuntimeCache:
         self._saved_bytes = 0
 
     def attach(self, config: Any) -> None:
-        """Let contexts that are made with `config` use the cache; it is read at the first of them."""
+        """Make contexts with this `config` use the cache. The first call reads the file."""
         if self._cache is None:
             self._cache = config.create_runtime_cache()
             stored = self._file.read()
-            # the library itself refuses what another version, GPU or driver has made
+            # the library itself refuses a cache of another version, GPU or driver
             if stored is not None and self._cache.deserialize(stored):
                 self._saved_bytes = len(stored)
         config.set_runtime_cache(self._cache)
 
     def save(self) -> None:
-        """Write the file when there is more in the cache than it holds."""
+        """Write the file if the cache has grown."""
         if self._cache is None:
             return
         content = bytes(self._cache.serialize())
@@ -202,6 +217,6 @@ class RuntimeCache:
 
 
 def _most(engines: Any, graph: str, port: str) -> int:
-    """Most rows that an engine takes. 1 where the set lacks it: loading it will say what to run."""
+    """Most rows that an engine takes. 1 if the set does not have it: the error comes when it is loaded."""
     record = engines.engines.get(graph)
     return 1 if record is None else int(record.profile[port]["max"][0])

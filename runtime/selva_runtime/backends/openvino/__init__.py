@@ -1,1 +1,1 @@
-"""OpenVINO on the CPU, and how its graphs are rewritten to be faster."""
+"""OpenVINO on the CPU, and the rewriting that makes its graphs faster."""

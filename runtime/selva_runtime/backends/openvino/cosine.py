@@ -1,8 +1,8 @@
-"""Cosines as polynomials. OpenVINO has no vector code for `Cos`: the vocoder spent a third to half of its time there.
+"""Replace cosines with polynomials. OpenVINO has no vector code for `Cos`, which took a third to half of the vocoder.
 
-The vocoder's activations take a cosine of every sample, 109 times over. As multiplications and additions OpenVINO
-fuses them with what is around into one pass. Only for that graph: the range reduction below is as good as float32's
-own rounding of the argument, which a time embedding with its thousands of radians cannot afford twice.
+The vocoder's activations take a cosine of every sample 109 times. OpenVINO fuses a polynomial with the nodes around it
+into one pass. This is used for the vocoder only. The range reduction below adds an error as large as float32's own
+rounding of the argument. That is too much for a time embedding, whose arguments reach thousands of radians.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 
 SINE = (4.442883014678955, -7.308241367340088, 3.6062889099121094, -0.8457635641098022, 0.10920574516057968)
-"""sqrt(2) sin(pi r) = r (c0 + c1 r^2 + c2 r^4 + ...) for |r| <= 1/2, minimax: off by 5e-9 at most."""
+"""Minimax coefficients of sqrt(2) sin(pi r) = r (c0 + c1 r^2 + c2 r^4 + ...) for |r| <= 1/2, error at most 5e-9."""
 
 
 def replace_cosines(openvino: Any, model: Any) -> int:
-    """Write every cosine of an OpenVINO model as cos(y) = 1 - (sqrt(2) sin(pi r))^2, with r = y / 2pi off the nearest
-    whole number. Returns how many there were."""
+    """Rewrite every cosine of an OpenVINO model, and return how many there were.
+
+    cos(y) = 1 - (sqrt(2) sin(pi r))^2, where r is y / 2pi minus the nearest whole number.
+    """
     cosines = [node for node in model.get_ops() if node.get_type_name() == "Cos"]
     for node in cosines:
         node.output(0).replace(_cosine(openvino.opset13, node.input_value(0)).output(0))

@@ -1,12 +1,12 @@
-"""OpenVINO on the CPU: the fastest backend on x86, and the one that computes in bfloat16 when the user says so.
+"""OpenVINO on the CPU: the fastest backend on x86, and the only CPU backend that can compute in bfloat16.
 
-It reads the bundle's own ONNX files. Each graph is compiled for the very sizes it is given: sizes left open cost 4 to
-7 % of a run (the conditions take twice as long), compiling takes about a second a graph and 5 s for the decoder, and a
-session seldom changes a clip's length. Only the number of a prompt's tokens stays open, for every prompt has another.
-Exact means float32: left to itself OpenVINO would take bfloat16 wherever the hardware has it.
+It reads the bundle's own ONNX files. Each graph is compiled for the exact sizes of its inputs. Open sizes would cost 4
+to 7 % of a run (the conditions would take twice as long). Compiling takes about a second a graph and 5 s for the
+decoder, and a session seldom changes a clip's length. Only the number of tokens of a prompt stays open, because it
+differs for every prompt. "exact" means float32; by default OpenVINO would use bfloat16 if the hardware has it.
 
-The text towers run on ONNX Runtime, which computes with their mapped files: they are loaded for one short run per
-prompt, and OpenVINO's own copy of their weights would take longer to make than to use.
+The text towers run on ONNX Runtime, which computes with their mapped files. They are loaded for one short run per
+prompt, and OpenVINO would take longer to copy their weights than to use them.
 """
 
 from __future__ import annotations
@@ -35,25 +35,29 @@ from selva_runtime.backends.openvino.minimal_filtering import multiply_less
 _OPEN_AXIS = "tokens"
 _ON_ONNX_RUNTIME = ("text_t5", "text_clip")
 _IN_FLOAT32 = ("conditions",)
-"""30 ms a prompt, and every step depends on it; OpenVINO 2026.4 crashes when it compiles this one for bfloat16."""
+"""Takes 30 ms a prompt, and every step depends on it. OpenVINO 2026.4 crashes when it compiles it for bfloat16."""
 _WITH_COSINES = "decoder"
 _WITH_WIDE_FILTERS = {"guided_step": 60, "decoder": 96}
-"""Fewest tiles for which the convolutions are rewritten: the step's weights are read 25 times a stem, the decoder's
-once. Only in float32: bfloat16 has no digits to spare, and its products are cheaper than the additions."""
+"""Smallest number of tiles for which convolutions are rewritten. The step's weights are read 25 times a stem, the
+decoder's once. In bfloat16 nothing is rewritten: it would lose precision, and its products are cheaper than the
+additions."""
 _TELEMETRY = "openvino_telemetry"
 Sizes = tuple[tuple[int, ...], ...]
-"""Of a graph's inputs in the manifest's order; -1 is open."""
+"""Shapes of a graph's inputs in the manifest's order. -1 is an open size."""
 
 
 class OpenVinoExecutor(NumpyExecutor):
-    """Runs a bundle's graphs on `threads` CPU threads (None: as many as the process may use), pinned to no core."""
+    """Runs a bundle's graphs on `threads` CPU threads (None: as many as the process may use), not pinned to cores.
+
+    Raises:
+        BackendError: OpenVINO or ONNX Runtime is not installed, or `precision` is "bf16" and the CPU has no bfloat16.
+    """
 
     backend = "openvino"
 
     def __init__(
         self, bundle: Bundle, *, threads: int | None = None, precision: str = EXACT, reason: str = "asked for"
     ) -> None:
-        """Raises `BackendError` when OpenVINO is not installed, or the CPU has no bfloat16 and `precision` wants it."""
         super().__init__(bundle, reason)
         self._onnx_runtime = OnnxCpuExecutor(bundle, threads=threads)
         self._threads = threads or usable_cores()
@@ -66,7 +70,7 @@ class OpenVinoExecutor(NumpyExecutor):
         self._compiled: dict[str, tuple[Sizes, Any]] = {}
 
     def load(self, name: str) -> None:
-        """See `Executor.load`. Compiled is a graph at its first run, when its sizes are known."""
+        """Verify the files of graph `name` and load it. The graph is compiled at its first run, for its sizes."""
         if name in _ON_ONNX_RUNTIME:
             self._onnx_runtime.load(name)
         elif name not in self._models:
@@ -85,13 +89,13 @@ class OpenVinoExecutor(NumpyExecutor):
         return model
 
     def run(self, name: str, feeds: Mapping[str, Tensor], cancel: Event | None = None) -> dict[str, Tensor]:
-        """See `Executor.run`."""
+        """Run graph `name` and return its outputs by name. `cancel` stops the run at once or soon."""
         if name in _ON_ONNX_RUNTIME:
             return self._onnx_runtime.run(name, feeds, cancel)
         return super().run(name, feeds, cancel)
 
     def release(self, name: str) -> None:
-        """See `Executor.release`."""
+        """Free graph `name`. It is loaded again at its next use."""
         self._onnx_runtime.release(name)
         self._compiled.pop(name, None)
         self._models.pop(name, None)
@@ -108,7 +112,7 @@ class OpenVinoExecutor(NumpyExecutor):
         return outputs
 
     def _finish(self, request: Any, cancel: Event | None) -> None:
-        """Run it in OpenVINO's own threads; when this is left early it has stopped between two of its nodes."""
+        """Run the request in OpenVINO's own threads. On cancel or Ctrl-C, stop it between two of its nodes first."""
         request.start_async()
         try:
             while not request.wait_for(int(POLL_S * 1000)):
@@ -120,19 +124,19 @@ class OpenVinoExecutor(NumpyExecutor):
             raise
 
     def _request(self, graph: Graph, sizes: Sizes) -> Any:
-        """What runs the graph at these sizes; compiled unless the last run had the same."""
+        """Return the inference request for these sizes. Compile the graph unless the last run had the same sizes."""
         known, request = self._compiled.get(graph.name, (None, None))
         if known == sizes:
             return request
         self.load(graph.name)
         self._compiled.pop(graph.name, None)
-        for _, other in self._compiled.values():  # compiling takes the most memory: scratch comes back at the next run
+        for _, other in self._compiled.values():  # compiling needs memory; scratch is made again later
             other.get_compiled_model().release_memory()
         model, kept = self._models[graph.name], KeptArrays()
         try:
             model.reshape({port.name: list(shape) for port, shape in zip(graph.inputs, sizes, strict=True)})
             if graph.name in _WITH_WIDE_FILTERS and self._precision != BF16:
-                model = model.clone()  # what is rewritten fits these sizes alone
+                model = model.clone()  # the rewritten model fits only these sizes
                 multiply_less(self._ov, model, tiles=_WITH_WIDE_FILTERS[graph.name], keep=kept.keep)
             with giving_back([*(self._bundle.path / file for file in graph.data), *kept.files]):
                 compiled = self._core.compile_model(model, "CPU", self._settings(graph.name))
@@ -148,15 +152,18 @@ class OpenVinoExecutor(NumpyExecutor):
             "INFERENCE_PRECISION_HINT": "bf16" if in_bf16 else "f32",
             "INFERENCE_NUM_THREADS": self._threads,
             "NUM_STREAMS": 1,
-            "ENABLE_CPU_PINNING": False,  # in a host the cores are not ours to choose
+            "ENABLE_CPU_PINNING": False,  # the host chooses the cores
         }
 
 
 def import_openvino() -> Any:
-    """The module; raises `BackendError` that says what to install.
+    """Import OpenVINO without its telemetry.
 
-    Imported plainly it reports the import to its maker and leaves an identifier in the user's home. Without its
-    telemetry package it does neither, so that is kept away from it.
+    A plain import sends a report to Intel and leaves an identifier in the user's home folder. Without the telemetry
+    package it does neither, so that package is hidden during the import.
+
+    Raises:
+        BackendError: OpenVINO is not installed. The message says what to install.
     """
     if keep_away := _TELEMETRY not in sys.modules:
         sys.modules[_TELEMETRY] = None  # type: ignore[assignment]
@@ -172,7 +179,7 @@ def import_openvino() -> Any:
 
 
 def last_line(error: Exception) -> str:
-    """Where OpenVINO's messages, which begin with places in its source, come to the point."""
+    """Return the last line of an exception's message. OpenVINO's messages begin with locations in its source."""
     lines: Iterable[str] = (line.strip() for line in reversed(str(error).splitlines()))
     return next(filter(None, lines), type(error).__name__)
 

@@ -1,8 +1,8 @@
-"""Convolutions over time with fewer multiplications: minimal filtering after Toom and Cook, known from Winograd.
+"""Convolutions over time with fewer multiplications: minimal filtering after Toom and Cook, known as Winograd's.
 
-Of a filter with r taps, m outputs at a time need m + r - 1 multiplications instead of m r, the same in exact
-arithmetic: y = A^T [(G g) * (B^T d)] (Lavin & Gray, arXiv 1509.09308, equation 8). Over channels each of those
-multiplications is one large matrix product, which a CPU does at its full rate. Longer filters are cut into pieces.
+For a filter with r taps, m outputs need m + r - 1 multiplications instead of m r. In exact arithmetic the result is
+the same: y = A^T [(G g) * (B^T d)] (Lavin & Gray, arXiv 1509.09308, equation 8). Over channels each multiplication is
+one large matrix product, which a CPU runs at its full rate. Longer filters are split into pieces.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import numpy.typing as npt
 
 Matrix = npt.NDArray[np.float64]
 OUTPUTS = 4
-"""m: outputs of a tile. More would multiply less, and lose digits."""
+"""m, the outputs of a tile. A larger m would multiply less and lose precision."""
 POINTS = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5)
-"""Where the polynomials are evaluated, besides infinity. Small ones keep float32's digits."""
+"""Points where the polynomials are evaluated, besides infinity. Small points keep float32's precision."""
 WORTH_FROM = 1300
-"""Taps times channels; with fewer the additions and copies cost what the multiplications save."""
+"""Taps times channels. Below this the additions and copies cost what the multiplications save."""
 Keep = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
 
 
@@ -40,17 +40,17 @@ class Filtering:
 
 @cache
 def filtering(taps: int) -> Filtering:
-    """Toom-Cook's multiplication of polynomials, transposed. `taps` is 3 or 4."""
+    """Return the matrices of Toom and Cook's polynomial multiplication, transposed. `taps` is 3 or 4."""
     count = OUTPUTS + taps - 1
     points = POINTS[: count - 1]
 
     def evaluated(coefficients: int) -> Matrix:
-        """Powers of every point; at infinity only the highest counts."""
+        """Return the powers of every point. At infinity only the highest power counts."""
         rows = [[point**power for power in range(coefficients)] for point in points]
         return np.array([*rows, [0.0] * (coefficients - 1) + [1.0]])
 
     interpolated = np.linalg.inv(evaluated(count)).T
-    scale = np.array([*(math.prod(p - q for q in points if q != p) for p in points), 1.0])  # makes B^T whole numbers
+    scale = np.array([*(math.prod(p - q for q in points if q != p) for p in points), 1.0])  # makes B^T integers
     return Filtering(
         inputs=np.round(interpolated * scale[:, None], 9),
         taps=evaluated(taps) / scale[:, None],
@@ -59,10 +59,10 @@ def filtering(taps: int) -> Filtering:
 
 
 def multiply_less(openvino: Any, model: Any, *, tiles: int = 1, keep: Keep = lambda weights: weights) -> int:
-    """Rewrite the wide convolutions over time of an OpenVINO model whose sizes are all known; returns how many.
+    """Rewrite the wide convolutions over time of an OpenVINO model, and return how many. All its sizes must be known.
 
-    Of fewer than `tiles` tiles in a batch none is: there are twice as many weights as before, to be read and kept.
-    `keep` puts them where they are to be: the model refers to what it returns.
+    A convolution with fewer than `tiles` tiles in a batch is not rewritten, because the new weights take twice the
+    memory and time to read. `keep` stores the new weights, and the model uses the arrays that it returns.
     """
     writer = _Writer(openvino.opset13, tiles, keep)
     for node in model.get_ordered_ops():
@@ -78,7 +78,7 @@ _TURNED = (0, 2, 1)
 
 
 class _Writer:
-    """Writes nodes with channels last, so that a tile's rows are rows of a matrix product.
+    """Writes nodes with channels last, so that the rows of a tile are rows of a matrix product.
 
     Shapes: B batch, T time, C channels, n tiles, d the filter's dilation.
     """
@@ -92,7 +92,7 @@ class _Writer:
         self.rewritten = 0
 
     def convolution(self, node: Any) -> None:
-        """Replaces a convolution that is worth it."""
+        """Replace a convolution if that makes it faster."""
         weight = _filter(node)
         if weight is None:
             return
@@ -126,7 +126,7 @@ class _Writer:
         self.rewritten += 1
 
     def _sum_of_pieces(self, rows: Any, weight: Any, dilation: int) -> Any:
-        """rows (B, n + pieces - 1, d, C) → (B, n, d, C'): a convolution over the tiles."""
+        """Convolve over the tiles: rows (B, n + pieces - 1, d, C) → (B, n, d, C')."""
         batch, tiles, _, width = rows.get_output_shape(0)
         flat = self._ops.reshape(rows, _ints(batch, 1, tiles * dilation, width), False)
         weight = self._ops.constant(self._keep(np.ascontiguousarray(weight)), shared_memory=True)
@@ -137,7 +137,7 @@ class _Writer:
         return self._ops.reshape(last, _ints(batch, -1, dilation, weight.get_output_shape(0)[0]), False)
 
     def elementwise(self, node: Any) -> None:
-        """Between two rewritten convolutions stays channels last what was."""
+        """Keep an elementwise node channels last if it follows a rewritten convolution."""
         values = node.input_values()
         turned = [self._last[_key(v)] if _key(v) in self._last else _turned_bias(self._ops, v) for v in values]
         if any(v is None for v in turned) or not any(_key(v) in self._last for v in values):
@@ -159,7 +159,7 @@ class _Writer:
     def _inputs(
         self, value: Any, by_taps: Filtering, pieces: int, length: int, dilation: int, before: int
     ) -> list[Any]:
-        """B^T d of every tile, (B, n + pieces - 1, d, C) each: piece p of the filter sees the tile p places on."""
+        """B^T d of every tile, each (B, n + pieces - 1, d, C). Piece p of the filter reads the tile p places later."""
         key = (_key(value), len(by_taps.inputs), pieces, dilation, before)
         if key not in self._tiles:
             step = OUTPUTS * dilation
@@ -182,7 +182,7 @@ class _Writer:
         return self._tiles[key]
 
     def _rows(self, value: Any) -> Any:
-        """(B, C, T) or (B, C, 1, T) → (B, T, C)."""
+        """Move the channels last: (B, C, T) or (B, C, 1, T) → (B, T, C)."""
         if _key(value) in self._last:
             return self._last[_key(value)]
         node, shape = value.get_node(), list(value.get_shape())
@@ -194,7 +194,7 @@ class _Writer:
         return self._ops.transpose(value, _ints(*_TURNED)).output(0)
 
     def _mixed(self, matrix: Matrix, parts: Any) -> Any:
-        """The matrix times parts (B, n, parts, d, C): mixes over the third axis."""
+        """Multiply the matrix with the third axis of parts (B, n, parts, d, C)."""
         batch, tiles, count, dilation, width = parts.get_output_shape(0)
         flat = self._ops.reshape(parts, _ints(batch, tiles, count, dilation * width), False)
         mixed = self._ops.matmul(self._ops.constant(matrix.astype(np.float32)), flat, False, False)
@@ -210,7 +210,7 @@ def _key(value: Any) -> tuple[str, int]:
 
 
 def _constant(value: Any) -> Any:
-    """The numbers of a constant, kept as they are or in float16; None where `value` is something else."""
+    """Return the values of a constant, also of a converted one. None if `value` is not a constant."""
     node = value.get_node()
     if node.get_type_name() == "Convert":
         kept = _constant(node.input_value(0))
@@ -219,9 +219,9 @@ def _constant(value: Any) -> Any:
 
 
 def _filter(node: Any) -> Any:
-    """Weights (outputs, inputs, taps) of a convolution over time alone, (B, C, T) or (B, C, 1, T), one by one in time.
+    """Weights (outputs, inputs, taps) of a convolution over time only, of (B, C, T) or (B, C, 1, T), with stride 1.
 
-    None for others, and in a float16 graph, where a tile's sums would lack digits.
+    None for any other convolution, and in a float16 graph, where the sums of a tile would be too inexact.
     """
     weight, attributes = _constant(node.input_value(1)), node.get_attributes()
     if weight is None or node.get_output_element_type(0).to_string() != "f32":
@@ -234,7 +234,7 @@ def _filter(node: Any) -> Any:
 
 
 def _turned_bias(ops: Any, value: Any) -> Any:
-    """A number per channel beside (B, C, T) or (B, C, 1, T) as one beside (B, T, C); None if `value` is another."""
+    """Reshape a bias of one value per channel so that it fits (B, T, C). None if `value` is no such bias."""
     shape = list(value.get_shape())
     if math.prod(shape) == 1:
         return value
