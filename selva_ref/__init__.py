@@ -1,7 +1,8 @@
 """The SelVA networks in PyTorch, under the official parameter names.
 
-import selva_ref
-encoder = selva_ref.build("video_encoder", "small_16k").load_official(state_dict)
+Example:
+    import selva_ref
+    encoder = selva_ref.build("video_encoder", "small_16k").load_official(state_dict)
 """
 
 from __future__ import annotations

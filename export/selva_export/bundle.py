@@ -189,7 +189,7 @@ def _sources(request: ExportRequest) -> dict[str, dict[str, str]]:
 
 
 def _kind_of_weights(request: ExportRequest, sources: dict[str, dict[str, str]]) -> str:
-    """Returns "official" if `selva-fetch` got every file and verified them all, else "trained"."""
+    """Returns "random"; "official" if `selva-fetch` got every file and left none unverified; or "trained"."""
     if request.checkpoints is None:
         return "random"
     record = read_record(request.checkpoints).values()

@@ -34,7 +34,7 @@ class DividedAttention(nn.Module):
         self.scale = 1.0
 
     def forward(self, x_BND: Tensor, patches: str, **sizes: int) -> Tensor:
-        """`patches` names the patch axes as (group, member), such as "(m g)" for time attention."""
+        """Attends within groups of patches; `patches` names their axes as (group, member): "(m g)" for time."""
         qkv = self.qkv(x_BND)
         cls, rest = qkv.split((1, qkv.shape[1] - 1), dim=1)
         q, k, v = rearrange(rest, f"b {patches} (three h d) -> three b g h m d", three=3, h=self.heads, **sizes)

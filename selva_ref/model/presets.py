@@ -62,7 +62,7 @@ class GeneratorConfig:
     learn the drift. None: sync features are spread evenly over the latent, as in the official weights.
     """
     v2: bool = False
-    """Second version: SiLU in the input projections, a wide time embedding and a rate 10,000 times higher."""
+    """Second version: SiLU in the input projections, a wide time embedding, and times scaled by 10,000."""
 
     def __post_init__(self) -> None:
         if self.width % self.heads:

@@ -63,8 +63,8 @@ class Activation(nn.Module):
         self.channels = channels
         self.act = SnakeBeta(channels)
         taps = lowpass_filter().flip(0).expand(channels, 1, -1)
-        # The flipped taps 0, 2, ... are taps 11, 9, ...: going up they make the even phase, going down (the filter is
-        # symmetric) the odd one. A seventh tap of zero lets both phases use the same extended signal.
+        # The flipped taps 0, 2, ... are taps 11, 9, ... Going up they make the even phase. Going down (with the same
+        # symmetric filter) they apply to the odd one. A seventh tap of zero lets both phases use one extended signal.
         even, odd = taps[..., 0::2], taps[..., 1::2]
         self.register_buffer("up_even", F.pad(2 * even, (0, 1)), persistent=False)
         self.register_buffer("up_odd", F.pad(2 * odd, (1, 0)), persistent=False)
