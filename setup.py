@@ -1,7 +1,7 @@
 """One distribution, several packages: the base install is the runtime, everything else is an extra.
 
-The top-level folders are the deliverables and carry common words (`runtime`, `export`); the importable
-packages inside have unique names, because the runtime is installed into other programs' Pythons.
+The top-level folders are the deliverables and have common names (`runtime`, `export`). The importable packages inside
+have unique names, because the runtime is installed into other programs' Pythons.
 """
 
 from pathlib import Path

@@ -1,7 +1,8 @@
 """The SelVA networks in PyTorch, under the official parameter names.
 
-import selva_ref
-encoder = selva_ref.build("video_encoder", "small_16k").load_official(state_dict)
+Example:
+    import selva_ref
+    encoder = selva_ref.build("video_encoder", "small_16k").load_official(state_dict)
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ __all__ = ["PARTS", "PRESETS", "Preset", "build", "get_preset"]
 
 
 def build(part: str, preset: str | Preset) -> OfficialModule:
-    """One network with untrained weights; fill it with `.load_official(state_dict)`.
+    """Makes one network with untrained weights; use `.load_official(state_dict)` to fill it.
 
     Args:
         part: one of `PARTS`.
         preset: a name in `PRESETS`, or a `Preset` of your own.
 
     Raises:
-        ValueError: no such part or preset.
+        ValueError: there is no such part or preset.
     """
     from selva_ref.model.generator import Generator
     from selva_ref.model.text import ClipTower, T5Tower

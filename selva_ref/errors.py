@@ -1,4 +1,4 @@
-"""What a user of checkpoints can fix."""
+"""Errors in checkpoints that a user can fix."""
 
 from selva_bundle.errors import SelvaError
 
@@ -8,4 +8,4 @@ class CheckpointError(SelvaError, ValueError):
 
 
 class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
-    """A checkpoint that is not there."""
+    """A checkpoint that does not exist."""

@@ -1,7 +1,7 @@
-"""The whole model as plainly as it can be said: frames and a prompt in, one stem out.
+"""The whole model in its plainest form: frames and a prompt in, one stem out.
 
-This is the reference that exports and runtimes are compared with. It runs everything again for every prompt; the
-runtime (`selva_runtime.Session`) is the one that is fast.
+Exports and runtimes are compared with this reference. It runs everything again for every prompt; use
+`selva_runtime.Session` for speed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from selva_runtime.flow import draw_noise
 
 
 def sequence_rules(preset: Preset) -> SequenceRules:
-    """What a preset's lengths follow from; the export writes them into the bundle."""
+    """The numbers that determine a preset's lengths; the export writes them into the bundle."""
     return SequenceRules(
         sample_rate_hz=preset.audio.sample_rate_hz,
         hop=preset.audio.hop,
@@ -52,7 +52,7 @@ def preprocess(frames: Tensor, size: int) -> Tensor:
 
 
 class Pipeline:
-    """Every network of a preset, filled from a folder of checkpoints or, with None, with random weights."""
+    """Every network of a preset, with weights from a folder of checkpoints or, if that is None, random weights."""
 
     video_encoder: VideoEncoder
     generator: Generator
@@ -90,13 +90,13 @@ class Pipeline:
         guidance: float = 4.5,
         solver: str = "euler",
     ) -> np.ndarray:
-        """A stem for one prompt.
+        """Generates a stem for one prompt.
 
         Args:
             frames: uint8 (T, 3, H, W) at the preset's rate, T at least `duration_s` times 25; any size.
             duration_s: seconds of sound, from 0.64 to 30.
-            negative: what not to hear; None: the learned empty text.
-            noise: (latent length, latent width) float32; None: what the runtime draws for a first stem.
+            negative: sounds to avoid; None: the learned empty text.
+            noise: (latent length, latent width) float32; None: the noise the runtime draws for a first stem.
             solver: "euler" with `steps`, or "adaptive".
 
         Returns:

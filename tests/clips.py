@@ -1,7 +1,7 @@
 """Small real media files for the tests, rendered with PyAV.
 
-Each picture of `numbered` says which one it is: its left half is grey by the number's low hexadecimal digit, its
-right half by the high one, in steps of 16, which survive lossy codecs, resizing and colour conversion.
+Each picture of `numbered` shows its own number: the left half is grey by the low hexadecimal digit, the right half by
+the high one. The steps of 16 survive lossy codecs, resizing and colour conversion.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,7 +16,7 @@ Picture = NDArray[np.uint8]
 
 
 def numbered(number: int, *, width: int = 64, height: int = 48) -> Picture:
-    """uint8 (height, width, 3)."""
+    """Returns picture `number`, uint8 (height, width, 3)."""
     picture = np.empty((height, width, 3), np.uint8)
     picture[:, : width // 2] = 8 + 15 * (number % 16)
     picture[:, width // 2 :] = 8 + 15 * (number // 16 % 16)
@@ -52,10 +52,12 @@ def write_video(
     sound_rate_hz: int = 48000,
     start_s: Fraction | int = 0,
 ) -> Path:
-    """Picture k is presented at `ticks[k] * time_base`, or else at `start_s + k / rate`.
+    """Writes a video. Picture k is shown at `ticks[k] * time_base`, or else at `start_s + k / rate`.
 
-    `turned` is (degrees counterclockwise, mirrored, upside down), `colour` (matrix, range); `sound` begins with the
-    pictures, is mono and has "deu" as its language.
+    Args:
+        turned: degrees counterclockwise, mirrored, upside down.
+        colour: matrix, range.
+        sound: mono, starts with the pictures; its language is "deu".
     """
     time_base = time_base or 1 / Fraction(rate)
     with av.open(str(path), "w", format=container) as target:
@@ -106,7 +108,7 @@ def click(length_s: float, at_s: float, rate_hz: int) -> NDArray[np.float32]:
 
 
 def loudest_s(path: Path, track: int) -> float:
-    """When the loudest sample of an audio track is heard, in seconds after the first picture is shown."""
+    """Time of the loudest sample of an audio track, in seconds after the first picture."""
     with av.open(str(path)) as source:
         shown_s = next(source.decode(video=0)).time
     best, heard_s = 0.0, 0.0

@@ -1,6 +1,6 @@
-"""Bundles for the tests: exported once a session, from random weights; copy one before altering it.
+"""Bundles for the tests: exported once per session, with random weights; copy one before changing it.
 
-Where SELVA_TEST_BUNDLES names a folder they are kept there, for the thousand sessions of `make mutants`.
+If SELVA_TEST_BUNDLES names a folder they are kept there, for the thousand sessions of `make mutants`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell's background jobs start; commands would inherit it
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background jobs; commands would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

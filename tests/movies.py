@@ -1,4 +1,4 @@
-"""Boxes of MP4 and MOV files, taken apart and put together again, to build files that no encoder would write."""
+"""Takes MP4 and MOV files apart into boxes and rebuilds them, to make files that no encoder would write."""
 
 import struct
 import subprocess
@@ -31,12 +31,12 @@ def box(kind: bytes, *parts: bytes) -> bytes:
 
 
 def full(kind: bytes, *fields: int, version: int = 0, flags: int = 0, rest: bytes = b"") -> bytes:
-    """A box with a version, flags and 32-bit fields."""
+    """Makes a box with a version, flags and 32-bit fields."""
     return box(kind, struct.pack(f">I{len(fields)}I", version << 24 | flags, *fields), rest)
 
 
 def replaced(boxes: list[Box], changes: dict[bytes, bytes | Callable[[bytes], bytes] | None]) -> list[Box]:
-    """With the named boxes' content replaced wherever they are; None leaves a box out."""
+    """Replaces the content of the named boxes wherever they are; None leaves a box out."""
     made: list[Box] = []
     for kind, content in boxes:
         if kind in changes:
@@ -53,23 +53,23 @@ def build_content(content: bytes | list[Box]) -> bytes:
 
 
 def table(*fields: int, rows: bytes = b"", version: int = 0) -> bytes:
-    """The content of a table box: version, then fields, then rows."""
+    """Makes the content of a table box: version, then fields, then rows."""
     return struct.pack(f">{1 + len(fields)}I", version << 24, *fields) + rows
 
 
 def with_samples(boxes: list[Box], count: int) -> list[Box]:
-    """One chunk of `count` samples of one byte, without edits."""
+    """Changes the tables to one chunk of `count` samples of one byte, without edits."""
     rows = {b"stsz": table(1, count), b"stsc": table(1, 1, count, 1), b"stts": table(1, count, 512)}
     return replaced(boxes, {**rows, b"edts": None})
 
 
 def edits(count: int, begin: int = 0, length: int = 1) -> bytes:
-    """The content of an edit list that shows the same place again and again."""
+    """Makes the content of an edit list that shows the same place again and again."""
     return table(count, rows=struct.pack(">IiI", length, begin, 1 << 16) * count)
 
 
 def compressed(boxes: list[Box], more_bytes: int = 0) -> list[Box]:
-    """With the movie header as one zlib stream, as old QuickTime wrote it, which says that it is longer than it is."""
+    """Stores the movie header as one zlib stream, as old QuickTime did; the stated length is `more_bytes` too large."""
     header = build_content(dict(boxes)[b"moov"])
     movie = box(b"dcom", b"zlib"), box(b"cmvd", struct.pack(">I", len(header) + more_bytes), zlib.compress(header))
     return [(kind, box(b"cmov", *movie) if kind == b"moov" else content) for kind, content in boxes]
@@ -95,7 +95,7 @@ for path in sys.argv[1:]:
 
 
 def peaks_mib(code: str, *paths: Path, timeout_s: float = 60) -> list[tuple[str, float]]:
-    """What `run(path)` of `code` came to for each path, and by how many MiB it raised its process's memory."""
+    """For each path, the result of `run(path)` in `code`, and by how many MiB it raised the memory of its process."""
     command = [sys.executable, "-c", PEAKS.format(code=code), *map(str, paths)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout_s)
     assert done.returncode == 0, done.stderr

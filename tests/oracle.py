@@ -1,4 +1,4 @@
-"""Reading the oracle data under `tests/data`."""
+"""Reads the oracle data under `tests/data`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DATA = Path(__file__).parent / "data"
 
 
 def expected(name: str) -> dict[str, np.ndarray]:
-    """What the original networks gave, by output name."""
+    """Outputs of the original networks, by name."""
     with np.load(DATA / "expected" / f"{name}.npz") as stored:
         return dict(stored)
 
@@ -26,5 +26,5 @@ def manifest_rows(manifest: str) -> list[tuple[str, tuple[int, ...], str]]:
 
 
 def official_weights(manifest: str) -> dict[str, Tensor]:
-    """The parameters of an official state dict, filled from their names."""
+    """The parameters of an official state dict, with values made from their names."""
     return {name: torch.tensor(fill(name, shape)) for name, shape, kind in manifest_rows(manifest) if kind == "param"}

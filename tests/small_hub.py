@@ -1,4 +1,4 @@
-"""A small model hub on this machine, as huggingface_hub asks it: right, wrong, cut, stalled, down."""
+"""A small local model hub with the protocol of huggingface_hub: right, wrong, cut, stalled or down."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FILES = {
     "apple/new-name/vocab.json": VOCABULARY,
 }
 CHUNK_BYTES = 10_000
-"""What arrives is kept in steps of this many bytes: huggingface_hub's ten million, made smaller."""
+"""Data is saved in steps of this many bytes; huggingface_hub's own ten million would be too many for the test files."""
 TABLE = {
     "vae": Checkpoint(
         part="vae",
@@ -69,29 +69,29 @@ HERE = ["clip/tower.safetensors", "clip/vocab.json", "v1-16.safetensors"]
 
 @dataclass
 class SmallHub:
-    """What the server answers with, and what it was asked."""
+    """What the server answers, and a record of the requests."""
 
     files: dict[str, bytes] = field(default_factory=lambda: dict(FILES))
     stated: dict[str, bytes] = field(default_factory=lambda: dict(FILES))
-    """The content whose hash is stated; differs from `files` for a file damaged on its way."""
+    """The content whose hash is stated. It differs from `files` if a file is damaged in transit."""
     cuts: list[int] = field(default_factory=list)
-    """Bytes to send of each of the next contents before the connection is cut."""
+    """Number of bytes to send of each of the next files before the connection is cut."""
     dies: bool = False
-    """Whether the hub is out of reach after the next cut."""
+    """Whether the hub cannot be reached after the next cut."""
     down: bool = False
     endless: set[str] = field(default_factory=set)
     """Files whose content never ends."""
     answers: dict[str, tuple[int, dict[str, str | None]]] = field(default_factory=dict)
-    """File → the status of the hub's answer about it and headers that take the place of the right ones; None: none."""
+    """File → the status of the hub's answer about it and headers that replace the right ones; None removes a header."""
     sent_bytes: int = 0
     stall: threading.Event | None = None
-    """If there: set once half of a content is sent and nothing more will come."""
+    """If given, it is set once half of a file is sent, and nothing more follows."""
     asked: list[tuple[str, str, str | None]] = field(default_factory=list)
     url: str = ""
 
     @property
     def content_url(self) -> str:
-        """Another host, as on the true hub: the client asks the hub about a file and gets it elsewhere."""
+        """Another host, as on the real hub: the client asks the hub about a file and downloads it elsewhere."""
         return self.url.replace("127.0.0.1", "localhost")
 
     def gets(self, name: str) -> list[str | None]:
@@ -100,7 +100,7 @@ class SmallHub:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Speaks what huggingface_hub asks: /REPO/resolve/REVISION/FILE, renamed repositories, content elsewhere."""
+    """Serves huggingface_hub's requests: /REPO/resolve/REVISION/FILE, renamed repositories, content elsewhere."""
 
     protocol_version = "HTTP/1.1"
     hub: SmallHub
@@ -162,7 +162,7 @@ class Handler(BaseHTTPRequestHandler):
         self.reply(206 if start else 200, headers, content[start:], cut)
 
     def send_without_end(self, content: bytes) -> None:
-        """`content`, then zeros until the other side goes away, or far more than any test should take."""
+        """Sends `content`, then zeros until the client disconnects, or far more than any test should accept."""
         self.send_response(200)
         self.end_headers()
         self.close_connection = True
@@ -183,14 +183,14 @@ class Handler(BaseHTTPRequestHandler):
             if self.hub.stall:
                 self.hub.stall.set()
                 with suppress(OSError):
-                    self.rfile.read(1)  # until the other side goes away
+                    self.rfile.read(1)  # until the client disconnects
             self.hub.down |= self.hub.dies
             self.close_connection = True
 
 
 @contextmanager
 def serving() -> Iterator[SmallHub]:
-    """A hub that answers at its `url`."""
+    """Runs a hub at its `url`."""
     small = SmallHub()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("BoundHandler", (Handler,), {"hub": small}))
     small.url = f"http://127.0.0.1:{server.server_port}"
@@ -202,7 +202,7 @@ def serving() -> Iterator[SmallHub]:
 
 @contextmanager
 def serving_small_preset(monkeypatch: pytest.MonkeyPatch) -> Iterator[SmallHub]:
-    """The same with the files of `TABLE` in the place of `small_16k`'s; nothing waits before it tries again."""
+    """Runs a hub with the files of `TABLE` instead of those of `small_16k`; retries do not wait."""
     monkeypatch.setitem(checkpoints.CHECKPOINTS, "small_16k", TABLE)
     monkeypatch.setattr("time.sleep", lambda _: None)
     monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", CHUNK_BYTES)

@@ -1,4 +1,4 @@
-"""Damaged and edited bundles, one after another, in a child that may die: a few of each kind here, see `attacks`."""
+"""Opens damaged and edited bundles, one after another, in a child that may die; runs a few `attacks` of each kind."""
 
 import shutil
 from functools import partial

@@ -1,4 +1,4 @@
-"""The attacks on files and on the hub, a few of each; SELVA_ATTACKS=1000 makes it a thousand."""
+"""Runs a few attacks of each kind on files and on the hub; SELVA_ATTACKS=1000 runs a thousand."""
 
 from __future__ import annotations
 
@@ -17,4 +17,4 @@ FEW = {attack_states: 40, attack_engine_sets: 100, attack_checkpoints: 100, atta
 @pytest.mark.parametrize("attack", FEW)
 def test_every_attack_is_refused_or_without_effect(attack: Callable[[int, Path], int], tmp_path: Path) -> None:
     count = int(os.environ.get("SELVA_ATTACKS", FEW[attack]))
-    assert count >= attack(count, tmp_path / "attacked") > count / 4  # most are refused: the attacks do reach the code
+    assert count >= attack(count, tmp_path / "attacked") > count / 4  # most are refused: the attacks reach the code

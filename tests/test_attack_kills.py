@@ -1,4 +1,4 @@
-"""`selva-generate` killed at any moment: a few times here, see `attacks`."""
+"""Kills `selva-generate` at a random moment, a few times."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""One session, forked or called from two threads at once: a few times here, see `attacks`."""
+"""Forks one session, or calls it from two threads at once, a few times."""
 
 import os
 from random import Random

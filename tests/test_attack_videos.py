@@ -1,4 +1,4 @@
-"""The attacks on videos, few of them; `make attack` makes it a thousand."""
+"""Runs a few attacks on videos; `make attack` runs a thousand."""
 
 import os
 import sys

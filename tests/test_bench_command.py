@@ -1,4 +1,4 @@
-"""selva-bench from the shell, on the demo bundle."""
+"""selva-bench from the shell, with the demo bundle."""
 
 from __future__ import annotations
 
@@ -63,15 +63,15 @@ def test_runtime_and_torch_side_by_side(demo_bundle: Path, tmp_path: Path) -> No
         assert side["cold"]["total_s"] > sum(side["cold"][part] for part in ("import_s", "open_s", "first_stem_s"))
         assert side["peak_host_bytes"] > 50e6
     for side in document["sides"].values():
-        assert side["stages"]["step"]["samples"] == 2 * 25  # the first stem's and the new prompt's
+        assert side["stages"]["step"]["samples"] == 2 * 25  # those of the first stem and of the new prompt
     floor = document["sides"]["torch-cpu"]["floor"]
     assert set(floor["stages"]) == STAGES - {"decode"}
     assert floor["stages"]["encode"]["seconds"] == pytest.approx(
         floor["stages"]["encode"]["flop"] / floor["flop_per_s"], rel=1e-4
     )
-    width, depth, tokens, segments = 96, 3, 1 + 8 * 16, 2  # of a second of video, in the demo's backbone
+    width, depth, tokens, segments = 96, 3, 1 + 8 * 16, 2  # of one second of video, in the demo's backbone
     linear_layers = 2 * 16 * width**2 * depth * tokens * segments
-    assert linear_layers < floor["stages"]["encode"]["flop"] < 1.4 * linear_layers  # attention and patches besides
+    assert linear_layers < floor["stages"]["encode"]["flop"] < 1.4 * linear_layers  # plus attention and patches
     against = document["ratios"]["cpu"]["torch-cpu"]
     assert against["snr_db"] > 60
     ours, baseline = (document["sides"][name]["totals"] for name in ("cpu", "torch-cpu"))

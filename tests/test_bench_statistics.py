@@ -1,4 +1,4 @@
-"""What selva-bench says of its samples, against numbers worked out by hand."""
+"""The numbers that selva-bench computes from its samples, against numbers worked out by hand."""
 
 import math
 from dataclasses import asdict
@@ -18,7 +18,7 @@ def totals(*samples: float) -> list[dict]:
 
 
 class Ticking:
-    """A clock that is told what time it is."""
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.now_s = 0.0

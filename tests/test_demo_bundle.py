@@ -1,4 +1,4 @@
-"""The demo bundle that comes with the runtime is as good as the README says, on a small sample of its two test sets."""
+"""The demo bundle in the runtime is as good as the README says, on a small sample of its two test sets."""
 
 import json
 import re
@@ -34,7 +34,7 @@ def session():
 
 @pytest.fixture(scope="module")
 def scenes() -> list[evaluation.TestScene]:
-    """Seven: what a test can wait for."""
+    """Seven scenes, which keeps the test short."""
     return [*composed_tests(4, SEED), *mixed_tests(3, SEED)]
 
 
@@ -66,14 +66,14 @@ def test_it_warns_of_no_word_that_it_was_trained_with(session):
 
 
 def spectrum(audio: np.ndarray) -> np.ndarray:
-    """(40,) mel bands over the whole sound, of length 1."""
+    """(40,) mel bands over the whole sound, normalised to length 1."""
     bands = magnitudes(audio).mean(1)
     return bands / np.linalg.norm(bands)
 
 
 @pytest.fixture(scope="module")
 def kind_of():
-    """Names the kind whose spectrum, at some pitch, is nearest to a sound's: a judge that no training has touched."""
+    """Names the kind whose spectrum, at some pitch, is nearest to that of a sound: a judge without any training."""
     voices = [Voice(pitch=pitch, level=0.5, grain=0) for pitch in np.linspace(0.88, 1.14, 9)]
     once_s = np.array([1.0])
     known = [[spectrum(soundtrack(kind, voice, once_s, SAMPLES)) for voice in voices] for kind in KINDS]
@@ -93,7 +93,7 @@ def stems_of(session: Session, frames: np.ndarray, sources: Sequence[Source], se
 
 @pytest.fixture(scope="module")
 def scores(session, scenes, kind_of):
-    """Scores of each source's stem, and of the same stem held against the other source."""
+    """Scores of each source's stem, and of the same stem compared with the other source."""
     own, swapped = [], []
     for index, scene in enumerate(scenes):
         stems = stems_of(session, scene.frames.numpy(), scene.sources, index)
@@ -105,20 +105,22 @@ def scores(session, scenes, kind_of):
 
 
 def test_a_stem_has_its_source_and_not_the_other(scores):
-    """Measured on these 48 events: F1 0.98, no leak of 36, 10 ms, 14 of 14 kinds. The bounds leave room for four wrong
-    onsets and two leaks; without selection or without training F1 stays below 0.80 (`benchmarks/results`).
+    """Measured on these 48 events: F1 0.98, no leak of 36, 10 ms, 14 of 14 kinds.
+
+    The bounds leave room for four wrong onsets and two leaks. Without selection or without training, F1 stays below
+    0.80 (`benchmarks/results`).
     """
     own, swapped = scores
     assert own.f1 >= 0.93
     assert own.leak <= 0.06
     assert own.offset_ms <= 20
     assert own.kind == 1.0
-    assert swapped.f1 < 0.5  # the measure itself tells the two sources apart
+    assert swapped.f1 < 0.5  # the measure can tell the two sources apart
     assert swapped.kind == 0.0
 
 
 def test_a_picture_that_never_moves_gives_other_sounds(session, scenes):
-    """Timing comes from the picture: the same prompts on one frozen frame do not find the events."""
+    """Timing comes from the picture: with one frozen frame, the same prompts do not match the events."""
     found = []
     for index, scene in enumerate(scenes[:2]):
         frames = scene.frames.numpy()

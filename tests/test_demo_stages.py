@@ -1,4 +1,4 @@
-"""Every stage of the demo's training runs, resumes exactly, and leaves checkpoints that load and export like any."""
+"""Every stage of the demo's training runs, resumes exactly, and leaves checkpoints that load and export normally."""
 
 import json
 from contextlib import suppress
@@ -26,7 +26,7 @@ RESULTS = ("text_t5", "text_clip", "vae", "vocoder", "listener", "teacher", "mma
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory):
-    """A run of two steps a stage."""
+    """A run with two steps per stage."""
     shop = Workshop(folder=tmp_path_factory.mktemp("demo"), plan=QUICK, seed=0)
     for stage in ("text", "vae", "vocoder", "voicing", "listener", "teacher", "base", "stage1", "stage2"):
         getattr(shop, stage)()
@@ -54,7 +54,7 @@ def test_stage_two_moves_sync_projection_and_modulations_alone(shop):
 
 
 def test_the_teacher_sees_a_mix_as_its_tokens_say(shop):
-    """Pooling kept tokens is what the whole teacher gives, up to half precision."""
+    """Pooling stored tokens gives the same as the whole teacher, up to half precision."""
     teacher = shop.load("teacher")
     mixes = make_mixes(teacher, shop.bank, 2, 1, shop.folder / "two.npy")
     rows = np.arange(4)
@@ -110,7 +110,7 @@ def test_a_cut_training_goes_on_as_if_it_had_not_been(tmp_path):
 
 
 def test_the_time_left_is_said(capsys, monkeypatch):
-    """A run cut after four of ten steps: a step takes a minute, so five minutes are left after the fifth."""
+    """A run is cut after four of ten steps. A step takes a minute, so five minutes are left after the fifth."""
     now_s = 1000.0
     monkeypatch.setattr(fitting, "time", SimpleNamespace(monotonic=lambda: now_s))
     console = fitting.Console("stage", 10)
@@ -139,7 +139,7 @@ def test_an_evaluation_scores_true_sounds_as_perfect_and_noise_as_nothing(shop):
     assert all(row["f1"] < 0.6 for row in found["rows"]["full"].values())  # two steps teach nothing
     assert "| mixed | full |" in text
     assert (shop.folder / "evaluation.png").stat().st_size > 5000
-    again = evaluate(shop, ablations=False)  # from the scores it kept
+    again = evaluate(shop, ablations=False)  # from the cached scores
     assert again == text
 
 

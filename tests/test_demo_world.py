@@ -1,4 +1,4 @@
-"""The demo's world: the same from a seed, sounding when its picture shows it; the onset detector that judges it."""
+"""The demo's world is the same for the same seed and sounds when its picture shows it; and its onset detector works."""
 
 import numpy as np
 import pytest
@@ -58,7 +58,7 @@ def test_it_sounds_at_its_events_and_nowhere_before(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_its_picture_changes_most_around_its_events(kind):
-    """Frames near an event differ more from the one before than frames far from any."""
+    """Frames near an event differ more from the previous frame than frames far from any event."""
     near, far = [], []
     for seed in range(6):
         scene = single_scene((3, seed), kind)
@@ -115,11 +115,11 @@ def test_matching_takes_the_nearest_and_each_once():
 
 
 def test_the_score_of_a_stem_with_one_of_two_events_and_a_leak():
-    """Target at 1 and 3 s, other source at 2 and 3.05 s; heard are 1 s and 2 s."""
+    """The target sounds at 1 and 3 s, the other source at 2 and 3.05 s; the stem has sounds at 1 and 2 s."""
     rng = np.random.default_rng(7)
     audio = soundtrack("lamp", draw_voice(rng), np.array([1.0, 2.0]), SAMPLES)
     found = score(audio, np.array([1.0, 3.0]), np.array([2.0, 3.05]), False)
     assert (found.hits, found.heard, found.true) == (1, 2, 2)
-    assert (found.leaks, found.others) == (1, 1)  # 3.05 s cannot be told from the target's 3 s
+    assert (found.leaks, found.others) == (1, 1)  # 3.05 s is too close to the target's 3 s
     assert found.f1 == pytest.approx(0.5)
     assert found.kind == 0

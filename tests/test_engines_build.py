@@ -1,4 +1,4 @@
-"""Every graph of the float16 demo bundle, built for real by TensorRT-RTX, without a GPU."""
+"""Builds every graph of the float16 demo bundle with the real TensorRT-RTX, without a GPU."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ QUICK = ("text_t5", "text_clip")
 EXPECTED = {
     "text_t5": (12, 4, 2),
     "text_clip": (12, 4, 2),
-    "video_backbone": (19, 24, 6),  # the CLS row's attention is written out: one query is no matrix
+    "video_backbone": (19, 24, 6),  # the CLS row's attention is not fused: one query is no matrix
     "video_select": (15, 4, 1),
     "conditions": (30, 0, 0),
     "guided_step": (45, 8, 4),
@@ -103,7 +103,7 @@ def test_layers_as_built_multiply_in_float16(engines: EngineSet, graph: str) -> 
     assert len(float32) <= engines.engines[graph].products["float32"], float32
     attentions = [layer for layer in launched if layer["group"] == "attention"]
     assert len(attentions) == EXPECTED[graph][2]
-    for layer in attentions:  # queries, keys and values in float16 although the softmax between is float32
+    for layer in attentions:  # queries, keys and values are float16, although the softmax between them is float32
         assert {tensor["dtype"] for tensor in layer["inputs"] if len(tensor["shape"]) == 3} == {"float16"}
 
 
@@ -187,7 +187,7 @@ def running(fresh: Path) -> Iterator[subprocess.Popen[str]]:
 def test_ctrl_c_leaves_nothing(fresh: Path, running: subprocess.Popen[str]) -> None:
     assert running.stderr is not None
     for line in running.stderr:
-        if "guided_step" in line:  # the decoder is being built now
+        if "guided_step" in line:  # now building the decoder
             break
     time.sleep(1)
     running.send_signal(signal.SIGINT)

@@ -1,4 +1,4 @@
-"""Every field of the files that engines are read from, replaced by every type: refused, or it works."""
+"""Replaces every field of the engines' files with every type; each file must be refused or work."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from selva_engines import EngineError, EngineRefusedError, EngineSourceError, fi
 from selva_engines.cli import main
 
 FREE = {"notice", "weights"}
-"""What this package does not read."""
+"""Fields that this package does not read."""
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Engines into the library: refusals anywhere, the rest on a GPU."""
+"""Loading engines into the library: refusals on any machine, the rest on a GPU."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TARGET = "tensorrt-rtx"
 
 
 def no_gpu() -> str:
-    """Why there is no GPU; empty when there is one."""
+    """Why there is no GPU; empty if there is one."""
     try:
         device_capability()
     except EngineLibraryError as error:
@@ -66,7 +66,7 @@ def test_altered_engines_never_reach_the_library(engines: EngineSet, monkeypatch
 
 
 def test_what_is_no_engine_is_refused_by_its_header(engines: EngineSet) -> None:
-    """Vouched for by a forged manifest, and still no crash."""
+    """A forged manifest lists the file, and still nothing crashes."""
     content = b"no engine at all" * 100
     (engines.folder / "text_t5.engine").write_bytes(content)
     manifest = json.loads((engines.folder / "engines.json").read_text())

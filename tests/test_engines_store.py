@@ -1,4 +1,4 @@
-"""Which engines may be loaded, and what is said of the others. Needs no TensorRT: the engines here are made up."""
+"""Which engines may be loaded, and what is said about the others. Needs no TensorRT: the engines are fake."""
 
 from __future__ import annotations
 
@@ -270,7 +270,7 @@ def test_layer_tables_that_are_not_understood_give_no_layers() -> None:
 
 
 def test_errors_have_one_base() -> None:
-    """Whatever exception any module of the package defines: a program catches it as `EngineError`, or as its kind."""
+    """A program can catch every exception class of the package as `EngineError`, or as its built-in kind."""
     modules = [import_module(f"selva_engines.{module.name}") for module in iter_modules(selva_engines.__path__)]
     kinds = {
         value

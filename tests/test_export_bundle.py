@@ -1,4 +1,4 @@
-"""What `selva-export` writes: whole, verified, free of traces, or nothing at all."""
+"""`selva-export` writes a complete, verified bundle without traces of the machine, or nothing at all."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_float16_graphs_carry_float16_weights(demo_bundle_fp16: Path) -> None:
 
 
 def test_float32_islands_of_float16_graphs(demo_bundle_fp16: Path) -> None:
-    """Softmax, layer norms, sines and cosines read float32; every other matrix product and convolution float16."""
+    """Softmax, layer norms, sines and cosines read float32; all other matrix products and convolutions read float16."""
     islands = ("Softmax", "LayerNormalization", "Cos", "Sin")
     seen = Counter()
     for name in GRAPHS:
@@ -203,10 +203,10 @@ def test_half_weights_are_half_the_file_and_float32_in_use(name: str, demo_bundl
     found = bundle_module.export_part(request(tmp_path, half_weights=True), signatures(preset)[name], path)
     whole = (demo_bundle / "graphs" / f"{name}.onnx").stat().st_size
     assert path.stat().st_size < 0.62 * whole
-    assert 1e-7 < max(parity.relative_error for parity in found) < 5e-3  # rounded weights, nothing worse
+    assert 1e-7 < max(parity.relative_error for parity in found) < 5e-3  # only rounded weights
     graph = onnx.load(path).graph
     kept = [onnx.numpy_helper.to_array(t) for t in graph.initializer if t.data_type == onnx.TensorProto.FLOAT]
-    assert all(numbers.size < 1024 or np.abs(numbers).max() > 65504 for numbers in kept)  # what float16 cannot hold
+    assert all(numbers.size < 1024 or np.abs(numbers).max() > 65504 for numbers in kept)  # too large for float16
     products = {"MatMul", "Gemm", "Conv"}
     halves = {t.name for t in graph.initializer if t.data_type == onnx.TensorProto.FLOAT16}
     assert halves

@@ -1,4 +1,4 @@
-"""The comparison that every exported graph must pass: nothing that is not a number gets through it."""
+"""The comparison that every exported graph must pass: no value that is not finite gets through it."""
 
 from __future__ import annotations
 

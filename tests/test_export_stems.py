@@ -1,6 +1,6 @@
-"""The stem from a bundle against the stem from the reference pipeline, for the same noise.
+"""Compares the stem from a bundle with the stem from the reference pipeline, for the same noise.
 
-Bars: relative error at most 1e-3 for float32 graphs, at least 35 dB signal-to-noise for float16 graphs.
+Limits: relative error at most 1e-3 for float32 graphs, at least 35 dB signal-to-noise for float16 graphs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CASES = {
 
 
 def moving_shapes(duration_s: float, size: int) -> np.ndarray:
-    """uint8 (T, 3, size, size): blocks of colour that drift."""
+    """uint8 (T, 3, size, size): drifting blocks of colour."""
     rng = np.random.default_rng(3)
     blocks = rng.integers(0, 256, (3, 8, 8), dtype=np.uint8).repeat(size // 8, axis=1).repeat(size // 8, axis=2)
     return np.stack([np.roll(blocks, (2 * i, 3 * i), axis=(1, 2)) for i in range(math.ceil(25 * duration_s))])
@@ -45,7 +45,7 @@ def errors(pipeline: Pipeline, bundle: Path, duration_s: float, **options: objec
     for prompt, start, stem in zip(PROMPTS, noise, stems, strict=True):
         want = pipeline(frames, prompt, duration_s=duration_s, noise=start, **options)
         assert stem.audio.shape == want.shape == (lengths.samples,)
-        assert np.linalg.norm(want) > 0.01 * math.sqrt(lengths.samples)  # there is something to compare
+        assert np.linalg.norm(want) > 0.01 * math.sqrt(lengths.samples)  # not just silence
         found.append(float(np.linalg.norm(stem.audio - want) / np.linalg.norm(want)))
     return found
 
@@ -66,7 +66,7 @@ def test_float16_stems_are_close_to_the_reference(pipeline: Pipeline, demo_bundl
 
 
 def test_the_prompt_changes_the_stem(pipeline: Pipeline) -> None:
-    """Otherwise the comparisons above would pass on any prompt."""
+    """Otherwise the comparisons above would pass with any prompt."""
     frames = moving_shapes(0.64, 64)
     a, b = (pipeline(frames, prompt, duration_s=0.64, steps=4) for prompt in PROMPTS)
     assert np.linalg.norm(a - b) > 0.05 * np.linalg.norm(a)

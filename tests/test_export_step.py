@@ -1,4 +1,4 @@
-"""The exported step computes modulations once a row; the reference, once a latent vector. Both are the same flow."""
+"""The exported step computes modulations once per row, the reference once per latent vector; the flow is the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`selva-fetch` against a hub that says one thing and does another, and files that no hash vouches for."""
+"""`selva-fetch` with a hub that says one thing and does another, and with files that have no hash."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def partials(tmp_path: Path) -> list[Path]:
 
 @pytest.mark.parametrize("name", [VAE, VOCABULARY])
 def test_a_content_without_end_is_cut_at_its_stated_size(hub: SmallHub, tmp_path: Path, name: str) -> None:
-    if name == VOCABULARY:  # the size of a small file comes with its content's address, so give it another
+    if name == VOCABULARY:  # a small file's size comes with its content's address, so that gets another one
         hub.answers[name] = (302, {"Location": f"{hub.content_url}/content/{name}", "X-Linked-Size": "9"})
     hub.endless.add(name)
     line = refusal(command(tmp_path))
     assert line.endswith(
         f"sends more than the {len(FILES[name])} bytes that it states; look at HF_ENDPOINT and proxies"
     )
-    assert hub.sent_bytes < 1 << 26  # what the sockets hold
+    assert hub.sent_bytes < 1 << 26  # limited by the socket buffers
     assert not partials(tmp_path)
 
 
@@ -92,7 +92,7 @@ def test_what_no_hash_vouches_for_is_not_called_verified(hub: SmallHub, tmp_path
     assert first.stderr.splitlines().count(warning) == 1
     assert first.stderr.count("not verified") == 1
     expected = {"v1-16.safetensors": True, "clip/tower.safetensors": False, "clip/vocab.json": True}
-    for report in (first.stdout, command(tmp_path, "--json").stdout):  # and when it is there already
+    for report in (first.stdout, command(tmp_path, "--json").stdout):  # and again when it is already there
         assert {one["file"]: one["verified"] for one in json.loads(report)["files"]} == expected
     record = read_record(tmp_path / "out")
     assert {name: entry["verified"] for name, entry in record.items()} == expected

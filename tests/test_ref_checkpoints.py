@@ -1,4 +1,4 @@
-"""Reading checkpoints: everything that is not exactly a set of fitting tensors is one clear error."""
+"""Reading checkpoints: anything that is not exactly a set of fitting tensors is one clear error."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_a_flipped_bit_in_a_zip_checkpoint_is_found(tmp_path):
 
 
 def flips(path: Path) -> Iterator[None]:
-    """Stops with `path` damaged at one place, then at the next."""
+    """Yields with `path` damaged at one place after another."""
     whole = path.read_bytes()
     for where in range(0, len(whole), 11):
         path.write_bytes(whole[:where] + bytes([whole[where] ^ 0x41]) + whole[where + 1 :])
@@ -152,12 +152,12 @@ def test_flipped_bits_in_a_zip_that_nobody_recorded_change_no_tensor(tmp_path):
             assert "\n" not in str(error)  # noqa: PT017
             refused += 1
         else:
-            assert_same(read)  # the flip fell on what zip does not use
+            assert_same(read)  # the flip hit bytes that zip does not use
     assert refused > 0
 
 
 def test_flipped_bits_in_a_safetensors_file_that_nobody_recorded_raise_nothing_untyped(tmp_path):
-    """The format has no checksums: most flips give wrong numbers, which only a recorded hash finds."""
+    """The format has no checksums: most flips give wrong numbers, which only a recorded hash can detect."""
     path = write(tmp_path / "x.safetensors")
     refused = 0
     for _ in flips(path):

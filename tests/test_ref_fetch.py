@@ -1,4 +1,4 @@
-"""`selva-fetch` against a small model hub on this machine: right, wrong, cut, offline, already there."""
+"""`selva-fetch` with a small local model hub: right, wrong, cut, offline, already there."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def hub(monkeypatch):
 
 @pytest.fixture
 def get(hub, tmp_path):
-    """`fetch` of the small preset into `tmp_path/out` from the small hub with a cache of its own."""
+    """Runs `fetch` for the small preset into `tmp_path/out`, from the small hub, with its own cache."""
 
     def get(**options):
         return fetch("small_16k", tmp_path / "out", endpoint=hub.url, cache_dir=tmp_path / "cache", **options)
@@ -65,7 +65,7 @@ def test_fetches_checks_converts_and_records(hub, get, tmp_path):
     read = read_checkpoint(out / "v1-16.safetensors")
     assert all(torch.equal(read[name], VAE_TENSORS[name]) for name in VAE_TENSORS)
     assert read.keys() == VAE_TENSORS.keys()
-    assert read_checkpoint(out / "clip/tower.safetensors").keys() == {"ln_final.weight"}  # the unused is left out
+    assert read_checkpoint(out / "clip/tower.safetensors").keys() == {"ln_final.weight"}  # unused tensors are dropped
     assert (out / "clip/vocab.json").read_bytes() == VOCABULARY
     source = json.loads((out / RECORD).read_text())["files"]["v1-16.safetensors"]["source"]
     with safe_open(out / "v1-16.safetensors", "pt") as file:
@@ -98,7 +98,7 @@ def test_a_damaged_file_is_fetched_again(hub, get, tmp_path):
     path.write_bytes(whole[:-1] + b"x")
     lines: list[str] = []
     assert [one.status for one in get(say=lines.append)].count("fetched") == 1
-    assert path.read_bytes() == whole  # to the byte: converting is deterministic
+    assert path.read_bytes() == whole  # byte for byte: conversion is deterministic
     assert any("differs from what was fetched" in line for line in lines)
 
 
@@ -114,7 +114,7 @@ def test_somebody_elses_file_is_kept(hub, get, tmp_path):
     "name", ["jnwnlee/SelVA/ext_weights/v1-16.pth", "apple/new-name/tower.bin", "apple/new-name/vocab.json"]
 )
 def test_wrong_content_is_not_used_and_downloaded_anew(hub, get, tmp_path, name):
-    """Against the publisher's MD5, the hub's SHA-256 and the hub's Git hash."""
+    """Checks against the publisher's MD5, the hub's SHA-256 and the hub's Git hash."""
     hub.files[name] = hub.files[name][:-1] + b"x"
     with pytest.raises(FetchError, match=r"wrong content: (MD5|SHA-256|Git hash) \w+ instead of \w+; removed it"):
         get()
@@ -258,7 +258,7 @@ COMMAND = "import test_ref_fetch; test_ref_fetch.run_command()"
 
 
 def run_command() -> None:
-    """The command with the small table, in a process of its own."""
+    """Runs the command with the small table in a separate process."""
     constants.DOWNLOAD_CHUNK_SIZE = CHUNK_BYTES
     checkpoints.CHECKPOINTS["small_16k"] = TABLE
     main()

@@ -1,4 +1,4 @@
-"""Solvers on flows whose integrals are known, and the training path."""
+"""Solvers on flows with known integrals, and the training path."""
 
 from __future__ import annotations
 
@@ -33,5 +33,5 @@ def test_path_runs_straight_from_noise_to_data() -> None:
     torch.testing.assert_close(x[0], noise[0])
     torch.testing.assert_close(x[1], 0.75 * noise[1] + 0.25 * data[1])
     torch.testing.assert_close(x[2], data[2])
-    # following the constant velocity from anywhere on the path ends at the data
+    # following the constant velocity from any point of the path ends at the data
     torch.testing.assert_close(x + (1 - t)[:, None, None] * target, data)

@@ -1,4 +1,4 @@
-"""The reference against what the original networks compute (`tests/data`): relative error at most 1e-4 in float32."""
+"""Compares the reference with the original networks (`tests/data`): relative error at most 1e-4 in float32."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_video_encoder(frames: Tensor) -> None:
     assert float(grid.std()) == pytest.approx(float(want["backbone_std"]), rel=1e-4)
     split = encoder.select(tokens, text, mask)
     assert relative_error(split, want["sync_features"]) <= TOLERANCE
-    # ... and taken a segment at a time, gives what the whole gives
+    # ... also gives the same result one segment at a time
     by_segment = torch.cat([encoder.select(part, text, mask) for part in tokens.chunk(2, dim=1)], dim=1)
     whole = encoder(frames, text, mask)
     assert relative_error(whole, want["sync_features"]) <= TOLERANCE

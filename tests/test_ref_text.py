@@ -1,4 +1,4 @@
-"""Text towers against independent forwards, their ONNX graphs against them, and the tokenizers."""
+"""Compares text towers with independent implementations and with their ONNX graphs, and tests the tokenizers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from selva_ref.model.text import ClipTower, T5Tower
 from selva_ref.model.text_tokenizers import DEMO, clip_tokenizer, save, t5_tokenizer
 from selva_ref.weights.random_weights import state_dict as random_weights
 
-# The demo's sizes, the T5 feed-forward a little wider: the exporter folds casts of very small weights.
+# The demo's sizes with a slightly wider T5 feed-forward: the exporter folds casts of very small weights.
 TEXT = replace(PRESETS["demo"].text, t5_mlp=192)
 PROMPTS = [
     "dog barking",
@@ -45,7 +45,7 @@ def relative_error(got: Tensor | np.ndarray, wanted: Tensor | np.ndarray) -> flo
 
 
 def ids_and_mask(batch: int, tokens: int) -> tuple[Tensor, Tensor]:
-    """Random ids; the first item of several is half as long as the others."""
+    """Makes random ids; if there are several items, the first is half as long as the others."""
     generator = torch.Generator().manual_seed(batch * 1000 + tokens)
     ids = torch.randint(0, TEXT.t5_vocabulary, (batch, tokens), generator=generator)
     mask = torch.ones(batch, tokens, dtype=torch.bool)
@@ -130,7 +130,7 @@ def test_a_wrong_file_is_one_error_with_every_name(tower, request):
 
 
 def open_clip_weights() -> dict[str, Tensor]:
-    """A small CLIP text tower under open_clip's names."""
+    """A small CLIP text tower with open_clip's names."""
     generator = torch.Generator().manual_seed(5)
     width, mlp = TEXT.clip_width, TEXT.clip_mlp
     shapes: dict[str, tuple[int, ...]] = {
@@ -159,7 +159,7 @@ def open_clip_weights() -> dict[str, Tensor]:
 
 
 def plain_clip(w: dict[str, Tensor], ids: Tensor) -> Tensor:
-    """CLIP's text transformer written out, one head after the other."""
+    """CLIP's text transformer written out, one head after another."""
     x = w["token_embedding.weight"][ids] + w["positional_embedding"]
     head_width = TEXT.clip_width // TEXT.clip_heads
     for i in range(TEXT.clip_depth):
@@ -262,12 +262,12 @@ def run(path: Path, *args: Tensor) -> np.ndarray:
 
 
 def weight_types(path: Path) -> set[int]:
-    """Element types of the weight matrices in the file."""
+    """Element types of the weight matrices in a file."""
     return {w.data_type for w in onnx.load(path).graph.initializer if math.prod(w.dims) > 8192 and len(w.dims) > 1}
 
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-2}
-"""Relative error between a graph on ONNX Runtime and its module; two roundings to float16 in the second."""
+"""Relative error between a graph on ONNX Runtime and its module; the second includes two roundings to float16."""
 BATCH, TOKENS = Dim("batch", min=1, max=64), Dim("tokens", min=1, max=TEXT.t5_max_tokens)
 
 
@@ -296,7 +296,7 @@ def test_clip_graph_matches(tmp_path, dtype):
 
 
 def write_clip_files(folder: Path) -> Path:
-    """The demo's byte pairs as the two files that CLIP repositories hold."""
+    """Writes the demo's byte pairs as the two files of a CLIP repository."""
     model = json.loads(clip_tokenizer(DEMO, TEXT).to_str())["model"]
     folder.mkdir()
     (folder / "vocab.json").write_text(json.dumps(model["vocab"]))
@@ -359,7 +359,7 @@ def test_the_demo_tokenizers_are_what_their_script_makes(tmp_path):
         assert json.loads((tmp_path / name).read_text()) == json.loads(kept.read_text())
         assert kept.stat().st_size < 60_000
         assert read(DEMO, TEXT).to_str() == made.to_str()
-        assert Tokenizer.from_file(str(kept)).encode("rain").ids == made.encode("rain").ids  # nothing is set by code
+        assert Tokenizer.from_file(str(kept)).encode("rain").ids == made.encode("rain").ids  # code sets no options
 
 
 def test_wrong_tokenizers_are_one_error(tmp_path):

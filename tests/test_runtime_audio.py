@@ -1,4 +1,4 @@
-"""Resampling keeps time and level; WAV files are whole, exact and never overwrite; file names carry the prompt."""
+"""Resampling keeps time and level; WAV files are complete, exact and never overwritten; their names have the prompt."""
 
 import itertools
 import math
@@ -34,7 +34,7 @@ def test_a_sine_stays_the_same_sine_from_end_to_end(from_hz, to_hz):
     reach = math.ceil(FILTER_REACH * max(1, to_hz / from_hz))
     assert error[reach:-reach].max() < 1e-4
     known = (length - 1) * to_hz // from_hz
-    assert error[: known + 1].max() < 0.1  # near the ends the filter has to make up what lies outside
+    assert error[: known + 1].max() < 0.1  # near the ends the filter must extrapolate
 
 
 @pytest.mark.parametrize(("from_hz", "to_hz"), PAIRS_HZ)
@@ -199,7 +199,7 @@ def test_long_names_are_cut(letter):
 
 @pytest.mark.parametrize("tone_hz", [6_000, 7_500, 7_800])
 def test_resampling_mirrors_nothing_past_the_edge_of_the_models_band(tone_hz: int) -> None:
-    """A tone just below 8 kHz, from 16 to 48 kHz: its image, just above, stays 90 dB below it."""
+    """A tone just below 8 kHz, resampled from 16 to 48 kHz: its image just above stays 90 dB below it."""
     audio = (0.5 * np.sin(2 * np.pi * tone_hz * np.arange(32_000) / 16_000)).astype(np.float32)
     middle = resample(audio, 16_000, 48_000)[4_800:-4_800]
     spectrum = np.abs(np.fft.rfft(middle * np.hanning(len(middle)))) / (len(middle) / 4)

@@ -1,4 +1,4 @@
-"""Which backend runs, and what it says when it cannot."""
+"""Which backend runs, and what the message says if it cannot."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def opened(demo_bundle):
 
 @pytest.fixture
 def a_gpu(monkeypatch):
-    """A machine that seems to have a GPU."""
+    """Makes the machine seem to have a GPU."""
     monkeypatch.setattr(backends, "CudaDevice", FakeGpu)
 
 
@@ -45,7 +45,7 @@ def refusing(message):
 
 
 def gpu_missing():
-    """Why there is no GPU; None where there is one."""
+    """Why there is no GPU; None if there is one."""
     try:
         CudaDevice()
     except BackendError as error:
@@ -84,7 +84,7 @@ def test_a_gpu_is_seen_on_the_bus(tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
         (tmp_path / name / "vendor").write_text(f"{vendor}\n")
         (tmp_path / name / "class").write_text(f"{kind}\n")
-    assert not cuda_device.gpu_is_there(tmp_path)  # another vendor's, and NVIDIA's USB port
+    assert not cuda_device.gpu_is_there(tmp_path)  # another vendor's GPU, and NVIDIA's USB port
     (tmp_path / "b" / "vendor").write_text("0x10de\n")
     assert cuda_device.gpu_is_there(tmp_path)
     monkeypatch.setattr(cuda_device.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
@@ -156,7 +156,7 @@ def test_steps_that_no_cuda_graph_can_hold_run_without_one_and_it_says_so(opened
 
 
 class FakeCuda:
-    """cuda-python where the driver is too old, the memory full, …"""
+    """Replaces cuda-python, to simulate an old driver, full memory and other failures."""
 
     cudaError_t = SimpleNamespace(cudaSuccess=SimpleNamespace(name="cudaSuccess"))  # noqa: N815
 

@@ -1,4 +1,4 @@
-"""Bad input through the real command: one clear line, exit code 2, nothing lost, nothing left, no traceback."""
+"""Bad input to the real command gives one clear line and exit code 2: nothing lost or left behind, no traceback."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def bundle(demo_bundle, tmp_path) -> Path:
 
 @pytest.fixture
 def out(tmp_path) -> Path:
-    """An output folder with something to lose."""
+    """An output folder that contains a file."""
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "rain.wav").write_bytes(b"mine")
     return tmp_path / "out"
@@ -315,7 +315,7 @@ def test_a_disk_that_fills_up_while_writing(demo_bundle, video, out):
 
 def test_an_output_folder_that_is_read_only(demo_bundle, video, out):
     as_user = []
-    if os.geteuid() == 0:  # root may write anywhere, unless that right is taken away
+    if os.geteuid() == 0:  # root can write anywhere, unless that right is removed
         if not shutil.which("setpriv"):
             pytest.skip("needs setpriv to test as root")
         as_user = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all"]

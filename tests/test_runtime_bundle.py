@@ -1,4 +1,4 @@
-"""A bundle is used only when it is whole, unaltered and of a known version."""
+"""A bundle is used only if it is complete, unchanged and of a known version."""
 
 import hashlib
 import json
@@ -144,7 +144,7 @@ def graph_file(name):
 
 
 def port(graph, kind, **values):
-    """A change of a graph's first port."""
+    """Makes a change to a graph's first port."""
     return lambda bundle: edit(bundle, lambda manifest: manifest["graphs"][graph][kind][0].update(values))
 
 
@@ -240,7 +240,7 @@ def test_an_altered_file_is_named_at_its_first_use(bundle):
 
 
 def with_weights_beside(bundle: Path, *, listed: bool = True) -> Path:
-    """The selection's weights in a file of their own; `listed` false leaves it out of the graph's entry."""
+    """Moves the selection's weights to a separate file; if `listed` is false, the graph's entry omits it."""
     graph, data = bundle / "graphs" / "video_select.onnx", bundle / "graphs" / "video_select.onnx.data"
     onnx.save(onnx.load(graph), graph, save_as_external_data=True, location=data.name, size_threshold=1024)
     add_file(bundle, "graphs/video_select.onnx", graph.read_bytes())
@@ -336,7 +336,7 @@ def test_a_file_is_hashed_once_until_it_changes(bundle, monkeypatch):
     assert hashed == [str(path)]
     times = path.stat()
     flip_last_bit(path)
-    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # the change time tells all the same
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # the change time still shows it
     with pytest.raises(BundleError, match="was altered"):
         opened.verified("graphs/decoder.onnx")
 
@@ -344,7 +344,7 @@ def test_a_file_is_hashed_once_until_it_changes(bundle, monkeypatch):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 @pytest.mark.parametrize("backend", ["cpu", "openvino"])
 def test_a_session_says_in_a_forked_process_that_it_must_be_opened_there(demo_bundle, backend):
-    """In a process of its own, for a fork is not safe in pytest's."""
+    """Runs in a separate process, because a fork in pytest's own is not safe."""
     code = f"""
 import os
 import numpy as np

@@ -1,4 +1,4 @@
-"""The command as a user meets it: files, names, notices, JSON, bars and Ctrl-C."""
+"""The command as a user sees it: files, names, notices, JSON, progress bars and Ctrl-C."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def video(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def run(demo_bundle, video, tmp_path):
-    """Runs `selva-generate` in this process on the video, two steps, into tmp_path/out."""
+    """Runs `selva-generate` in this process on the video, with two steps, into tmp_path/out."""
 
     def run(*arguments, bundle=demo_bundle):
         common = [str(video), "-o", str(tmp_path / "out"), "--threads", "1", "--steps", "2"]
@@ -201,7 +201,7 @@ def test_bars_appear_on_a_terminal(demo_bundle, video, tmp_path):
 def read_terminal(descriptor: int) -> bytes:
     try:
         return os.read(descriptor, 4096)
-    except OSError:  # how Linux tells that the other side was closed
+    except OSError:  # how Linux reports that the other side was closed
         return b""
 
 

@@ -1,6 +1,8 @@
-"""The GPU path without a GPU: ordinary memory as the device, ONNX Runtime's CPU provider bound to addresses in it.
+"""The GPU path without a GPU: the device is ordinary memory, and ONNX Runtime's CPU provider is bound to addresses in
+it.
 
-Everything but CUDA's own calls is the code that runs on a GPU: buffers, staging, the recorded loop, progress, cancel.
+Everything except CUDA's own calls is the code that runs on a GPU: buffers, staging, the recorded loop, progress,
+cancel.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ CLOSE = {"rtol": 0, "atol": 1e-5}
 
 @contextmanager
 def on_host(bundle, device=None, **options):
-    """A session whose `cuda` backend runs in ordinary memory."""
+    """Opens a session whose `cuda` backend runs in ordinary memory."""
 
     def make(opened, _threads, reason):
         graphs = OnnxGraphs(opened, device or HostDevice(), threads=1)
@@ -100,7 +102,7 @@ def test_what_has_been_met_allocates_nothing(demo_bundle):
     with on_host(demo_bundle, device) as session:
         clip = encode(session)
         few_steps(session, clip, ["rain", "sea"], steps=6)
-        few_steps(session, clip, ["rain", "sea"], steps=6)  # the first call kept features of the prompts
+        few_steps(session, clip, ["rain", "sea"], steps=6)  # the first call cached features of the prompts
         before = device.allocations
         few_steps(session, clip, ["sea", "rain"], steps=11, guidance=2, seed=5)
         assert device.allocations == before
@@ -140,7 +142,7 @@ def test_cancel_stops_between_launches(session, clip, stage):
             cancel.set()
 
     options = {"steps": 10 * STEPS_PER_LAUNCH, "progress": progress, "cancel": cancel}
-    if stage == "vocode":  # it is the last thing to happen, all stems at once
+    if stage == "vocode":  # it comes last, for all stems at once
         assert len(session.generate(clip, ["rain", "sea"], **options)) == 2
     else:
         with pytest.raises(Cancelled):
@@ -199,7 +201,7 @@ def test_values_that_are_not_finite_never_become_sound(demo_bundle, monkeypatch)
 
 
 class Doubling:
-    """`next_latents` = latents + dt * 3 t²: a flow whose end is known."""
+    """`next_latents` = latents + dt * 3 t²: a flow with a known end."""
 
     recordable = True
 

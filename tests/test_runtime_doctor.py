@@ -1,4 +1,4 @@
-"""`selva-generate --list`: what is here, what is whole, what runs."""
+"""`selva-generate --list` shows what is installed, what is complete, and what can run."""
 
 import json
 import shutil
@@ -38,7 +38,7 @@ def listed(tmp_path, monkeypatch):
 
 
 def altered(folder: Path) -> Path:
-    """The demo with one bit of its decoder flipped."""
+    """A copy of the demo bundle with one flipped bit in its decoder."""
     shutil.copytree(SHIPPED, folder)
     graph = folder / "graphs" / "decoder.onnx"
     content = bytearray(graph.read_bytes())

@@ -1,4 +1,4 @@
-"""Noise, integration, batches and memory of what was computed, in closed form: no bundle, no graph."""
+"""Noise, integration, batches and caches in closed form: no bundle, no graph."""
 
 from itertools import chain
 from threading import Event
@@ -19,7 +19,7 @@ def test_the_noise_is_the_documented_draw():
 
 
 def test_a_seed_gives_these_numbers_for_ever():
-    """Noise may not change with a version of NumPy or of this code: a user's seed would sound different."""
+    """Noise must not change with a version of NumPy or of this code, or a user's seed would sound different."""
     drawn = draw_noise(7, 0, 0, 250, 20)
     assert (drawn.shape, drawn.dtype) == ((250, 20), np.float32)
     np.testing.assert_allclose(drawn[0, :3], [0.923578143119812, -0.2937104403972626, -2.299987554550171], rtol=1e-6)
@@ -43,7 +43,7 @@ class Field:
 
 @pytest.mark.parametrize(("guidance", "used"), [(0.0, 1.0), (1.0, 1.0), (4.5, 4.5)])
 def test_euler_steps_reach_the_known_sum(guidance, used):
-    """Of 3 t² over n steps: (1 - 1/n)(1 - 1/2n), from t = 0 on."""
+    """The sum of 3 t² over n steps, from t = 0 on, is (1 - 1/n)(1 - 1/2n)."""
     field, noise, cancel, calls = Field(), np.full((2, 3, 4), 0.25, np.float32), Event(), []
     conditions = {"text": np.ones(1, np.float32)}
     ended = integrate(
@@ -92,7 +92,7 @@ def test_batches_cover_every_row_once():
 
 
 class Memory:
-    """Rows from `start` on need more of it: `fits` at once, before that any number."""
+    """Simulates limited memory: rows from `start` on fit only `fits` at a time, rows before it in any number."""
 
     def __init__(self, start, fits):
         self.start, self.fits, self.tried, self.said = start, fits, [], []
@@ -134,6 +134,6 @@ def test_what_was_used_last_is_remembered():
     assert recent["a"] == 1  # now b is the oldest
     recent["c"] = 3
     assert ("a" in recent, "b" in recent, "c" in recent) == (True, False, True)
-    recent["a"] = 4  # now c is
+    recent["a"] = 4  # now c is the oldest
     recent["d"] = 5
     assert ("c" in recent, recent["a"], recent["d"]) == (False, 4, 5)

@@ -1,6 +1,6 @@
-"""What only a GPU can show: the same sound, CUDA graphs, memory, other libraries' streams and arrays, a fast start.
+"""Tests that need a GPU: the same sound, CUDA graphs, memory, other libraries' streams and arrays, a fast start.
 
-Run with `pytest -m gpu`. Each backend that is not installed is skipped with what it says itself.
+Run them with `pytest -m gpu`. A backend that is not installed is skipped with its own message.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def device():
 
 @pytest.fixture(scope="module")
 def bundles(demo_bundle, demo_bundle_fp16, device, tmp_path_factory):
-    """Copies of both demo bundles, with engines for this GPU from every library that can make them."""
+    """Copies both demo bundles, with engines for this GPU from every library that can build them."""
     folder = tmp_path_factory.mktemp("gpu")
     copies = {}
     for name, bundle in (("fp32", demo_bundle), ("fp16", demo_bundle_fp16)):
@@ -63,7 +63,7 @@ def _build_engines(bundle, device):
         try:
             selva_engines.build_engines(selva_engines.BuildRequest(bundle=bundle, target=target, capabilities=asked))
         except selva_engines.EngineError as error:
-            print(f"{target}: {error}")  # such as RTX on a GPU that it does not know
+            print(f"{target}: {error}")  # such as RTX on an unsupported GPU
 
 
 @pytest.fixture(scope="module", params=GPU_BACKENDS)
@@ -179,7 +179,7 @@ class Foreign:
 def test_arrays_and_streams_of_others(session, clip):
     frames = moving_frames(25, session.info.image_size)
     other = CudaDevice()
-    theirs = Space(other).put(frames)  # queued on their stream, and not waited for
+    theirs = Space(other).put(frames)  # queued on their stream, without waiting
     here = session.encode_frames(Foreign(theirs, stream=other.stream), 1.0, stream=other.stream)
     assert snr_db(np.asarray(here.tokens), np.asarray(clip.tokens)) > 80
     stem = few_steps(session, here, ["rain"], device_output=True, stream=other.stream)[0]

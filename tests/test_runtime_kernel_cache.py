@@ -1,4 +1,4 @@
-"""TensorRT-RTX's compiled kernels on the disk: whole, the user's own, and where the platform wants them."""
+"""TensorRT-RTX's compiled kernels on disk: complete, private to the user, and in the platform's usual folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Memory that the tables of a movie take: refused before FFmpeg sees the file, and only then."""
+"""Memory for the tables of a movie: too large a movie is refused before FFmpeg sees the file, and no other is."""
 
 import struct
 import sys
@@ -23,7 +23,7 @@ FRAGMENTED = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
 
 @pytest.fixture(scope="module")
 def movie(tmp_path_factory):
-    """Boxes of ten seconds, 250 samples, a key frame every second."""
+    """Boxes of ten seconds of video: 250 samples, a key frame every second."""
     path = tmp_path_factory.mktemp("movie") / "a.mp4"
     return parse(write_video(path, map(numbered, range(250)), options={"g": "25"}).read_bytes())
 
@@ -49,7 +49,7 @@ def fragmented(tmp_path_factory):
 
 
 def sound_track(boxes, changes):
-    """With changes to the sound track alone."""
+    """Changes only the sound track."""
     return [
         (
             kind,
@@ -70,7 +70,7 @@ def pcm_chunks(boxes, samples):
 
 
 def with_fragments(boxes, tracks, count):
-    """`count` empty fragments, for each of which FFmpeg notes something of each track."""
+    """Adds `count` empty fragments; FFmpeg stores something about each track for every one."""
     made = []
     for kind, content in boxes:
         if kind == b"moov":
@@ -83,7 +83,7 @@ def with_fragments(boxes, tracks, count):
 
 
 def hidden_fragment(boxes, samples):
-    """A fragment inside the media data, to which only an index points, and which says that it has many samples."""
+    """Hides a fragment inside the media data. Only an index points to it, and it claims to have many samples."""
     header = full(b"tfhd", 1, 512, 1, flags=0x18)
     moof = box(b"moof", full(b"mfhd", 1), box(b"traf", header, full(b"trun", samples)))
     data = box(b"mdat", bytes(100), moof)
@@ -109,7 +109,7 @@ HOSTILE = {
     "items": lambda movie, sound, parts, size: still_picture(round(200_000_000 * size)),
     "hidden": lambda movie, sound, parts, size: build(hidden_fragment(parts, round(MANY * size))),
 }
-"""Files that take memory by `size`: 1 is too much."""
+"""Files that use memory in proportion to `size`; at 1 it is too much."""
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
@@ -126,7 +126,7 @@ def test_a_small_file_that_would_take_much_memory_is_refused(tmp_path, movie, so
 
 
 def reckoned_mib(path):
-    """What the check makes of a file, its tables read wherever that helps."""
+    """The check's estimate for a file, with tables read wherever that helps."""
     with open(path, "rb") as file:
         movie = Movie(1 << 28)
         movie.read(Source(file, path.stat().st_size))
@@ -144,7 +144,7 @@ def test_ffmpeg_takes_no_more_than_what_was_reckoned(tmp_path, movie, sound, fra
 
 
 def ten_hours(*, edit_count=1, sound_tracks=16):
-    """Headers of a recording of ten hours: 60 pictures a second, and uncompressed sound in many tracks."""
+    """Headers of a ten-hour recording: 60 pictures per second, and uncompressed sound in many tracks."""
     pictures, seconds = 60 * 36000, 36000
 
     def track(number, kind, scale, tables):

@@ -1,4 +1,4 @@
-"""The video with a stem in it: same pictures, sound in the right place, the original kept."""
+"""The video with a stem in it: the same pictures, the sound at the right time, and the original unchanged."""
 
 import resource
 import struct
@@ -63,7 +63,7 @@ def test_both_sounds_are_where_they_belong(tmp_path, source, settings, wanted, w
     assert loudest_s(result.path, 1) == pytest.approx(loudest_s(source, 0), abs=0.002)
     pictures = video_packets(result.path)
     assert len(pictures) == 25 * VIDEO_S
-    if source.suffix != ".ts":  # its packets are framed in another way
+    if source.suffix != ".ts":  # its packets have a different framing
         assert pictures == video_packets(source)
 
 

@@ -1,4 +1,4 @@
-"""OpenVINO, and what all backends on the CPU owe: the same sound, exactly or as inexactly as was asked for."""
+"""OpenVINO, and rules for all CPU backends: the same sound, within the requested precision."""
 
 from __future__ import annotations
 
@@ -35,10 +35,13 @@ from selva_runtime.command.cli import main
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="OpenVINO is not installed")
 
 EXACT_DB = 60.0
-"""1e-3 of the signal: what float32 in another order may come to."""
+"""1e-3 of the signal: the largest error of float32 sums in another order."""
 BF16_DB = 22.0
-"""Measured: 31 dB on the demo bundle, whose decoder alone is at 34 dB. 22 dB leaves room for another CPU's rounding;
-a graph that loses its range reduction or its normalisation to bfloat16 ends below 10."""
+"""Measured: 31 dB on the demo bundle, whose decoder alone has 34 dB.
+
+22 dB leaves room for another CPU's rounding. A graph that computes its range reduction or its normalisation in
+bfloat16 falls below 10 dB.
+"""
 
 
 def has_bf16() -> bool:
@@ -52,7 +55,7 @@ def opened(demo_bundle):
 
 @pytest.fixture
 def worth_compiling(monkeypatch):
-    """The demo bundle as if it were of full size."""
+    """Treats the demo bundle as if it were of full size."""
     monkeypatch.setattr(backends, "_WORTH_COMPILING_BYTES", 0)
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
 
@@ -71,7 +74,7 @@ def expected(demo_bundle):
     [
         ("cpu", "exact", EXACT_DB, np.inf),
         ("openvino", "exact", EXACT_DB, np.inf),
-        ("openvino", "bf16", BF16_DB, EXACT_DB),  # as exact as float32 would mean that it is not bfloat16
+        ("openvino", "bf16", BF16_DB, EXACT_DB),  # the accuracy of float32 would mean it is not bfloat16
     ],
 )
 def test_backends_agree(demo_bundle, expected, backend, precision, low_db, high_db):
@@ -86,7 +89,7 @@ def test_backends_agree(demo_bundle, expected, backend, precision, low_db, high_
 
 
 def test_clips_of_other_lengths_agree_too(demo_bundle):
-    """A graph that was compiled for one length still takes another."""
+    """A graph compiled for one length still accepts another."""
     sessions = [Session(demo_bundle, backend=backend, threads=1) for backend in ("cpu", "openvino")]
     for duration_s in (0.8, 1.4):
         exact, audio = (s.generate(encode(s, duration_s), ["rain"], steps=2)[0].audio for s in sessions)
@@ -130,7 +133,7 @@ def test_threads_are_as_many_as_asked_and_the_hosts_are_left_alone(opened, threa
 def thread_affinities() -> set[frozenset[int]]:
     found = set()
     for task in Path("/proc/self/task").iterdir():
-        with suppress(ProcessLookupError):  # it has ended meanwhile
+        with suppress(ProcessLookupError):  # it has already ended
             found.add(frozenset(os.sched_getaffinity(int(task.name))))
     return found
 
@@ -217,7 +220,7 @@ def mapped_kb() -> int:
 
 
 class Watched:
-    """An inference request that is cancelled as soon as it runs, and says how it ended."""
+    """An inference request that is cancelled as soon as it runs, and records how it ended."""
 
     def __init__(self, request, cancel):
         self._request, self._cancel, self.ended = request, cancel, None
@@ -236,7 +239,7 @@ class Watched:
 
 
 def test_cancel_stops_inside_a_graph(opened, monkeypatch):
-    """On any CPU: the graph must be cut short, not waited for."""
+    """On any CPU, the graph must be stopped early, without waiting for its end."""
     monkeypatch.setattr("selva_runtime.backends.openvino.executor.POLL_S", 0.001)
     executor = make_executor(opened, "openvino", 1)
     cancel, requests, finish = threading.Event(), [], executor._finish
@@ -262,7 +265,7 @@ def test_cosines_become_polynomials():
     assert replace_cosines(openvino, model) == 1
     assert "Cos" not in {node.get_type_name() for node in model.get_ops()}
     compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    for reach, tolerance in ((3.2, 1e-6), (100.0, 1e-5)):  # float32 knows an angle of 100 to 4e-6
+    for reach, tolerance in ((3.2, 1e-6), (100.0, 1e-5)):  # float32 represents an angle of 100 to within 4e-6
         angles = np.linspace(-reach, reach, 10_001, dtype=np.float32)
         np.testing.assert_allclose(compiled([angles])[0], np.cos(angles.astype(np.float64)), rtol=0, atol=tolerance)
 

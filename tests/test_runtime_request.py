@@ -1,4 +1,4 @@
-"""What may be asked for: every limit holds on both of its sides, and a refusal says what was given and what may be."""
+"""Limits of a request: each is tested on both sides, and an error states the given value and the allowed ones."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The runtime's resize gives the numbers of torch's antialiased bicubic on uint8, exactly."""
+"""The runtime's resize gives exactly the numbers of torch's antialiased bicubic on uint8."""
 
 import tracemalloc
 

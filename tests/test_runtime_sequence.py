@@ -1,4 +1,4 @@
-"""Lengths and positions against the published table and against PyTorch's own arithmetic."""
+"""Lengths and positions, compared with the published table and with PyTorch's own arithmetic."""
 
 import csv
 from dataclasses import asdict
@@ -120,18 +120,18 @@ def test_rules_are_plain_values():
 
 
 def test_shown_features_lie_within_half_their_span_of_the_latent():
-    """12 segments of 8 features of 80 ms each; a latent vector of 32 ms takes the one that shows its middle."""
+    """12 segments of 8 features of 80 ms each; a latent vector of 32 ms uses the feature that covers its middle."""
     indices = shown_indices(96, 130, 0.8)
     segment, place = np.divmod(indices, 8)
     shown_s = (8 * segment + 2 * place + 1) / 25
     asked_s = (np.arange(130) + 0.5) * 0.032
     assert np.abs(shown_s - asked_s).max() <= 0.04 + 1e-9
     assert (np.diff(shown_s) >= 0).all()
-    assert set(place[(segment > 0) & (segment < 11)]) == {2, 3, 4, 5}  # the middle of a segment sees both ways
+    assert set(place[(segment > 0) & (segment < 11)]) == {2, 3, 4, 5}  # mid-segment has context on both sides
 
 
 def test_even_spreading_drifts_where_shown_does_not():
-    """facts: spread evenly, a feature is up to 0.4 s off the moment that it shows."""
+    """With even spreading, a feature is up to 0.4 s away from the moment that it shows."""
     shown_s = np.array([(8 * (k // 8) + 2 * (k % 8) + 1) / 25 for k in range(96)])
     asked_s = (np.arange(130) + 0.5) * 0.032
     even = np.abs(shown_s[nearest_exact_indices(96, 130)] - asked_s).max()
@@ -153,7 +153,7 @@ def test_rules_say_how_features_meet_latents():
 @pytest.mark.parametrize("duration_s", [0.64, 0.96, 1.28, 8.0])
 @pytest.mark.parametrize("stems", [1, 3])
 def test_each_latent_vector_has_its_row(timing, duration_s, stems):
-    """Of a table whose rows say (stem, feature) for the stems and (kind of segment, place) for the empty half."""
+    """The table has rows (stem, feature) for the stems and (kind of segment, place) for the empty half."""
     made = rules(sync_timing=timing)
     lengths = made.lengths(duration_s)
     own = [(stem, feature) for stem in range(stems) for feature in range(lengths.sync)]

@@ -1,4 +1,4 @@
-"""A session: the same seed the same sound, nothing computed twice, nothing wrong handed out."""
+"""A session: the same seed gives the same sound, nothing is computed twice, and no wrong result is returned."""
 
 import threading
 import time
@@ -19,7 +19,7 @@ SAMPLE_RATE_HZ = 16000
 
 
 class RecordingExecutor:
-    """The real executor, with a list of what ran and a way to spoil it."""
+    """The real executor, with a record of what ran and a way to corrupt it."""
 
     def __init__(self, real):
         self._real = real
@@ -42,7 +42,7 @@ class RecordingExecutor:
 
 
 def moving_frames(count: int, size: int) -> np.ndarray:
-    """A bright bar that walks over noise."""
+    """A bright bar that moves over noise."""
     frames = np.random.default_rng(5).integers(0, 100, (count, 3, size, size), dtype=np.uint8)
     for i in range(count):
         frames[i, :, :, i % size] = 255
@@ -51,7 +51,7 @@ def moving_frames(count: int, size: int) -> np.ndarray:
 
 @pytest.fixture
 def recorded(demo_bundle, monkeypatch):
-    """A session, and the executor under it that records."""
+    """A session, and the recording executor under it."""
     made = []
 
     def make(*arguments):
@@ -121,7 +121,7 @@ def test_threads_take_turns(recorded, clip):
         if not running.acquire(blocking=False):
             overlaps.append("two at once")
             return outputs
-        time.sleep(0.05)  # room for another thread
+        time.sleep(0.05)  # time for another thread
         running.release()
         return outputs
 
@@ -223,7 +223,7 @@ def test_more_prompts_than_the_caches_hold(monkeypatch, request):
     for _ in range(2):
         stems = few_steps(session, clip, prompts, steps=1)
         assert [stem.prompt for stem in stems] == prompts
-    assert executor.runs["text_t5"] == executor.runs["video_select"] == 7 + 3  # the last four were remembered
+    assert executor.runs["text_t5"] == executor.runs["video_select"] == 7 + 3  # the last four were cached
 
 
 def test_text_towers_can_be_kept(demo_bundle, monkeypatch):
@@ -285,7 +285,7 @@ def test_cancel_while_encoding(session):
 
 
 def test_cancel_stops_inside_a_graph(demo_bundle, monkeypatch):
-    """Cancelled as soon as the graph runs, on any CPU: it must be cut short, not waited for."""
+    """Cancelled as soon as the graph runs, on any CPU: it must stop early, without waiting for its end."""
     monkeypatch.setattr("selva_runtime.backends.onnx_cpu.POLL_S", 0.001)
     executor = make_executor(selva_runtime.Bundle.open(demo_bundle), "cpu", 1)
     executor.load("decoder")
@@ -327,7 +327,7 @@ def test_values_that_are_not_finite_never_become_sound(recorded, graph):
     ],
 )
 def test_requests_out_of_range_are_refused(session, clip, options, message):
-    """Which those are: `test_runtime_request.py`."""
+    """A session checks the ranges of a request; `test_runtime_request.py` tests each limit."""
     with pytest.raises(RequestError, match=message):
         session.generate(clip, **{"prompts": ["rain"], **options})
 

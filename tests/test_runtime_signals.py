@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM in a command, wherever the main thread is when they come."""
+"""Ctrl-C and SIGTERM in a command, wherever the main thread is when they arrive."""
 
 import os
 import signal
@@ -39,7 +39,7 @@ WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
 
 def started(kind: str, body: str, before: str = "") -> subprocess.Popen[str]:
-    """A command of class `kind` that does `body`."""
+    """Starts a command of class `kind` that runs `body`."""
     body = "".join(f"    {line}\n" for line in body.strip().splitlines())
     code = f'{COMMAND}{before}\n@click.command("try", cls={kind})\n@click.pass_obj\ndef main(stop):\n{body}\nmain()'
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -47,7 +47,7 @@ def started(kind: str, body: str, before: str = "") -> subprocess.Popen[str]:
 
 
 def ended(process: subprocess.Popen[str], *signals: signal.Signals, apart_s: float = 0.0) -> tuple[int, str, str]:
-    """Exit code, output and errors of a command that says when it is ready, after these signals."""
+    """Sends these signals once the command is ready; returns its exit code, output and errors."""
     assert process.stdout is not None
     if signals:
         assert process.stdout.readline() == "ready\n"
@@ -82,14 +82,14 @@ def test_a_command_that_looks_stops_where_it_looks(number):
 
 @pytest.mark.parametrize("error", ["BackendError('initialization failed')", "ImportError('cannot initialise')"])
 def test_an_error_on_the_way_out_is_not_the_news(error):
-    """Foreign modules turn an interrupted import into errors of their own."""
+    """Third-party modules turn an interrupted import into errors of their own, which must not be reported."""
     body = f"ready()\ntry:\n    wait()\nexcept KeyboardInterrupt:\n    raise {error}"
     assert ended(started("OneLineCommand", body), signal.SIGINT) == stopped(signal.SIGINT)
 
 
 @pytest.mark.parametrize("kind", ["OneLineCommand", "StoppableCommand"])
 def test_cleaning_up_is_not_disturbed(kind):
-    """Neither by the timer nor by a second signal at once, as `timeout` sends it."""
+    """Neither the timer nor a second signal at the same time, as `timeout` sends it, disturbs it."""
     body = "try:\n    ready()\n    wait()\nfinally:\n    wait(0.8)\n    print('cleaned')"
     process = started(kind, body)
     assert ended(process, signal.SIGTERM, signal.SIGTERM, apart_s=0.05) == stopped(signal.SIGTERM, "cleaned\n")
@@ -102,7 +102,7 @@ def test_a_second_signal_ends_what_is_stuck():
 
 
 def test_a_signal_that_the_parent_ignores_stays_ignored():
-    """As a shell has it for the background jobs of a script."""
+    """As a shell does for the background jobs of a script."""
     process = started("OneLineCommand", "ready()\nwait()", before="signal.signal(signal.SIGINT, signal.SIG_IGN)")
     assert ended(process, signal.SIGINT, signal.SIGTERM, apart_s=0.2) == stopped(signal.SIGTERM)
 

@@ -1,4 +1,4 @@
-"""What a session needs before it does anything: files that are what they say, a core, and no PyTorch."""
+"""What a session needs before it starts: files that match their hashes, a core, and no PyTorch."""
 
 import hashlib
 import json
@@ -15,12 +15,12 @@ from selva_runtime.backends.cores import usable_cores
 
 
 def with_broken_graph(demo_bundle, folder):
-    """A copy whose backbone is no graph, though its hash is right."""
+    """A copy whose backbone is not a graph, although its hash is right."""
     return with_content(demo_bundle, folder, lambda manifest: manifest["graphs"]["video_backbone"]["file"], b"no graph")
 
 
 def with_content(demo_bundle, folder, file_of, content):
-    """A copy with another content of one file, and the hash of that."""
+    """A copy with other content in one file, and the right hash for it."""
     bundle = shutil.copytree(demo_bundle, folder / "bundle")
     manifest = json.loads((bundle / "manifest.json").read_text())
     name = file_of(manifest)

@@ -1,4 +1,4 @@
-"""Commands whose parent gave them no stderr, no stdout or no stdin, or took the reader of their output away."""
+"""Commands started without stderr, stdout or stdin, or whose output is no longer read."""
 
 import json
 import os
@@ -18,7 +18,7 @@ def video(tmp_path_factory) -> Path:
 
 
 def in_a_shell(redirections: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """selva-generate with its descriptors redirected; the result's returncode is the command's own."""
+    """Runs selva-generate with redirected descriptors; the result's returncode is the command's own."""
     script = f'"$@" {redirections}; exit ${{PIPESTATUS[0]}}'
     command = [sys.executable, "-m", "selva_runtime", *map(str, arguments)]
     return subprocess.run(["bash", "-c", script, "bash", *command], capture_output=True, text=True, timeout=60)
@@ -31,7 +31,7 @@ def in_a_shell(redirections: str, *arguments: object) -> subprocess.CompletedPro
 def test_stems_are_made_without_a_listener(video, tmp_path, redirections):
     out = tmp_path / "out"
     quick = ("--duration", 1, "--steps", 1, "--threads", 1, "--backend", "cpu")
-    done = in_a_shell(redirections, video, "-p", "rain", "-o", out, *quick, "--json")  # the demo
+    done = in_a_shell(redirections, video, "-p", "rain", "-o", out, *quick, "--json")  # with the demo bundle
     assert done.returncode == 0, done.stderr
     assert [path.name for path in out.iterdir()] == ["rain.wav"]
     assert (out / "rain.wav").read_bytes()[:4] == b"RIFF"

@@ -1,4 +1,4 @@
-"""The TensorRT backend where there is no GPU: ONNX Runtime plays the engines, the rest is real."""
+"""The TensorRT backend without a GPU: ONNX Runtime simulates the engines, the rest is real."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class FakeEngine:
     def __init__(self, bundle, name, made):
         self.graph, self.made, self.fails = bundle.manifest.graphs[name], made, False
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1  # unasked, ONNX Runtime pins threads, which another test would then find
+        options.intra_op_num_threads = 1  # else ONNX Runtime pins threads, which another test would find
         self.session = onnxruntime.InferenceSession(
             bundle.read(self.graph.file), options, providers=["CPUExecutionProvider"]
         )
@@ -109,7 +109,7 @@ class FakeCache:
 
 
 def fake_engines(bundle, made):
-    """The module `selva_engines` with the engines of `bundle` for a library that is not there."""
+    """A fake `selva_engines` with engines of `bundle`, for a library that is not installed."""
     library = SimpleNamespace(
         version="1.7.1",
         log=SimpleNamespace(clear=lambda: None, error_line=lambda: "the library's words"),
@@ -133,7 +133,7 @@ def fake_engines(bundle, made):
 
 @pytest.fixture
 def on_tensorrt(opened, tmp_path, monkeypatch):
-    """A session on engines that ONNX Runtime plays, and the contexts that it made."""
+    """A session on simulated engines, and the contexts that it made."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     made = []
 
@@ -185,7 +185,7 @@ def test_a_failing_engine_is_one_typed_line(on_tensorrt, monkeypatch):
 
 
 def test_the_names_used_of_tensorrt_exist():
-    """No GPU is needed to see that nothing is misspelt."""
+    """Catches misspelt names without a GPU."""
     api = pytest.importorskip("tensorrt_rtx")
     used = {
         api.IExecutionContext: "set_input_shape set_tensor_address update_device_memory_size_for_shapes "

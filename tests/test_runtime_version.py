@@ -1,4 +1,4 @@
-"""One version for all commands, and one place where they start."""
+"""All commands have the same version and the same entry point."""
 
 import re
 import signal

@@ -1,4 +1,4 @@
-"""Reading clips: which frame is taken when, from files of many kinds, whole, damaged and hostile."""
+"""Reading clips: which frame is used when, from complete, damaged and hostile files of many kinds."""
 
 import io
 import math
@@ -25,7 +25,7 @@ def pictures(count, **size):
 
 
 def due_pictures(times, end, *, start=Fraction(0), fps=25):
-    """Facts, "Frames": walking the frames, one is taken for each due time that it reaches; then the last is held."""
+    """Takes one frame for each due time that is reached while reading the frames in order, then repeats the last."""
     taken, due = [], start
     for index, time in enumerate(times):
         while time >= due and due < end:

@@ -1,4 +1,4 @@
-"""Minimal filtering: the same numbers as the convolution that it replaces, and nothing else replaced."""
+"""Minimal filtering gives the same numbers as the convolutions that it replaces, and replaces nothing else."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def types(model):
 
 
 def kernels(model):
-    """Sizes in time of the convolutions that are left."""
+    """Kernel sizes in time of the remaining convolutions."""
     return [n.get_input_shape(1)[-1] for n in model.get_ops() if n.get_type_name() == "Convolution"]
 
 
@@ -64,7 +64,7 @@ def test_replaces_a_convolution(taps, dilation, length, batch, flat):
     weight = rng.standard_normal((WIDTH + 3, WIDTH, taps), np.float32)
     x = rng.standard_normal((batch, WIDTH, length), np.float32)
     true = expected(x, weight, dilation)
-    if flat:  # as the vocoder has them: (B, C, 1, T)
+    if flat:  # as in the vocoder: (B, C, 1, T)
         x, weight, true = x[:, :, None], weight[:, :, None], true[:, :, None]
     model = model_of(x.shape, lambda value: convolution(value, weight, dilation))
     assert multiply_less(openvino, model) == 1

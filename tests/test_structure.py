@@ -1,4 +1,4 @@
-"""Data flows one way: which package may import which, and no circle among modules."""
+"""Data flows one way: which packages may import which, and no import cycles among modules."""
 
 import ast
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ FOLDERS = {
 MAY_IMPORT = {
     "selva_bundle": set(),
     "selva_engines": {"selva_bundle"},
-    "selva_runtime": {"selva_bundle"},  # selva_engines too, but by name: only the backend tensorrt needs it
+    "selva_runtime": {"selva_bundle"},  # and selva_engines, but by name: only the tensorrt backend needs it
     "selva_ref": {"selva_bundle", "selva_runtime"},
     "selva_export": {"selva_bundle", "selva_runtime", "selva_engines", "selva_ref"},
     "selva_bench": set(FOLDERS),
@@ -28,7 +28,7 @@ ROOMS = {
     "selva_runtime": (("recent", "batches"), ("media",), ("backends",), ("",), ("command", "start")),
     "selva_ref": (("errors",), ("model", ""), ("weights",), ("pipeline",), ("training",), ("demo",), ("training.cli",)),
 }
-"""Of a package: a module may import from its own row and from those before it. "" is what no row names."""
+"""Rooms of a package: a module may import from its own row and the rows before it. "" is every module not in a row."""
 
 
 def modules() -> dict[str, ast.Module]:
@@ -44,7 +44,7 @@ MODULES = modules()
 
 
 def imported(statements: Iterator[ast.AST]) -> Iterator[str]:
-    """Our modules that the statements import."""
+    """Our own modules that the statements import."""
     for node in statements:
         names = []
         if isinstance(node, ast.Import):
@@ -93,7 +93,7 @@ def test_rooms_lie_one_behind_another(package):
 
 
 def test_no_module_imports_itself_by_way_of_others():
-    """As they are loaded: what a function imports, or only a type checker, comes later."""
+    """Considers imports at load time, not those inside functions or only for type checkers."""
     graph = {module: {m for m in imported(iter(tree.body)) if m != module} for module, tree in MODULES.items()}
     try:
         TopologicalSorter(graph).prepare()

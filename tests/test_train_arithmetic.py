@@ -1,4 +1,4 @@
-"""Losses, schedule and averages against closed forms."""
+"""Compares losses, schedule and averages with closed forms."""
 
 from __future__ import annotations
 

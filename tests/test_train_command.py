@@ -20,7 +20,7 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 def command(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    """Exit code, output and errors of the command run in this process."""
+    """Runs the command in this process and returns its exit code, output and errors."""
     with pytest.raises(SystemExit) as ended:
         main.main([str(argument) for argument in arguments])
     return int(ended.value.code), *capsys.readouterr()
@@ -28,7 +28,7 @@ def command(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With videos, list.tsv and checkpoints."""
+    """A folder with videos, list.tsv and checkpoints."""
     folder = tmp_path_factory.mktemp("command")
     write_videos(folder)
     write_checkpoints(folder / "checkpoints", get_preset("demo"))
@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(folder: Path) -> Path:
-    """The same after extraction and both stages, in one process."""
+    """The same folder after extraction and both stages, in one process."""
     paths = ("--checkpoints", folder / "checkpoints", "--out")
     listed = ("--videos", folder / "videos", "--list", folder / "list.tsv", "--duration", DURATION_S)
     for arguments in (
@@ -58,7 +58,7 @@ def options(folder: Path, out: Path, steps: int = 4) -> list[object]:
 
 
 def test_two_processes_give_the_losses_of_one(trained: Path, tmp_path: Path) -> None:
-    """Started by torchrun, each with two parts of its half of the batch, decoded by a worker process."""
+    """torchrun starts two processes. Each computes its half of the batch in two parts, decoded by a worker process."""
     out = tmp_path / "out"
     out.mkdir()
     (out / "video_encoder_demo.safetensors").hardlink_to(trained / "out" / "video_encoder_demo.safetensors")
@@ -82,7 +82,7 @@ def test_ctrl_c_ends_with_130_and_a_state(trained: Path, tmp_path: Path) -> None
     assert process.stderr is not None
     first = process.stderr.readline()
     assert first.startswith("stage1 1/10000  loss "), first
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: to the worker, too
+    os.killpg(process.pid, signal.SIGINT)  # to the worker too, as a terminal does
     rest = process.stderr.read().splitlines()
     assert process.wait(60) == 130
     assert len(rest) == 2, rest

@@ -1,4 +1,4 @@
-"""Extracted features that were damaged or are not what they are said to be: one line, through the command."""
+"""Extracted features that are damaged or inconsistent give a one-line error from the command."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def refusal(data: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    """What `selva-train stage1` says of the folder; there are no checkpoints, so it must say it before it looks."""
+    """The error of `selva-train stage1` for the folder, which must come before it looks for the missing checkpoints."""
     with pytest.raises(SystemExit) as ended:
         main.main(["stage1", "--data", str(data), "--checkpoints", str(data / "none"), "--out", str(data / "out")])
     out, err = capsys.readouterr()
@@ -118,7 +118,7 @@ def test_outcomes(data: Path, capsys: pytest.CaptureFixture[str], row: str, mess
 def test_a_list_that_was_changed(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = data / "list.tsv"
     lines = path.read_text().splitlines()
-    path.write_text("\n".join([lines[0], lines[2], lines[1], *lines[3:]]) + "\n")  # the rows of the arrays are not
+    path.write_text("\n".join([lines[0], lines[2], lines[1], *lines[3:]]) + "\n")  # the rows of the arrays stay
     assert "list.tsv is not the list of data.json; extract into a new folder" in refusal(data, capsys)
 
 
@@ -152,7 +152,7 @@ def test_every_field_of_data_json_of_every_type(data: Path) -> None:
         for value in VALUES:
             path.write_text(json.dumps(changed(whole, place, lambda _, value=value: value)))
             if (place, type(value)) == (("videos",), str) and "\0" not in value:
-                read_description(data)  # any folder may be named; its videos are looked for when they are needed
+                read_description(data)  # any folder may be named; videos are only opened when needed
             elif place[0] in ("format", "duration_s") and type(value) is int and value == 1:
                 read_description(data)
             else:

@@ -1,4 +1,4 @@
-"""Extraction: what it computes, what it skips, and that it goes on where it was cut."""
+"""Extraction: what it computes, what it skips, and that it resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_features_are_those_of_the_networks(request_: ExtractRequest, extracted:
     assert features.posterior(3)[1] == pytest.approx(deviation[0].T.numpy(), abs=1e-5)
     video = segment(preprocess(torch.from_numpy(example.frames), RULES.image_size)[None], PRESET.video)
     teacher = load_part("teacher", PRESET, request_.checkpoints)(video).reshape(LENGTHS.sync, -1)
-    assert features.teacher(3) == pytest.approx(teacher.numpy(), rel=2e-3, abs=1e-3)  # kept as float16
+    assert features.teacher(3) == pytest.approx(teacher.numpy(), rel=2e-3, abs=1e-3)  # stored as float16
     tokenizers = load_tokenizers(PRESET, request_.checkpoints)
     ids = torch.tensor([tokenizers["t5"].encode(LABELS[1]).ids])
     t5 = load_part("text_t5", PRESET, request_.checkpoints)(ids, torch.ones_like(ids, dtype=torch.bool))

@@ -1,4 +1,4 @@
-"""Mixing, and draws that depend on nothing but seed, step and item."""
+"""Mixing, and random numbers that depend only on seed, step and item."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_an_example_does_not_depend_on_its_batch(features: Features) -> None:
 
 
 class FlatClips(PaintedClips):
-    """Every frame of clip `row` is of the one shade 10 (row + 1), so that a mix says what it is made of."""
+    """Every frame of clip `row` has the single shade 10 (row + 1), so that a mix shows what it is made of."""
 
     def _frames(self, row: int) -> torch.Tensor:
         frames = super()._frames(row)

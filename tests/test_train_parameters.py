@@ -1,4 +1,4 @@
-"""Which parameters the stages train: by name, by number, and nothing else."""
+"""Which parameters each stage trains, by name and number, and that it trains no others."""
 
 from __future__ import annotations
 

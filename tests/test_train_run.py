@@ -1,4 +1,4 @@
-"""Both stages on painted frames: golden losses, what moves, stopping and going on, and what is left behind."""
+"""Both stages on painted frames: golden losses, what changes, stopping and resuming, and which files remain."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ GOLDEN = {
     "stage1": [2.161320, 2.043271, 1.740274, 1.573098, 1.471067, 1.399936],
     "stage2": [3.719247, 3.887128, 3.754931, 3.506279, 3.672195, 3.274316],
 }
-"""Losses of the six steps of `order`. A refactor keeps them; what changes them changes the training."""
+"""Losses of the six steps of `order`. A refactor keeps them; anything that changes them changes the training."""
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -66,7 +66,7 @@ def order(tmp_path_factory: pytest.TempPathFactory) -> Order:
 
 @pytest.fixture(scope="module")
 def trained(order: Order, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[float]]]:
-    """Both stages, from begin to end: their folder and their losses."""
+    """Runs both stages to the end and returns their folder and losses."""
     place = RunPlace(out=tmp_path_factory.mktemp("trained") / "out")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "MixedClips", PaintedClips)
@@ -74,7 +74,7 @@ def trained(order: Order, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
 
 
 def encoder_for(stage: str, trained: tuple[Path, object], out: Path) -> RunPlace:
-    """A new folder, with what the stage needs in it."""
+    """Makes a new folder with the files that the stage needs."""
     out.mkdir()
     if stage == "stage2":
         (out / FILES["stage1"]).write_bytes((trained[0] / FILES["stage1"]).read_bytes())
@@ -101,7 +101,7 @@ def test_only_what_is_trained_has_moved(order: Order, trained, stage: str) -> No
 
 
 def test_the_network_itself_is_frozen_but_for_its_trained_part(order: Order, trained, tmp_path, monkeypatch) -> None:
-    """As above, but of the networks in memory, the encoder of stage 2 among them."""
+    """Checks the networks in memory, including the encoder that stage 2 uses."""
     kept: list[tuple[run.Run, dict[str, torch.Tensor]]] = []
 
     def watched(what: run.Run, world):
@@ -141,7 +141,7 @@ def test_a_killed_run_goes_on_from_its_last_state(order, trained, tmp_path, monk
     monkeypatch.setattr(run, "MixedClips", PaintedClips)
     assert stage1(order, place).losses == trained[1]["stage1"][4:]
     assert (place.out / FILES["stage1"]).read_bytes() == (trained[0] / FILES["stage1"]).read_bytes()
-    assert curve(place.out / "stage1") == pytest.approx(trained[1]["stage1"], rel=1e-6)  # step 5 is there once
+    assert curve(place.out / "stage1") == pytest.approx(trained[1]["stage1"], rel=1e-6)  # step 5 appears once
 
 
 def at_step(wanted: int, act: Callable[[], None]):
@@ -196,7 +196,7 @@ def test_tensorboard_shows_curves_pictures_and_sounds(trained) -> None:
     tags = shown.Tags()
     assert set(tags["scalars"]) == {"loss/train", "loss/validation", "learning_rate", "gradient_norm"}
     assert len(tags["images"]) == 4  # two held-out clips: mixed frames, mel
-    assert len(tags["audio"]) == 4  # made and true
+    assert len(tags["audio"]) == 4  # generated and true
     (sound,) = shown.Audio(next(tag for tag in tags["audio"] if tag.startswith("made/")))
     assert (sound.sample_rate, sound.length_frames) == (16000, 512 * LENGTHS.latent)
     (strip,) = shown.Images(next(tag for tag in tags["images"] if tag.startswith("mixed/")))
@@ -212,7 +212,7 @@ def test_a_finished_run_can_be_averaged_again(order, trained, tmp_path) -> None:
     wide = load_file(place.out / FILES["stage2"])
     base = load_part("generator", TINY, None).state_dict()
     name = "final_layer.adaLN_modulation.1.weight"
-    assert (wide[name] - base[name]).norm() < (narrow[name] - base[name]).norm()  # nearer to where it began
+    assert (wide[name] - base[name]).norm() < (narrow[name] - base[name]).norm()  # closer to the initial weights
 
 
 @torch.no_grad()

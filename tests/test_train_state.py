@@ -1,4 +1,4 @@
-"""What a run goes on from: damage is found, and nothing is taken from a state that does not fit."""
+"""The state that a run resumes from: damage is detected, and nothing is loaded from a state that does not fit."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_goes_on_from_what_was_saved(tmp_path: Path) -> None:
 
 
 def test_no_damage_is_resumed_from(tmp_path: Path) -> None:
-    """Two bytes changed anywhere, and states with a right hash and a wrong content."""
+    """Changes two bytes anywhere, and makes states with a right hash and wrong content."""
     assert attack_states(200, tmp_path) == 200
 
 

@@ -1,4 +1,4 @@
-"""A decoder that takes its process with it. Alone in its module, for the processes that import it to start quickly."""
+"""A decoder that crashes its process. It has its own module, so that the processes that import it start quickly."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class CrashingReader(Reader):
     """Crashes at two of the clips."""
 
     def __call__(self, row: int) -> tuple[int, Example | str]:
-        """As `Reader`, where it survives."""
+        """Reads a clip like `Reader`, except for the two that crash."""
         if self.paths[row].stem in ("c2", "c5"):
             os._exit(11)
         return super().__call__(row)

@@ -1,4 +1,4 @@
-"""Small training data for the tests: either real videos, or features made of numbers and painted frames."""
+"""Small training data for the tests: real videos, or features of random numbers with painted frames."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ TINY = Preset(
     video=VideoConfig(image_size=32, width=48, depth=2, heads=2, text_width=64),
     text=get_preset("demo").text,
 )
-"""Takes the place of the `demo` preset where losses are compared with stored ones, and so must not change with it."""
+"""Replaces the `demo` preset where losses are compared with stored ones, so it must not change with `demo`."""
 RULES = sequence_rules(TINY)
 DURATION_S = 0.96
 LENGTHS = RULES.lengths(DURATION_S)
@@ -57,7 +57,7 @@ def tone(seconds: float, hz: float, rate_hz: int = 48000) -> np.ndarray:
 
 
 def write_checkpoints(folder: Path, preset: Preset) -> Path:
-    """Random weights of every part but the video encoder; the generator is `base.safetensors`."""
+    """Writes random weights of every part except the video encoder; the generator is `base.safetensors`."""
     folder.mkdir()
     for part in set(selva_ref.PARTS) - {"video_encoder"}:
         tensors = random_weights.state_dict(selva_ref.build(part, preset))
@@ -67,7 +67,7 @@ def write_checkpoints(folder: Path, preset: Preset) -> Path:
 
 
 def write_videos(folder: Path, clips: int = CLIPS) -> tuple[Path, Path]:
-    """`clips` good videos of one second and one bad one of each kind; returns their folder and their list."""
+    """Writes `clips` good one-second videos and one bad one of each kind; returns their folder and their list."""
     videos = folder / "videos"
     videos.mkdir()
     rows = []
@@ -87,7 +87,7 @@ def write_videos(folder: Path, clips: int = CLIPS) -> tuple[Path, Path]:
 
 
 def write_features(folder: Path, clips: int = CLIPS) -> Path:
-    """What `extract` writes, of random numbers; there are no videos, see `PaintedClips`."""
+    """Writes features like `extract`, from random numbers. There are no videos; use `PaintedClips` for the frames."""
     folder.mkdir()
     preset = get_preset("demo")
     listed = [Listed(id=f"c{number}", label=LABELS[number % 2]) for number in range(clips)]
@@ -111,7 +111,7 @@ def write_features(folder: Path, clips: int = CLIPS) -> Path:
 
 
 class PaintedClips(MixedClips):
-    """Frames that follow from the row, without a codec in between."""
+    """Frames computed from the row, without a codec."""
 
     def _frames(self, row: int) -> torch.Tensor:
         size = RULES.image_size
@@ -121,7 +121,7 @@ class PaintedClips(MixedClips):
 
 
 def events(folder: Path) -> EventAccumulator:
-    """What a run wrote for TensorBoard."""
+    """Reads the TensorBoard files of a run."""
     accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0, "audio": 0})
     return accumulator.Reload()
 

@@ -1,9 +1,9 @@
-"""How long engines take to build and how large they are: every graph of small_16k and large_44k_v2, both decoders.
+"""Measures how long engines take to build and how large they are: every graph of small_16k and large_44k_v2.
 
-Run as `python -m selva_bench.build_engines`. Graphs are exported one at a time, in float16 and with random weights,
-into a temporary folder that is emptied before the next, so that memory and disk hold one graph only. Building needs
-no GPU with TensorRT-RTX. Progress goes to standard error; the last line on standard output is the JSON that is also
-written to the results.
+Run it as `python -m selva_bench.build_engines`. It exports one graph at a time, in float16 and with random weights,
+into a temporary folder that is emptied before the next, so that memory and disk hold only one graph. TensorRT-RTX can
+build without a GPU. Progress goes to standard error. The last line on standard output is the JSON that is also written
+to the results.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from selva_ref.pipeline import sequence_rules
 
 RESULTS = Path(__file__).parents[1] / "results"
 PLAIN_EXPORT_NODES = {"video_backbone": 6234, "guided_step": 4129, "decoder": 5386}
-"""ONNX nodes of a plain export of small_16k as published (for the decoder: its vocoder alone), to compare with."""
+"""Number of ONNX nodes in a plain export of the published small_16k (decoder: only its vocoder), for comparison."""
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -62,7 +62,7 @@ def main(presets: str, graphs: str, target: str, out: Path | None) -> None:
 
 
 def _plan(presets: list[Preset], wanted: set[str]) -> Iterator[tuple[Preset, Signature]]:
-    """Each preset's graphs; the text towers and the video encoder only once for presets that share them."""
+    """The graphs of each preset; text towers and the video encoder only once for presets that share them."""
     done: list[tuple[str, object, object]] = []
     for preset in presets:
         for name, signature in signatures(preset).items():

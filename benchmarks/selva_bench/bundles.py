@@ -1,4 +1,4 @@
-"""A bundle with random weights for a preset, exported once and kept: at full size it takes minutes and gigabytes."""
+"""A bundle with random weights for a preset, exported once and cached: at full size it takes minutes and gigabytes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _EXPORTERS = ("selva_export", "selva_ref")
 
 
 def random_bundle(preset: str, precision: str, cache: Path, *, quiet: bool) -> Path:
-    """The bundle in `cache`; exported if it is not there, or older than the code that makes it."""
+    """Returns the bundle in `cache`. Exports it if it does not exist or is older than the code that makes it."""
     newest_s = _newest_source_s()
     bundle = cache / f"selva-bench-{preset}-{precision}"
     manifest = bundle / "manifest.json"
@@ -31,7 +31,7 @@ def random_bundle(preset: str, precision: str, cache: Path, *, quiet: bool) -> P
 
 
 def _export(preset: str, precision: str, out: Path, *, quiet: bool) -> None:
-    """In its own process: PyTorch's memory and threads are not for the one that measures."""
+    """Exports in a separate process, so that PyTorch's memory and threads do not stay in the one that measures."""
     from selva_ref.model.presets import PRESETS
 
     if preset not in PRESETS:

@@ -1,4 +1,4 @@
-"""The report at a glance: where the first stem's time goes, and what each further wish costs."""
+"""A chart of the report: where the time of the first stem goes, and what each further stem or prompt costs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ _BAR = 0.8
 
 
 def draw(document: dict[str, Any], out: Path) -> None:
-    """Write a PNG. Raises ImportError without matplotlib (extra `bench`)."""
+    """Writes a PNG.
+
+    Raises:
+        ImportError: matplotlib (extra `bench`) is not installed.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -32,7 +36,7 @@ def draw(document: dict[str, Any], out: Path) -> None:
 
 
 def _stages(axes: Any, sides: dict[str, Any], steps: int) -> None:
-    """One stacked bar a side."""
+    """One stacked bar per side."""
     names = [name for name in STAGES if any(name in side["stages"] for side in sides.values())]
     left = dict.fromkeys(sides, 0.0)
     for name in names:
@@ -48,7 +52,7 @@ def _stages(axes: Any, sides: dict[str, Any], steps: int) -> None:
 
 
 def _totals(axes: Any, sides: dict[str, Any]) -> None:
-    """Bars of the totals, a group for each."""
+    """Bars of the totals, one group for each total."""
     names = list(
         dict.fromkeys(name for side in sides.values() for name in side["totals"] if not name.endswith(AFTER_DECODE))
     )

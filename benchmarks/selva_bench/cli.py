@@ -1,4 +1,4 @@
-"""selva-bench: arguments in, a table and one line of JSON on stdout; progress goes to stderr."""
+"""`selva-bench`: prints a table and one line of JSON on stdout; progress goes to stderr."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from selva_runtime.command.base import OneLineCommand
 
 
 def _list(_context: click.Context, _parameter: click.Parameter, text: str | None) -> tuple[str, ...]:
-    """ "1,4" as ("1", "4"), in order and each once."""
+    """Splits "1,4" into ("1", "4"), in order and without repeats."""
     return tuple(dict.fromkeys(part for part in (text or "").replace(" ", "").split(",") if part))
 
 

@@ -1,4 +1,4 @@
-"""A video of the length that is asked for: the benchmark's clip is real footage, and that is often too short."""
+"""A video of the requested length. The benchmark's clip is real footage, which is often too short."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from av.video.frame import VideoFrame
 from selva_bench.errors import BenchError
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "street.mp4"
-"""In a checkout; an installed package has none."""
+"""Only exists in a checkout, not in an installed package."""
 _SPARE_FRAMES = 2
 
 
 def clip_of(video: Path | None, duration_s: float, folder: Path) -> Path:
-    """`video` (None: the example) if it lasts `duration_s`, else a copy in `folder` that repeats it until it does."""
+    """Returns `video` (None: the example) if it lasts `duration_s`, else a copy in `folder` that repeats it."""
     video = EXAMPLE if video is None else video
     if not video.is_file():
         raise BenchError(f"{video} is not there; give a video with --video FILE")
@@ -28,7 +28,7 @@ def clip_of(video: Path | None, duration_s: float, folder: Path) -> Path:
 
 
 def looped(video: Path, duration_s: float, out: Path) -> Path:
-    """Writes the pictures of `video` again and again, without sound, until they last `duration_s`."""
+    """Repeats the pictures of `video`, without sound, until they last `duration_s`."""
     with av.open(str(video)) as source:
         stream = source.streams.video[0]
         rate = Fraction(stream.average_rate or 25)
@@ -44,7 +44,7 @@ def looped(video: Path, duration_s: float, out: Path) -> Path:
 
 
 def _lasts(video: Path, duration_s: float) -> bool:
-    """Whether the header promises enough; a file without one counts as too short, and its copy serves as well."""
+    """Whether the header states enough. A file without a duration counts as too short; a copy of it works as well."""
     with av.open(str(video)) as source:
         stream = source.streams.video[0]
         if stream.duration and stream.time_base:

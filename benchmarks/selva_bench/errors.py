@@ -1,7 +1,7 @@
-"""What stops a benchmark."""
+"""Errors that stop a benchmark."""
 
 from selva_runtime import SelvaError
 
 
 class BenchError(SelvaError, RuntimeError):
-    """A benchmark that cannot be run as it was asked for; the message says how to mend it."""
+    """A benchmark that cannot run as requested; the message says how to fix it."""

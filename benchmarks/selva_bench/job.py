@@ -1,4 +1,4 @@
-"""What one worker process is told to do; travels to it as JSON."""
+"""The job of one worker process, sent to it as JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ RUNTIME, TORCH = "runtime", "torch"
 CPU_BACKENDS = ("cpu", "openvino")
 BF16_SUFFIX = "-bf16"
 BF16_BACKENDS = (f"openvino{BF16_SUFFIX}",)
-"""Backends under the name that they have here when they compute in bfloat16."""
+"""Names, in the benchmark only, of backends that compute in bfloat16."""
 
 _WHO = ("dog", "cat", "crow", "engine", "drum", "door", "river", "train", "bell", "horse", "saw", "crowd")
 _WHAT = ("near the camera", "in the distance", "on the left", "behind a wall", "on gravel", "at night", "in the rain")
@@ -20,29 +20,29 @@ _WHAT = ("near the camera", "in the distance", "on the left", "behind a wall", "
 
 @dataclass(frozen=True, kw_only=True)
 class SideJob:
-    """One of the programs that are compared. All do the same work: the same clip, steps and prompts."""
+    """One of the compared programs. All do the same work: the same clip, steps and prompts."""
 
     label: str
     kind: str
     """`RUNTIME` or `TORCH`."""
     backend: str
-    """The runtime's; for PyTorch the device, "cpu" or "cuda"."""
+    """The runtime's backend; for PyTorch the device, "cpu" or "cuda"."""
     precision: str
-    """What the runtime computes in, "exact" or "bf16"."""
+    """Precision of the runtime's arithmetic, "exact" or "bf16"."""
     compiled: bool
-    """Whether PyTorch's networks go through torch.compile."""
+    """Whether PyTorch's networks are compiled with torch.compile."""
     bundle: str
     preset: str
     video: str
     duration_s: float
     stems: tuple[int, ...]
-    """How many stems of one video to time, 1 first."""
+    """Numbers of stems of one video to time; the first is 1."""
     steps: int
     guidance: float
     threads: int
     keep_text_towers: bool
     audio: str
-    """File that the first stem is left in, as a NumPy array."""
+    """File for the first stem, a NumPy array."""
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -51,10 +51,10 @@ class SideJob:
         return cls(**{**fields, "stems": tuple(fields["stems"])})
 
     def to_json(self) -> str:
-        """One line."""
+        """Serialises to one line of JSON."""
         return json.dumps(asdict(self))
 
 
 def endless_prompts() -> Iterator[str]:
-    """More prompts than the runtime remembers, so that each is new to it; the same ones for every side."""
+    """Yields more prompts than the runtime remembers, so that each is new to it; they are the same for every side."""
     return cycle(f"{who} {what}" for what, who in product(_WHAT, _WHO))

@@ -1,4 +1,4 @@
-"""What the numbers were measured on: enough to judge them, nothing that names the machine or its owner."""
+"""Describes the machine: enough to judge the numbers, but nothing that identifies the machine or its owner."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def describe() -> dict[str, Any]:
 
 
 def gpu_used_bytes() -> int | None:
-    """Memory in use on the first GPU, by all processes; None without one."""
+    """Memory in use on the first GPU, by all processes; None if there is no GPU."""
     used = _gpu_query("memory.used")
     return int(used.split()[0]) << 20 if used and used.split()[0].isdecimal() else None
 
 
 def _gpu_query(field: str) -> str | None:
-    """The first GPU's answer, or None."""
+    """Asks nvidia-smi for a field of the first GPU; None if that fails."""
     try:
         answer = subprocess.run(
             ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader"],
@@ -70,7 +70,7 @@ def _cpu_model() -> str:
 
 
 def _memory_bytes() -> int | None:
-    """What the process may use: the machine's memory, or less in a container."""
+    """Memory available to the process: the machine's, or less in a container."""
     try:
         machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
@@ -80,7 +80,7 @@ def _memory_bytes() -> int | None:
 
 
 def _os_name() -> str:
-    """Without the kernel's release, which tells where it is hosted."""
+    """Operating system without the kernel release, which reveals the host."""
     try:
         name = platform.freedesktop_os_release()["PRETTY_NAME"]
     except (OSError, KeyError):

@@ -1,4 +1,4 @@
-"""All sides, round by round, in turn: what the machine does besides falls on each alike."""
+"""Measures all sides in turn, round by round, so that other load on the machine affects all of them alike."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ BASELINES = ("torch", "torch-compile")
 
 @dataclass(kw_only=True)
 class Side:
-    """A program that is compared, and what was measured of it."""
+    """A compared program and its measurements."""
 
     job: SideJob
     device: str = "cpu"
     """Hardware it runs on: "cpu" or "cuda"."""
     unavailable: str | None = None
-    """Why it cannot run here; nothing else is known then."""
+    """Why it cannot run here; if set, there are no measurements."""
     facts: dict[str, Any] = field(default_factory=dict)
     cold: dict[str, float] = field(default_factory=dict)
-    """Seconds of a fresh process: importing, opening, the first stem, and all of it with the interpreter's start."""
+    """Seconds in a fresh process: importing, opening, the first stem, and all of it with the interpreter's start."""
     floor: dict[str, Any] | None = None
-    """Of PyTorch on a CPU: what its arithmetic alone would take."""
+    """For PyTorch on a CPU: the time that its arithmetic alone would take."""
     rounds: list[dict[str, Any]] = field(default_factory=list)
-    """What `round` of the sides gives."""
+    """Results of the sides' `round`."""
     audio: npt.NDArray[np.float32] | None = None
     host_bytes: int | None = None
     device_bytes: int | None = None
@@ -48,19 +48,23 @@ class Side:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What to compare. `pattern` is every side's job but for what makes it that side."""
+    """What to compare. `pattern` is the job of every side, without the fields that differ between sides."""
 
     pattern: SideJob
     backends: tuple[str, ...]
     backends_optional: bool
-    """Whether a backend that cannot run here is left out, saying so, rather than an error."""
+    """Whether to report and skip a backend that cannot run here, instead of raising an error."""
     baselines: tuple[str, ...]
     rounds: int
     video: Path | None
 
 
 def measure(plan: Plan, say: Callable[[str], None]) -> list[Side]:
-    """Every side of the plan, the backends first. Raises `BenchError`, and leaves no process behind whatever comes."""
+    """Measures every side of the plan, backends first. Never leaves a process behind.
+
+    Raises:
+        BenchError: a side cannot run or fails.
+    """
     with tempfile.TemporaryDirectory(prefix="selva-bench-") as name, ExitStack() as stack:
         folder = Path(name)
         video = clip_of(plan.video, plan.pattern.duration_s, folder)
@@ -88,13 +92,13 @@ def measure(plan: Plan, say: Callable[[str], None]) -> list[Side]:
 
 
 def _runtime_job(pattern: SideJob, label: str) -> SideJob:
-    """The job of a backend, or of one in bfloat16: "openvino-bf16"."""
+    """Returns the job of a backend, possibly in bfloat16: "openvino-bf16"."""
     backend = label.removesuffix(BF16_SUFFIX)
     return replace(pattern, label=label, kind=RUNTIME, backend=backend, precision=EXACT if backend == label else BF16)
 
 
 def _start(job: SideJob, folder: Path, stack: ExitStack, optional: bool) -> tuple[Side, WorkerProcess | None]:
-    """A side after its cold start and warm-up; its worker is None, and the reason known, if it cannot run."""
+    """Starts a side and warms it up. If it cannot run, there is no worker, and the side holds the reason."""
     side = Side(job=job, device=job.backend)
     before_bytes = gpu_used_bytes()
     worker = stack.enter_context(WorkerProcess(job, folder))
@@ -129,7 +133,7 @@ def _rounds(running: Sequence[tuple[Side, WorkerProcess]], rounds: int, say: Cal
 
 
 def snr_db(sound: npt.NDArray[np.float32] | None, reference: npt.NDArray[np.float32] | None) -> float | None:
-    """How far a sound is from the reference's; None where they are the same, or cannot be compared."""
+    """Signal-to-noise ratio of a sound against the reference; None if they are equal or cannot be compared."""
     if sound is None or reference is None or sound.shape != reference.shape:
         return None
     noise = float(np.square(sound.astype(np.float64) - reference).sum())

@@ -1,7 +1,7 @@
-"""The parent's end of a worker: start, ask, freeze, kill.
+"""Controls a worker from the parent process: starts, asks, freezes and kills it.
 
-A side that is not measured is stopped by signal, because idle thread pools spin: both OpenMP's and ONNX Runtime's
-would take cores from the side that is. So each side keeps its own default waiting policy while it runs.
+A side that is not being measured is stopped with a signal, because idle thread pools spin: those of OpenMP and ONNX
+Runtime would take cores from the measured side. So each side can keep its own default waiting policy while it runs.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _FOLDERS = re.compile(r"(?<![\w.])/(?:[^\s/'\":;,()]+/)+")
 
 
 class WorkerError(BenchError):
-    """A worker that could not do what it was asked to, or is gone."""
+    """A worker that could not do what was asked, or that has died."""
 
 
 class WorkerProcess:
-    """A worker, frozen between its turns."""
+    """A worker process, frozen between its turns."""
 
     def __init__(self, job: SideJob, folder: Path) -> None:
         self.job = job
@@ -45,8 +45,8 @@ class WorkerProcess:
                 text=True,
                 encoding="utf-8",
                 env={**os.environ, "OMP_NUM_THREADS": str(job.threads)},
-                # Ctrl-C is for the parent, who kills the workers. Within its session still, so that the system ends
-                # a frozen worker should the parent die.
+                # Only the parent gets Ctrl-C, and it kills the workers. They stay in its session, so that the system
+                # ends a frozen worker if the parent dies.
                 process_group=0 if _FREEZES else None,
             )
 
@@ -59,7 +59,11 @@ class WorkerProcess:
         self.close()
 
     def ask(self, command: str) -> Any:
-        """The answer to a command, the worker thawed meanwhile. Raises `WorkerError`."""
+        """Thaws the worker, sends a command and returns its answer.
+
+        Raises:
+            WorkerError: the worker reports an error, or has died.
+        """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
@@ -78,7 +82,7 @@ class WorkerProcess:
         return answer["ok"]
 
     def close(self) -> None:
-        """Kill it, frozen or not; whatever mattered has been answered."""
+        """Kills the worker, frozen or not; it has nothing left to answer."""
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
@@ -91,7 +95,7 @@ class WorkerProcess:
             self._process.send_signal(getattr(signal, name))
 
     def _end(self) -> str:
-        """How a silent worker ended, for a message."""
+        """Describes how a silent worker ended, for a message."""
         code = self._process.wait()
         if code == -9:
             return "its process was killed, most likely for memory; choose a smaller preset or fewer --stems"
@@ -100,5 +104,5 @@ class WorkerProcess:
 
 
 def without_folders(text: str) -> str:
-    """A message fit for a published result: of absolute paths only the last name stays."""
+    """Cuts absolute paths down to their last name, so that a message can be published."""
     return _FOLDERS.sub("", text)

@@ -1,9 +1,9 @@
-"""What a faster way to compute costs in sound: the demo bundle's stems, each way against ONNX Runtime in float32.
+"""Measures what faster arithmetic costs in sound: stems of the demo bundle, compared with ONNX Runtime in float32.
 
     python -m selva_bench.quality --out benchmarks/results/cpu_quality.json
 
-The scenes are the demo's test sets. Signal-to-noise ratio and log10-mel distance (mean absolute error) compare sounds,
-the event scores compare what is heard with when the sources truly sounded.
+The scenes are the demo's test sets. Signal-to-noise ratio and log10-mel distance (mean absolute error) compare sounds.
+The event scores compare the heard events with the times at which the sources truly sounded.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from selva_runtime import BackendError, Session
 from selva_runtime.backends.executor import BF16, EXACT
 
 WAYS = (("cpu", EXACT), ("openvino", EXACT), ("openvino", BF16))
-"""Backend and precision; the first is what the others are compared with."""
+"""Backend and precision; the others are compared with the first."""
 Sounds = npt.NDArray[np.float32]
 
 
 def stems(session: Session, tests: list[TestScene]) -> Sounds:
-    """(2 * scenes, samples): the stems of every scene's two sources."""
+    """Returns (2 * scenes, samples): the stems of every scene's two sources."""
     found = []
     for index, test in enumerate(tests):
         clip = session.encode_frames(test.frames.numpy(), DURATION_S)
@@ -49,7 +49,7 @@ def stems(session: Session, tests: list[TestScene]) -> Sounds:
 
 
 def scored(tests: list[TestScene], sounds: Sounds) -> Score:
-    """All stems of a test set together; the kind of sound is not judged."""
+    """Scores all stems of a test set together, without judging the kind of sound."""
     return Score.total(
         [
             score(sound, tests[i // 2].sources[i % 2].events_s, tests[i // 2].sources[1 - i % 2].events_s, True)
@@ -59,13 +59,13 @@ def scored(tests: list[TestScene], sounds: Sounds) -> Score:
 
 
 def compared(sounds: Sounds, reference: Sounds, mel: MelSpectrogram) -> dict[str, float | None]:
-    """How far sounds are from the reference's: over all samples, and in the mean over the mel spectrogram."""
+    """Distance from the reference sounds: over all samples, and averaged over the mel spectrogram."""
     distance = (mel(torch.from_numpy(sounds)) - mel(torch.from_numpy(reference))).abs().mean()
     return {"snr_db": snr_db(sounds.reshape(-1), reference.reshape(-1)), "log10_mel_l1": float(distance)}
 
 
 def rows(bundle: Path, tests: dict[str, list[TestScene]]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """For each way that can run here its label, and its numbers by test set."""
+    """Yields the label of each way that can run here, and its numbers by test set."""
     mel = MelSpectrogram(PRESETS["demo"].audio)
     references: dict[str, Sounds] = {}
     for backend, precision in WAYS:
@@ -87,7 +87,7 @@ def rows(bundle: Path, tests: dict[str, list[TestScene]]) -> Iterator[tuple[str,
 
 
 def line(label: str, name: str, numbers: dict[str, Any]) -> str:
-    """A row of the table."""
+    """Formats a row of the table."""
     apart = "reference"
     if "snr_db" in numbers:
         ratio = math.inf if numbers["snr_db"] is None else numbers["snr_db"]

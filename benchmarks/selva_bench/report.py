@@ -1,4 +1,4 @@
-"""One document with all that was found: the last line of stdout, and what is kept in the results folder."""
+"""One document with all results: the last line of stdout, and the file in the results folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FORMAT_VERSION = 1
 
 
 def report(plan: Plan, sides: Sequence[Side]) -> dict[str, Any]:
-    """Everything as plain values. It names no folder, no host and no date."""
+    """Collects everything as plain values, without any folder, host or date."""
     job = plan.pattern
     ours = next(side for side in sides if side.rounds)
     document = {
@@ -66,7 +66,7 @@ def _side(side: Side) -> dict[str, Any]:
 
 
 def _against(side: Side, sides: Sequence[Side]) -> dict[str, Any]:
-    """Ratios to each baseline on the same hardware; with equal weights also how far the sounds are apart."""
+    """Ratios to each baseline on the same hardware. With equal weights, also how much the sounds differ."""
     found = {}
     for baseline in sides:
         if baseline.job.kind == RUNTIME or not baseline.rounds or baseline.device != side.device:
@@ -85,12 +85,12 @@ def _ratios(side: Side, baseline: Side, kind: str) -> dict[str, Any]:
 
 
 def _medians(record: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """A round as kept: what the ratios are made of."""
+    """The medians of a round, from which the ratios are computed."""
     return {kind: {name: median(samples) for name, samples in record[kind].items()} for kind in ("totals", "stages")}
 
 
 def _rounded(value: Any) -> Any:
-    """Six digits: more than any clock here means."""
+    """Rounds to six digits, which is more than any clock here resolves."""
     if isinstance(value, dict):
         return {name: _rounded(item) for name, item in value.items()}
     if isinstance(value, list):

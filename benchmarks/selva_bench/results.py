@@ -1,4 +1,4 @@
-"""Where results are kept: a JSON document and its chart, whole or not at all, replacing those of the same setting."""
+"""Saves results: a JSON document and its chart, each completely or not at all, replacing those of the same setting."""
 
 from __future__ import annotations
 
@@ -15,13 +15,17 @@ from selva_bundle.atomic import output_error
 
 
 def name_of(document: dict[str, Any]) -> str:
-    """cpu-small_16k-fp32: the sides of the runtime, preset and precision; no date, no host."""
+    """A name such as cpu-small_16k-fp32: the runtime's sides, preset and precision, without date or host."""
     ours = "+".join(document["ratios"])
     return f"{ours}-{document['setting']['preset']}-{document['setting']['precision']}"
 
 
 def save(document: dict[str, Any], folder: Path) -> tuple[Path, Path | None]:
-    """The JSON file and the chart, which is None without matplotlib. Raises `OutputError`."""
+    """Saves the JSON file and the chart, and returns their paths; the chart is None without matplotlib.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         stem = folder / name_of(document)

@@ -26,7 +26,11 @@ ALL = "all"
 
 @dataclass(frozen=True, kw_only=True)
 class BenchRequest:
-    """What the user asked for. Raises `BenchError`."""
+    """What the user asked for, checked when created.
+
+    Raises:
+        BenchError: the request cannot be met.
+    """
 
     bundle: Path | None
     preset: str | None
@@ -64,7 +68,7 @@ class BenchRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchResult:
-    """What came of it."""
+    """The results of a benchmark."""
 
     document: dict[str, Any]
     table: str
@@ -73,7 +77,11 @@ class BenchResult:
 
 
 def run_bench(request: BenchRequest, say: Callable[[str], None]) -> BenchResult:
-    """Measure and keep the results. Raises `SelvaError`s."""
+    """Runs the benchmark and saves the results.
+
+    Raises:
+        SelvaError: the benchmark, the export or saving the results fails.
+    """
     folder = request.bundle
     if folder is None:
         assert request.preset is not None

@@ -1,4 +1,4 @@
-"""The runtime under the clock: one clip per round, encoded once, and stems of it."""
+"""Times the runtime: one clip per round, encoded once, and stems of it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class RuntimeSide:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What runs here."""
+        """Facts about the backend and the bundle."""
         info = self._session.info
         return {
             "backend": info.backend,
@@ -41,13 +41,13 @@ class RuntimeSide:
         }
 
     def first_stem(self) -> np.ndarray:
-        """The sound of the first prompt; in a fresh process, a cold start."""
+        """Generates the sound of the first prompt; in a fresh process this is a cold start."""
         self._clip, _ = self._encode()
         stems, _ = self._generate(1)
         return stems[0].audio
 
     def warm_up(self) -> None:
-        """Run every batch size once: backends plan memory, or record what they replay, at the first of each."""
+        """Runs every batch size once. At the first run of each, backends plan memory or record what they replay."""
         for stems in self._job.stems:
             self._generate(stems)
 
@@ -63,7 +63,7 @@ class RuntimeSide:
         return {"totals": round_totals(by_stems, self._timed(1, stages)), "stages": stages}
 
     def _timed(self, stems: int, stages: dict[str, list[float]]) -> float:
-        """Seconds to generate `stems` new prompts; adds to `stages`, all but the step of one stem alone."""
+        """Generates `stems` new prompts and returns the seconds. Adds to `stages`, except the step of a single stem."""
         _, clock = self._generate(stems)
         stages.setdefault("step" if stems == 1 else f"step_of_{stems}", []).extend(clock.steps_s())
         if stems == 1:

@@ -1,7 +1,8 @@
-"""From seconds to what is said of them. No clock and no process in here, so that every number has a closed form.
+"""Turns measured seconds into the reported numbers. It uses no clock or process, so that every number has a closed
+form.
 
-A round is one pass of every side over the same work; ratios are taken within a round, because other load on the
-machine comes and goes between rounds. Their median is what is reported.
+A round is one pass of every side over the same work. Ratios are taken within a round, because other load on the machine
+changes between rounds. Their median is reported.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ ENOUGH_FOR_P99 = 100
 """With fewer samples the 99th percentile is just the slowest one."""
 
 Round = Mapping[str, Mapping[str, Sequence[float]]]
-"""A side's round: "totals" and "stages", each a name's samples in seconds."""
+"""A round of one side: "totals" and "stages", each with samples in seconds by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """Samples of one thing, seconds."""
+    """Median and spread of some samples, seconds."""
 
     median_s: float
     low_s: float
@@ -29,13 +30,13 @@ class Summary:
     min_s: float
     max_s: float
     p99_s: float | None
-    """None where the samples are too few to have one."""
+    """None if there are too few samples for it."""
     samples: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ratio:
-    """How many times as long the baseline took: above 1, ours is faster."""
+    """How many times longer the baseline took; above 1, ours is faster."""
 
     median: float
     min: float
@@ -52,7 +53,7 @@ def quantile(samples: Sequence[float], share: float) -> float:
 
 
 def summarise(samples: Sequence[float]) -> Summary:
-    """Median and spread of at least one sample."""
+    """Computes median and spread of at least one sample."""
     return Summary(
         median_s=median(samples),
         low_s=quantile(samples, 0.25),
@@ -65,13 +66,13 @@ def summarise(samples: Sequence[float]) -> Summary:
 
 
 def summarise_rounds(rounds: Sequence[Round], kind: str) -> dict[str, Summary]:
-    """`kind` ("totals" or "stages") of one side: the samples of all rounds together."""
+    """Summarises `kind` ("totals" or "stages") of one side over the samples of all rounds."""
     names = dict.fromkeys(name for record in rounds for name in record[kind])
     return {name: summarise([s for record in rounds for s in record[kind].get(name, ())]) for name in names}
 
 
 def ratios(ours: Sequence[Round], baseline: Sequence[Round], kind: str) -> dict[str, Ratio]:
-    """Baseline over ours of each round's medians, for what both have and what took measurable time in every round."""
+    """Baseline over ours, from each round's medians, for names in both that took measurable time in every round."""
     found: dict[str, list[float]] = {}
     for own, other in zip(ours, baseline, strict=True):
         for name in filter(other[kind].__contains__, own[kind]):
@@ -84,7 +85,7 @@ def ratios(ours: Sequence[Round], baseline: Sequence[Round], kind: str) -> dict[
 
 
 def _ratio(baseline_s: float, own_s: float) -> float:
-    """0 where the time drowned in noise: a difference of two times may come out as none, or less."""
+    """The ratio, or 0 if the time is lost in noise: a difference of two times may be zero or negative."""
     return baseline_s / own_s if min(baseline_s, own_s) > 0 else 0.0
 
 

@@ -1,4 +1,4 @@
-"""The report for people."""
+"""Formats the report as a table for people."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _LABEL_WIDTH, _WIDTH = 26, 28
 
 
 def table(document: dict[str, Any]) -> str:
-    """What ran, one row a stage and total, one column a side, then the ratios."""
+    """What ran, one row per stage and total, one column per side, then the ratios."""
     return "\n".join(
         [*_heading(document), "", *_columns(document), "", *_floors(document), *_ratios(document)]
     ).rstrip()
 
 
 def seconds(value: float) -> str:
-    """Three digits that matter."""
+    """Formats seconds with three significant digits."""
     number, unit = (value * 1e3, "ms") if value < 0.9995 else (value, "s")
     digits = 2 if number < 9.995 else 1 if number < 99.95 else 0
     return f"{number:.{digits}f} {unit}"
@@ -79,7 +79,7 @@ def _ratios(document: dict[str, Any]) -> Iterator[str]:
 
 
 def _order(name: str) -> int:
-    """Stages as they run, then the totals as they came."""
+    """Sorts stages in the order they run, then the totals in their given order."""
     return STAGES.index(name) if name in STAGES else len(STAGES)
 
 

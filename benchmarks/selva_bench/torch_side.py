@@ -1,7 +1,8 @@
-"""The PyTorch reference under the clock: the whole pipeline again for every prompt, as the authors' code does it.
+"""Times the PyTorch reference: it runs the whole pipeline for every prompt, as the authors' code does.
 
-It is given its best: weight norms are folded as at the authors' loading, nothing is copied between stages, and on a GPU
-events are recorded instead of waiting. Its weights are random, which costs the same time as trained ones.
+The reference gets favourable conditions. Weight norms are folded, as when the authors load the model; nothing is copied
+between stages; on a GPU, events are recorded instead of waiting. Its weights are random, which takes the same time as
+trained ones.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from selva_ref.pipeline import Pipeline
 from selva_runtime.media.video import read_clip
 
 _PRODUCT = 2048
-"""Side of the square matrices whose product tells this CPU's rate."""
+"""Side of the square matrices whose product measures this CPU's speed."""
 
 
 class TorchSide:
@@ -49,20 +50,20 @@ class TorchSide:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What runs here."""
+        """Facts about the device and the networks."""
         return {"backend": self._job.backend, "precision": str(self._dtype).removeprefix("torch."), "weights": "random"}
 
     def first_stem(self) -> np.ndarray:
-        """The sound of the first prompt; in a fresh process, a cold start."""
+        """Generates the sound of the first prompt; in a fresh process this is a cold start."""
         return self._run()[0]
 
     def warm_up(self) -> None:
-        """Every run has the same shapes but for the text: one more settles what torch.compile makes of that."""
+        """Runs a compiled pipeline once more: the text changes shape, and torch.compile may compile again for that."""
         if self._job.compiled:
             self._run()
 
     def round(self) -> dict[str, Any]:
-        """Totals and stages of as many whole runs as the most stems, seconds. Any of them is a new prompt."""
+        """Totals and stages, seconds, of as many complete runs as the most stems. Each run is a new prompt."""
         stages: dict[str, list[float]] = {}
         decodes_s, runs_s = [], []
         for _ in range(max(self._job.stems)):
@@ -75,8 +76,10 @@ class TorchSide:
         return {"totals": round_totals(by_stems, runs_s[-1]), "stages": stages}
 
     def floor(self) -> dict[str, Any] | None:
-        """What the arithmetic of each stage alone would take on this CPU: its operations over the rate that a large
-        matrix product reaches. None for what torch.compile made, and on a GPU."""
+        """The time that the arithmetic of each stage alone would take on this CPU, seconds.
+
+        That is its operations divided by the speed of a large matrix product. None after torch.compile, and on a GPU.
+        """
         if self._job.compiled or self._job.backend == "cuda":
             return None
         with FlopCounterMode(display=False) as counter:
@@ -93,7 +96,7 @@ class TorchSide:
         }
 
     def _run(self, steps: int | None = None) -> tuple[np.ndarray, float, float, dict[str, list[float]]]:
-        """Sound, seconds reading the video, seconds in all, and those of each stage."""
+        """Returns the sound, seconds for reading the video, seconds in total, and the seconds of each stage."""
         job, rules = self._job, self._pipeline.rules
         self._marks.clear()
         start_s = perf_counter()
@@ -112,7 +115,7 @@ class TorchSide:
         return audio, decode_s, perf_counter() - start_s, self._spent()
 
     def _spent(self) -> dict[str, list[float]]:
-        """Seconds by stage: every step by itself, the calls of other stages added up."""
+        """Seconds by stage: every step separately, the calls of other stages summed."""
         found: dict[str, list[float]] = {}
         for stage, start, end, _ in self._marks:
             seconds = end - start if isinstance(start, float) else start.elapsed_time(end) / 1000
@@ -120,7 +123,7 @@ class TorchSide:
         return {stage: samples if stage == "step" else [sum(samples)] for stage, samples in found.items()}
 
     def _watch(self) -> None:
-        """Put a clock around what the runtime has as graphs."""
+        """Wraps a timer around everything that is a graph in the runtime."""
         p = self._pipeline
         for owner, name, stage in (
             (p.text_t5, "forward", "text"),
@@ -144,7 +147,7 @@ class TorchSide:
         return timed
 
     def _now(self) -> Any:
-        """Seconds, or on a GPU an event: reading it later does not hold up the queue now."""
+        """Seconds, or an event on a GPU: it can be read later, so the queue need not wait now."""
         if self._job.backend != "cuda":
             return perf_counter()
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
@@ -153,7 +156,7 @@ class TorchSide:
 
 
 def _product_rate() -> float:
-    """Operations a second of a float32 matrix product, the best of several."""
+    """Operations per second of a float32 matrix product, the best of several."""
     a = torch.ones(_PRODUCT, _PRODUCT)
     times_s = []
     for _ in range(8):
@@ -164,7 +167,7 @@ def _product_rate() -> float:
 
 
 def _compile(pipeline: Pipeline) -> None:
-    """torch.compile in its default mode on every network; those that see prompts of any length, for any length."""
+    """Compiles every network with torch.compile's default mode; those that get prompts use dynamic lengths."""
     for owner, name, dynamic in (
         (pipeline.text_t5, "forward", True),
         (pipeline.text_clip, "forward", None),

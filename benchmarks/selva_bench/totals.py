@@ -1,6 +1,6 @@
-"""The questions a user has, answered from what was timed: how long is the first stem, the next, another prompt?
+"""Answers a user's questions from the timings: how long do the first stem, the next one and another prompt take?
 
-Both kinds of side fill in the same names, so that they can be compared.
+Both kinds of side use the same names, so that they can be compared.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from selva_bench.statistics import further_stem_s
 
 FIRST, NEW = "first_stem", "new_prompt"
 AFTER_DECODE = "_after_decode"
-"""Suffix: without reading the video file."""
+"""Suffix for a total without reading the video file."""
 
 
 def stems_name(stems: int) -> str:
@@ -20,22 +20,22 @@ def stems_name(stems: int) -> str:
 
 
 def further_name(stems: int) -> str:
-    """Name of the share of each stem but the first."""
+    """Name of the share of each stem after the first."""
     return f"further_stem_of_{stems}"
 
 
 def stems_in(name: str) -> int:
-    """How many stems a total makes, for its real-time factor."""
+    """Number of stems in a total, for its real-time factor."""
     head = name.removesuffix(AFTER_DECODE).removesuffix("_stems")
     return int(head) if head.isdecimal() else 1
 
 
 def round_totals(by_stems: Mapping[int, tuple[float, float]], new_prompt_s: float) -> dict[str, list[float]]:
-    """One round's totals, each a list of one sample.
+    """Totals of one round, each a list with one sample.
 
     Args:
-        by_stems: stems → (seconds in all, seconds of them spent reading the video); 1 is among them.
-        new_prompt_s: one more stem of a clip that is at hand.
+        by_stems: stems → (total seconds, seconds of that for reading the video); must contain 1.
+        new_prompt_s: seconds for one more stem of the same clip.
     """
     totals = {}
     for stems, (all_s, decode_s) in sorted(by_stems.items()):

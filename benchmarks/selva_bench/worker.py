@@ -1,9 +1,9 @@
-"""One side in a process of its own: its threads and memory are its alone, and its first stem is a cold start.
+"""Runs one side in its own process, so that it shares no threads or memory and its first stem is a cold start.
 
     python -m selva_bench.worker JOB
 
-reads one command a line from stdin ("cold", "warm_up", "floor", "round" or "memory") and answers each with one line of
-JSON, {"ok": ...} or {"error": "..."}. What libraries print goes to stderr.
+It reads one command per line from stdin ("cold", "warm_up", "floor", "round" or "memory") and answers each with one
+line of JSON, {"ok": ...} or {"error": "..."}. Output of libraries goes to stderr.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Worker:
         self._side: Any = None
 
     def cold(self) -> dict[str, Any]:
-        """Import, open and make one stem, which is left in the job's audio file."""
+        """Imports, opens, and makes one stem, which is saved in the job's audio file."""
         times_s = [perf_counter()]
         module, name = (".runtime_side", "RuntimeSide") if self._job.kind == RUNTIME else (".torch_side", "TorchSide")
         make = getattr(import_module(module, __package__), name)
@@ -49,25 +49,25 @@ class Worker:
         }
 
     def warm_up(self) -> None:
-        """See the sides."""
+        """Runs the side until it is warm."""
         self._side.warm_up()
 
     def floor(self) -> dict[str, Any] | None:
-        """See `TorchSide.floor`."""
+        """Times of the arithmetic alone, if the side is PyTorch on a CPU."""
         found: dict[str, Any] | None = self._side.floor() if self._job.kind == TORCH else None
         return found
 
     def round(self) -> dict[str, Any]:
-        """See the sides."""
+        """Totals and stages of one round, seconds."""
         return self._side.round()  # type: ignore[no-any-return]
 
     def memory(self) -> int | None:
-        """Most bytes that this process has held in memory, mapped files included."""
+        """Peak memory of this process in bytes, including mapped files."""
         return peak_memory_bytes()
 
 
 def peak_memory_bytes(status: Path = Path("/proc/self/status")) -> int | None:
-    """The kernel's high-water mark. Not getrusage's where the other exists: that one inherits the parent's."""
+    """The kernel's peak value. getrusage is only the fallback, because its value inherits the parent's."""
     try:
         for line in status.read_text().splitlines():
             if line.startswith("VmHWM:"):
@@ -83,7 +83,7 @@ def peak_memory_bytes(status: Path = Path("/proc/self/status")) -> int | None:
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of a message, with the kind of error where the message is not ours."""
+    """The first line of a message, with the type of the error if it is not one of ours."""
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     if isinstance(error, SelvaError):
         return first
@@ -91,7 +91,7 @@ def one_line(error: BaseException) -> str:
 
 
 def main() -> None:
-    """Answer until stdin ends."""
+    """Answers commands until stdin ends."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     worker = Worker(SideJob.from_json(sys.argv[1]))

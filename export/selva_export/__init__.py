@@ -1,1 +1,1 @@
-"""Checkpoints in, bundle out."""
+"""Turns checkpoints into a bundle."""

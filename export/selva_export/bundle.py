@@ -1,4 +1,4 @@
-"""From checkpoints to a sealed bundle: export, compare, hash, and only then appear under the final name."""
+"""From checkpoints to a finished bundle: export, compare and hash, and only then move it to its final name."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ MAKERS: dict[str, tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
     "guided_step": (graphs.GuidedStep, ("generator",)),
     "decoder": (graphs.Decode, ("generator", "vae", "vocoder")),
 }
-"""Graph name → its module and the parts that the module is made of."""
+"""Graph name → its module and the parts it is made from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +53,11 @@ class ExportRequest:
     precision: str
     """"fp32" or "fp16"."""
     checkpoints: Path | None
-    """Folder with the weights; None: deterministic random ones."""
+    """Folder with the weights; None: deterministic random weights."""
     out: Path
-    """The bundle's folder, which must not exist."""
+    """The bundle's folder, which must not exist yet."""
     half_weights: bool = False
-    """Weights of a float32 bundle stored as float16: half the size, computed in float32."""
+    """Store the weights of a float32 bundle as float16: half the size, still computed in float32."""
 
     def __post_init__(self) -> None:
         if self.half_weights and self.precision != "fp32":
@@ -70,12 +70,12 @@ def export_bundle(request: ExportRequest, say: Callable[[str], None] = print) ->
     """Writes the bundle and returns how far each graph is from the reference.
 
     Raises:
-        ExportError: the folder exists, or a graph is out of tolerance (`ParityError`); nothing is left behind.
-        CheckpointError: weights are missing, damaged or of another shape.
+        ExportError: the folder exists, or a graph is out of tolerance (`ParityError`). Nothing is left behind.
+        CheckpointError: weights are missing, damaged or have the wrong shape.
         OSError: the folder cannot be written.
     """
     with _appears_whole(request.out) as folder:
-        sources = _sources(request)  # first, with the tokenizers: what is missing should not take minutes to say so
+        sources = _sources(request)  # first, like the tokenizers, to report missing files at once
         _write_tokenizers(request, folder / "tokenizers")
         (folder / "graphs").mkdir()
         parities: list[Parity] = []
@@ -96,7 +96,7 @@ def export_bundle(request: ExportRequest, say: Callable[[str], None] = print) ->
 
 
 def export_part(request: ExportRequest, signature: Signature, path: Path) -> list[Parity]:
-    """One graph: reference outputs in float32, then cast, export and compare."""
+    """Exports one graph: computes reference outputs in float32, then casts, exports and compares."""
     make, parts = MAKERS[signature.name]
     preset = request.preset
     networks = [load_part(part, preset, request.checkpoints) for part in parts]
@@ -115,7 +115,7 @@ def export_part(request: ExportRequest, signature: Signature, path: Path) -> lis
 
 @contextmanager
 def _appears_whole(out: Path) -> Iterator[Path]:
-    """A temporary folder beside `out` that becomes `out` at the end, or vanishes on any error or interrupt."""
+    """Yields a temporary folder next to `out`. It becomes `out` at the end, or is removed on any error or interrupt."""
     if out.exists():
         raise ExportError(f"{out} exists; choose another --out or remove it")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -189,7 +189,7 @@ def _sources(request: ExportRequest) -> dict[str, dict[str, str]]:
 
 
 def _kind_of_weights(request: ExportRequest, sources: dict[str, dict[str, str]]) -> str:
-    """ "official" when `selva-fetch` got every file and none of them unverified, else "trained"."""
+    """Returns "random"; "official" if `selva-fetch` got every file and left none unverified; or "trained"."""
     if request.checkpoints is None:
         return "random"
     record = read_record(request.checkpoints).values()
@@ -204,7 +204,7 @@ def _notice(request: ExportRequest) -> str:
 
 
 def _bounds(request: ExportRequest) -> dict[str, list[str]]:
-    """What the demo can hear, and the words that it knows; nothing for models that know all words, or none."""
+    """The sounds and words the demo knows. Empty for models that know all words, or none."""
     if request.checkpoints is None or request.preset.name != "demo":
         return {}
     return {"hears": [prompt(kind) for kind in KINDS], "words": known_words()}

@@ -1,4 +1,4 @@
-"""`selva-export`: the command over `export_bundle`."""
+"""`selva-export`: the command line of `export_bundle`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The last step of a float16 export: TensorRT engines, where a library to build them is installed."""
+"""The last step of a float16 export: TensorRT engines, if a library that can build them is installed."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from selva_export.errors import ExportError
 
 
 def engine_target(choice: str) -> str | None:
-    """The library that `choice` means: its name, "none", or "auto" for the first installed one that can build here.
+    """Returns the library for `choice`: its name or "none"; "auto" is the first installed one that can build here.
 
     Raises:
-        ExportError: the named library is not installed. It says so before the long export.
+        ExportError: the named library is not installed. This is checked before the long export.
     """
     if choice == "none":
         return None
@@ -43,10 +43,10 @@ def _has_gpu() -> bool:
 
 
 def build(bundle: Path, target: str, say: Callable[[str], None]) -> Path:
-    """Builds all engines of a sealed bundle and returns their folder.
+    """Builds all engines of a finished bundle and returns their folder.
 
     Raises:
-        ExportError: the library refused; the bundle stays as it is, and the message says so.
+        ExportError: the library failed. The bundle does not change, and the message says so.
     """
     say(f"building {target} engines")
     try:

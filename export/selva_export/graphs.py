@@ -1,8 +1,8 @@
 """The seven graphs of a bundle, as modules that torch can export.
 
-Each wraps parts of `selva_ref` with the inputs and outputs that the runtime speaks: float32 and integers outside,
-the weights' own precision inside. What does not depend on the latent is in `Conditions`, so that `GuidedStep`, which
-runs once a step, does nothing twice.
+Each wraps parts of `selva_ref` with the inputs and outputs of the runtime: float32 and integers outside, the weights'
+own precision inside. Everything that does not depend on the latent is in `Conditions`, so that `GuidedStep`, which runs
+once per step, does not repeat it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class TextT5(nn.Module):
 
 
 class TextClip(nn.Module):
-    """Token ids → CLIP features, each token of unit length."""
+    """Token ids → CLIP features, each token normalised to length 1."""
 
     def __init__(self, tower: ClipTower) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class TextClip(nn.Module):
 
 
 class VideoBackbone(nn.Module):
-    """Segments of 8-bit frames (N, 16, 3, H, W) → tokens (N, 8*P, D). Once per video: it never sees the text."""
+    """Segments of 8-bit frames (N, 16, 3, H, W) → tokens (N, 8*P, D). Without text, so once per video."""
 
     def __init__(self, encoder: VideoEncoder) -> None:
         super().__init__()
@@ -62,14 +62,14 @@ class VideoSelect(nn.Module):
         self.encoder = encoder
 
     def forward(self, tokens: Tensor, text: Tensor, mask: Tensor) -> Tensor:
-        # one clip for all stems: the batch of the tokens is one and broadcasts against the texts
+        # one clip for all stems: the batch size of the tokens is one and broadcasts over the texts
         return self.encoder.select(tokens.to(self.encoder.dtype).flatten(0, 1)[None], text, mask).float()
 
 
 class PrepareConditions(nn.Module):
     """Features → everything the flow needs besides latent and time: B conditional rows, then B empty ones.
 
-    Only the sync features have no empty rows: those are the same for every clip, and so part of `GuidedStep`.
+    Only the sync features have no empty rows. Those are the same for every clip, so they are part of `GuidedStep`.
     """
 
     def __init__(self, generator: Generator) -> None:
@@ -98,10 +98,10 @@ class PrepareConditions(nn.Module):
 
 
 class GuidedStep(nn.Module):
-    """One Euler step of all stems: x + dt * (s v(cond) + (1 - s) v(empty)), both as one batch.
+    """One Euler step of all stems: x + dt * (s v(cond) + (1 - s) v(empty)), with both velocities in one batch.
 
-    Latent vectors with the same row of sync features have the same modulations, so those are computed once a row: the
-    rows of every stem, then the 32 that empty features can have. `sync_row` is the row of each latent vector.
+    Latent vectors with the same row of sync features have the same modulations, so these are computed once per row: the
+    rows of every stem, then the 32 rows that empty features can have. `sync_row` holds the row of each latent vector.
     """
 
     def __init__(self, generator: Generator) -> None:
@@ -134,8 +134,8 @@ class GuidedStep(nn.Module):
             clip_rope=clip_rope,
         )
         g = generator.global_at(t, c)
-        rows = torch.cat(((c.sync_f + g[:stems]).flatten(0, 1), self.empty_rows + g[-1]))  # one text is against all
-        latent = generator.audio_input_proj(latents.to(dtype))  # once: both halves have the same
+        rows = torch.cat(((c.sync_f + g[:stems]).flatten(0, 1), self.empty_rows + g[-1]))  # one text for all stems
+        latent = generator.audio_input_proj(latents.to(dtype))  # once: both halves share it
         both = generator.velocity(torch.cat((latent, latent)), F.silu(rows), F.silu(g), c, sync_row)
         v, v_empty = both[:stems], both[stems:]
         return latents + dt * (guidance * v + (1 - guidance) * v_empty)

@@ -1,7 +1,7 @@
-"""What goes into and comes out of each graph: names, types, shapes with named dynamic axes.
+"""The inputs and outputs of each graph: names, types, and shapes with named dynamic axes.
 
-One table serves the exporter (dynamic axes, example inputs), the comparison with the reference and the manifest
-that the runtime checks its feeds against.
+The exporter (dynamic axes, example inputs), the comparison with the reference, and the manifest that the runtime checks
+its feeds against all use this table.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from selva_ref.model.presets import Preset
 
 @dataclass(frozen=True, kw_only=True)
 class Signature:
-    """A graph's ports."""
+    """The ports of a graph."""
 
     name: str
     inputs: tuple[Port, ...]
@@ -29,7 +29,7 @@ def _float(name: str, *shape: Size) -> Port:
 
 
 def signatures(preset: Preset) -> dict[str, Signature]:
-    """The seven graphs of a preset's bundle, by name, in the order in which they run."""
+    """The seven graphs of a preset's bundle, by name, in the order they run."""
     return {s.name: s for s in (*_text(preset), *_video(preset), *_generation(preset))}
 
 
@@ -120,7 +120,7 @@ def _example(
 ) -> np.ndarray:
     if port.name.endswith("_positions"):
         return np.arange(shape[0], dtype=np.float32)
-    if port.name == "sync_row":  # any row of any stem, or one of the four kinds of empty segments
+    if port.name == "sync_row":  # any row of any stem, or one of the four kinds of empty segment
         return rng.integers(0, (axes["stems"] * axes["segments"] + 4) * preset.video.time_tokens, shape)
     if port.name.endswith("_rope"):
         angles = np.arange(shape[0])[:, None] * np.geomspace(1.0, 1e-4, shape[2])

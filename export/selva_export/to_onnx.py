@@ -1,4 +1,4 @@
-"""One module → one ONNX file, by torch's dynamo exporter, with named dynamic axes."""
+"""One module → one ONNX file, using torch's dynamo exporter, with named dynamic axes."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from selva_export.signatures import Signature
 
 OPSET = 20
 EXTERNAL_DATA_BYTES = 64 * 2**20
-"""A graph whose weights are larger keeps them beside it, in `NAME.onnx.data`; a protobuf ends at 2 GB."""
+"""A graph with more bytes of weights keeps them in a separate file, `NAME.onnx.data`; protobuf is limited to 2 GB."""
 
 HALVED_FROM = 1024
-"""Elements from which `half_weights` stores a tensor in float16: small ones are scales, norms and tables."""
+"""`half_weights` stores tensors with this many elements or more in float16; small ones are scales, norms, tables."""
 
 TRACE_AXES = {"prompts": 2, "tokens": 9, "stems": 2, "segments": 3, "latent": 39, "clip": 11}
-"""Sizes at which graphs are traced: none is one, so that no axis is mistaken for a constant."""
+"""Axis sizes for tracing. None is one, so that no axis is mistaken for a constant."""
 
 
 def export_graph(
@@ -37,9 +37,11 @@ def export_graph(
     *,
     half_weights: bool = False,
 ) -> list[Path]:
-    """Writes `path`, and `path.data` when the weights are large; returns the files written.
+    """Writes `path`, and `path.data` if the weights are large; returns the files written.
 
-    `feeds` are example inputs at `TRACE_AXES`. With `half_weights` a float32 graph keeps its weights as float16.
+    Args:
+        feeds: example inputs at `TRACE_AXES`.
+        half_weights: a float32 graph stores its weights as float16.
     """
     args = tuple(torch.from_numpy(feeds[port.name]) for port in signature.inputs)
     program = _trace(module, signature, args)
@@ -58,7 +60,7 @@ def export_graph(
 def _trace(module: nn.Module, signature: Signature, args: tuple[torch.Tensor, ...]) -> torch.onnx.ONNXProgram | None:
     registration = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = registration.level
-    registration.setLevel(logging.ERROR)  # it lists the torchvision operators that it would know
+    registration.setLevel(logging.ERROR)  # it lists missing torchvision operators
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporter's own deprecations
@@ -91,10 +93,10 @@ def _dynamic_shapes(signature: Signature) -> tuple[dict[int, object], ...]:
 
 
 def _simplify(model: onnx_ir.Model) -> None:
-    """Constants folded, equal ones shared, dead nodes and the tracer's notes (with source paths) dropped.
+    """Folds constants, shares equal ones, and drops dead nodes and the tracer's notes (which contain source paths).
 
-    The exporter's own `optimize=True` also matches rewrite rules against every node, twice: a minute for the decoder,
-    for a handful of fusions that the runtimes do themselves.
+    The exporter's own `optimize=True` also matches rewrite rules against every node, twice. That takes a minute for the
+    decoder, for a handful of fusions that the runtimes do themselves.
     """
     optimizer.fold_constants(model, input_size_limit=1024)  # larger ones are weights: their casts stay in the graph
     for step in (
@@ -109,7 +111,7 @@ def _simplify(model: onnx_ir.Model) -> None:
 
 
 def _halve_weights(graph: onnx_ir.Graph) -> None:
-    """Large float32 constants stored as float16 and cast back where they are used; runtimes fold that when loading."""
+    """Stores large float32 constants as float16 and casts them back at each use; runtimes fold the casts on loading."""
     for value in list(graph.initializers.values()):
         tensor = value.const_value
         if tensor.dtype != onnx_ir.DataType.FLOAT or tensor.size < HALVED_FROM:

@@ -1,4 +1,4 @@
-"""Every graph against the reference, on ONNX Runtime through Polygraphy, before a bundle is sealed."""
+"""Compares every graph with the reference on ONNX Runtime, through Polygraphy, before a bundle is finished."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from selva_export.errors import ParityError
 from selva_export.signatures import Signature
 
 TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2}
-"""Largest relative error ‖out − reference‖/‖reference‖ of an output; the reference is float32 in both cases."""
+"""Largest allowed relative error ‖out − reference‖/‖reference‖ of an output; the reference is always float32."""
 
-# Other sizes than the traced ones: a single stem of a single segment, and several of everything.
+# Sizes other than the traced ones: a single stem of a single segment, and several of everything.
 VERIFY_AXES = (
     {"prompts": 1, "tokens": 3, "stems": 1, "segments": 1, "latent": 20, "clip": 5},
     {"prompts": 3, "tokens": 13, "stems": 3, "segments": 2, "latent": 33, "clip": 8},
@@ -38,12 +38,12 @@ class Parity:
 
     @property
     def snr_db(self) -> float:
-        """Signal-to-noise ratio that the relative error means."""
+        """Signal-to-noise ratio that corresponds to the relative error."""
         return -20 * math.log10(max(self.relative_error, 1e-12))
 
 
 def reference_outputs(module: nn.Module, signature: Signature, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    """What the module gives in float32."""
+    """The module's outputs in float32."""
     with torch.inference_mode():
         outputs = module(*(torch.from_numpy(feeds[port.name]) for port in signature.inputs))
     return [value.numpy() for value in (outputs if isinstance(outputs, tuple) else (outputs,))]
@@ -55,11 +55,11 @@ def compare(
     cases: Iterable[tuple[Mapping[str, np.ndarray], list[np.ndarray]]],
     tolerance: float,
 ) -> list[Parity]:
-    """The graph at `path` against (feeds, reference outputs) pairs.
+    """Compares the graph at `path` with (feeds, reference outputs) pairs.
 
     Raises:
-        ParityError: an output is out of tolerance, not finite or of another shape; names all that are. Or the
-            reference is not finite or all zero, so that it tells nothing.
+        ParityError: an output is out of tolerance, not finite or of the wrong shape; names all of them. Also if the
+            reference is not finite or all zero, because then the comparison means nothing.
     """
     worst: dict[str, Parity] = {}
     with G_LOGGER.verbosity(G_LOGGER.ERROR), OnnxrtRunner(SessionFromOnnx(str(path))) as runner:
@@ -84,12 +84,12 @@ def _parity(graph: str, output: str, value: np.ndarray, reference: np.ndarray, t
         what = "not finite" if size else "all zero"
         raise ParityError(f"graph {graph}: the reference of {output} is {what}: look for damage in the weights")
     error = float(np.linalg.norm(value - reference) / size)
-    error = error if math.isfinite(error) else math.inf  # NaN is not the worst to a comparison
+    error = error if math.isfinite(error) else math.inf  # comparing NaN would not make it the worst
     return Parity(graph=graph, output=output, shape=value.shape, relative_error=error, tolerance=tolerance)
 
 
 def table(rows: Iterable[Parity]) -> str:
-    """The parities as aligned text."""
+    """Formats the parities as aligned text."""
     lines = [f"{'graph':<15} {'output':<13} {'shape':<18} {'rel. error':>10} {'SNR, dB':>8} {'allowed':>8}"]
     for p in rows:
         shape = "x".join(map(str, p.shape))

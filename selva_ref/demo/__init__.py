@@ -1,5 +1,5 @@
-"""The demo model: a small world of things that sound, and the training of every network from nothing in it.
+"""The demo model: a small world of sounding objects, and the training of every network in it from scratch.
 
-A toy, made so that everything can be tried offline in seconds and so that the training code proves itself. The
-official weights know real sounds; this knows eight.
+It is a toy that lets you try everything offline in seconds, and that tests the training code. The official weights know
+real sounds; the demo knows eight.
 """

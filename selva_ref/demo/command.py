@@ -1,4 +1,4 @@
-"""`selva-train demo`: from nothing to the bundle that is shipped."""
+"""`selva-train demo`: trains everything from scratch and makes the bundle that we ship."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LANES = {
     "vision": (("text", "text_t5"), ("teacher", "teacher"), ("stage1", "video_encoder")),
     "stages": (("base", "mmaudio"), ("stage2", "generator")),
 }
-"""Parts of the run, each some stages and the network that a stage leaves behind; the third needs both others."""
+"""Parts of the run: stages, each with the network that it saves. The third part needs the other two."""
 _PARTS = ("all", *_LANES, "ablations", "evaluate", "export")
 
 
@@ -63,7 +63,7 @@ def demo(out: Path, seed: int, quick: bool, compiled: bool, ablations: bool, onl
 
 
 def _lane(shop: Workshop, lane: str) -> None:
-    """Stages one after the other, each once."""
+    """Runs the stages of a lane one after the other, skipping finished ones."""
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -74,7 +74,7 @@ def _lane(shop: Workshop, lane: str) -> None:
 
 
 def _side_by_side(lanes: tuple[str, ...], arguments: list[str]) -> None:
-    """Each lane in a process of its own; an interrupt reaches all of them, and each goes on later where it was."""
+    """Runs each lane in its own process. An interrupt reaches all of them, and each can resume later."""
     command = [sys.executable, "-m", "selva_ref.training.cli", "demo", *arguments, "--only"]
     running = [subprocess.Popen([*command, lane]) for lane in lanes]
     try:
@@ -100,7 +100,7 @@ def _ablations(shop: Workshop) -> None:
 
 
 def _export(out: Path) -> None:
-    """By the command that a user would take: the export knows this package, so this package does not know it."""
+    """Exports by the command that users run, because `selva_export` imports this package, not the reverse."""
     bundle = out / "bundle"
     if not bundle.exists():
         options = ["--preset", "demo", "--checkpoints", str(out), "--half-weights", "--out", str(bundle)]

@@ -1,7 +1,7 @@
-"""One loop that fits any network of the demo: resumable, deterministic from its step number, with the time left.
+"""One loop that trains any network of the demo. It can resume, and it shows the time left.
 
-The loss is a function of the step alone: everything random in it is drawn from (seed, step), so that a run that was
-cut goes on exactly as if it had not been.
+The loss depends only on the step: all random numbers are drawn from (seed, step). So an interrupted run resumes exactly
+as if it had not stopped.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from selva_ref.training.schedule import adamw, learning_rate
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """How long and how fast one network learns."""
+    """How long and how fast one network is trained."""
 
     steps: int
     rate: float
@@ -31,13 +31,13 @@ class Fit:
     ema: float = 0.999
     """Decay of the averaged weights, which are the result."""
     save_s: float = 60.0
-    """Seconds between two states on disk."""
+    """Seconds between saved states."""
     bf16: bool = False
     """Matrix products in bfloat16 (weights, norms and losses stay float32)."""
 
 
 class Console:
-    """Says how far a stage is; lines that a log can keep, one every `every_s`."""
+    """Prints the progress of a stage as lines suited to a log, one every `every_s`."""
 
     def __init__(self, stage: str, steps: int, every_s: float = 15.0) -> None:
         self.stage, self.steps, self.every_s = stage, steps, every_s
@@ -61,14 +61,14 @@ class Console:
 
 
 def draws(seed: int, stage: str, step: int) -> np.random.Generator:
-    """The random numbers of one step of one stage."""
+    """Random numbers for one step of one stage."""
     return np.random.default_rng([seed, *stage.encode(), step])
 
 
 def fit(stage: str, network: nn.Module, loss_of: Callable[[int], Tensor], plan: Fit, state_path: Path) -> None:
-    """Minimises `loss_of(step)` over the trainable parameters of `network`; afterwards it holds the averaged weights.
+    """Minimises `loss_of(step)` over the trainable parameters of `network`, which gets the averaged weights at the end.
 
-    Goes on from `state_path` where a cut run left it, and deletes it at the end.
+    Resumes from `state_path` after an interruption, and deletes it at the end.
     """
     parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
     optimizer = adamw(parameters.values(), plan.rate)

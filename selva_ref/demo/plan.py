@@ -1,4 +1,4 @@
-"""How much the demo trains: one plan for the shipped model, one that only shows that every stage runs."""
+"""How much the demo trains: one plan for the shipped model, and one that only checks that every stage runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from selva_ref.demo.fitting import Fit
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Sizes of the data and lengths of the trainings. Whoever changes one should train from the stage that it feeds."""
+    """Sizes of the data and lengths of the trainings. After a change, train again from the first stage that uses it."""
 
     sounds: int = 768
     """Soundtracks for the autoencoder and the vocoder."""
@@ -48,4 +48,4 @@ QUICK = Plan(
     stage1=Fit(steps=2, rate=1e-3, **_FEW),
     stage2=Fit(steps=2, rate=1e-3, **_FEW),
 )
-"""Every stage for two steps: what the model makes is noise."""
+"""Runs every stage for two steps; the resulting model only makes noise."""

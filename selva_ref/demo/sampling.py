@@ -1,4 +1,4 @@
-"""Stems from cached features, many at a time: what evaluations listen to."""
+"""Generates many stems at a time from cached features, for evaluations."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def sample_stems(
     steps: int = 25,
     guidance: float = 4.5,
 ) -> npt.NDArray[np.float32]:
-    """Audio (B, samples) for each row of features; the same seed gives the same noise."""
+    """Returns audio (B, samples), one row per row of features; the same seed gives the same noise."""
     clip = generator.empty_clip(len(sync_BND), covered_clip_tokens(sync_BND.shape[1]))
     conditions = generator.prepare(sync_BND, clip, text_BLD, latent_length=latent_length)
     empty = generator.prepare_empty(conditions, sync_length=sync_BND.shape[1])
@@ -44,5 +44,5 @@ def sample_stems(
 
 
 def in_batches(count: int, size: int, make: Callable[[slice], npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
-    """`make` over slices of at most `size`, joined."""
+    """Calls `make` on slices of at most `size` and joins the results."""
     return np.concatenate([make(slice(start, start + size)) for start in range(0, count, size)])

@@ -1,7 +1,8 @@
-"""The paper's first stage on the demo's clips: two side by side, the text of one, what the teacher sees in it alone.
+"""The paper's first stage on the demo's clips: two clips side by side, the text of one, and the teacher's view of that
+one.
 
-The backbone is frozen, so its tokens of every mixed clip are computed once and kept in half precision. A mixed clip
-serves twice: each of its two sources is the target of one row.
+The backbone is frozen, so its tokens of every mixed clip are computed once and stored in half precision. A mixed clip
+is used twice: each of its two sources is the target of one row.
 Shapes: M mixed clips, N tokens of a clip (S*8*P), D width, K kinds.
 """
 
@@ -23,15 +24,15 @@ from selva_ref.training.examples.mixing import side_by_side
 from selva_ref.training.losses import distillation_loss
 
 SHARES = (0.35, 0.65)
-"""Range of the target's share of the columns: an object of the demo must stay wider than a patch."""
+"""Range of the target's share of the columns; an object of the demo must stay wider than a patch."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mixes:
-    """Rows for training the selection: row r is mixed clip r // 2 with its left (even r) or right source as target."""
+    """Training rows of the selection: row r is mixed clip r // 2, with its left (even r) or right source as target."""
 
     tokens: np.ndarray
-    """(M, N, D) float16, the frozen backbone's, perhaps mapped from disk."""
+    """(M, N, D) float16 tokens of the frozen backbone, possibly mapped from disk."""
     sources: np.ndarray
     """(M, 2) indices of the clips on the left and on the right."""
 
@@ -43,38 +44,38 @@ class Mixes:
         return self.sources[rows // 2, rows % 2]
 
     def tokens_of(self, rows: np.ndarray) -> Tensor:
-        """(B, N, D) float32."""
+        """Tokens of the rows, (B, N, D) float32."""
         return torch.from_numpy(np.ascontiguousarray(self.tokens[rows // 2])).float()
 
 
 @torch.no_grad()
 def clean_features(teacher: Teacher, bank: ClipBank) -> Tensor:
-    """What the teacher sees in each clip alone, (clips, S*8, D)."""
+    """The teacher's features of each clip alone, (clips, S*8, D)."""
     return torch.cat([teacher(segments_of(frames)).flatten(1, 2) for frames in bank.frames.split(8)])
 
 
 @torch.no_grad()
 def backbone_tokens(teacher: Teacher, frames_BTCHW: Tensor) -> Tensor:
-    """Tokens of whole clips, (B, N, D)."""
+    """Backbone tokens of whole clips, (B, N, D)."""
     segments = segments_of(frames_BTCHW)
     return teacher.vfeat_extractor.tokens(segments.flatten(0, 1)).unflatten(0, segments.shape[:2]).flatten(1, 2)
 
 
 @torch.no_grad()
 def pooled(teacher: Teacher, tokens_BND: Tensor) -> Tensor:
-    """The teacher's features (B, S*8, D) of tokens: everything in the picture, unselected."""
+    """The teacher's features (B, S*8, D) from tokens, of everything in the picture."""
     segments = tokens_BND.unflatten(1, (-1, teacher.config.time_tokens * teacher.config.grid**2))
     return teacher.vfeat_extractor.pool(segments.flatten(0, 1)).unflatten(0, segments.shape[:2]).flatten(1, 2)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """Two clips of different kinds that are shown side by side."""
+    """Two clips of different kinds, shown side by side."""
 
     left: int
     right: int
     share: float
-    """Of the columns, the left one's."""
+    """The left clip's share of the columns."""
 
     def frames(self, bank: ClipBank) -> Tensor:
         """The mixed clip, uint8 (T, 3, H, W)."""
@@ -82,14 +83,14 @@ class Pair:
 
 
 def draw_pair(bank: ClipBank, rng: np.random.Generator, share: float | None = None) -> Pair:
-    """A random pair; its share is drawn from `SHARES` unless given."""
+    """Draws a random pair; its share is drawn from `SHARES` unless given."""
     left = rng.integers(len(bank), size=1)
     right = bank.different_kind(rng, left)
     return Pair(left=int(left[0]), right=int(right[0]), share=float(rng.uniform(*SHARES)) if share is None else share)
 
 
 def make_mixes(teacher: Teacher, bank: ClipBank, count: int, seed: int, path: Path) -> Mixes:
-    """`count` mixed clips; their tokens are kept at `path` and mapped from there."""
+    """Makes `count` mixed clips; their tokens are stored at `path` and mapped from there."""
     pairs = [draw_pair(bank, np.random.default_rng([seed, 2, m])) for m in range(count)]
     if not path.exists():
         with written_whole(path) as temporary:
@@ -120,7 +121,7 @@ def selection_loss(
     rng: np.random.Generator,
     batch: int,
 ) -> Tensor:
-    """L2 between the student on a mixed clip, told the target, and the teacher on the target alone."""
+    """L2 between the student on a mixed clip with the target's text and the teacher on the target alone."""
     rows = rng.integers(len(mixes), size=batch)
     targets = mixes.targets(rows)
     captions = prompts.draw(rng, bank_kinds[targets])

@@ -1,7 +1,7 @@
-"""Every stage of the demo, from nothing to a folder of checkpoints that exports like any other.
+"""Every stage of the demo, from scratch to a folder of checkpoints that can be exported like any other.
 
-A stage's result is one file; a stage whose file is there is not run again. `run.json` says what plan and seed the
-folder belongs to: another one is refused, so that nothing is mixed from two runs.
+A stage writes one file, and a stage whose file exists is not run again. `run.json` records the plan and the seed of the
+folder. A run with others is refused, so that two runs never mix.
 """
 
 from __future__ import annotations
@@ -54,16 +54,20 @@ BATCH = 16
 
 @dataclass(kw_only=True)
 class Workshop:
-    """The folder, the plan and the seed of one run; networks and data are made when a stage first asks for them."""
+    """The folder, the plan and the seed of one run. Networks and data are made when a stage first needs them."""
 
     folder: Path
     plan: Plan
     seed: int
     compiled: bool = False
-    """torch.compile for the two heaviest losses: a third faster, needs a C++ compiler."""
+    """Use torch.compile for the two heaviest losses: a third faster, but needs a C++ compiler."""
 
     def __post_init__(self) -> None:
-        """Raises `TrainingError` when the folder holds a run with another plan or seed."""
+        """Checks that the folder belongs to this run.
+
+        Raises:
+            TrainingError: it holds a run with another plan or seed.
+        """
         path = self.folder / "run.json"
         told = json.dumps({"seed": self.seed, "plan": asdict(self.plan)}, indent=1) + "\n"
         if path.exists() and path.read_text(encoding="utf-8") != told:
@@ -72,28 +76,28 @@ class Workshop:
             temporary.write_text(told, encoding="utf-8")
 
     def file(self, name: str) -> Path:
-        """Where the network called `name` is kept."""
+        """Path of the network called `name`."""
         return self.folder / f"{name}_demo.safetensors"
 
     def load(self, part: str, name: str | None = None, preset: Preset = PRESET) -> OfficialModule:
-        """A finished network."""
+        """Loads a finished network."""
         return selva_ref.build(part, preset).load_official(read_checkpoint(self.file(name or part)))
 
     def save(self, network: nn.Module, name: str) -> None:
-        """Under the official names, whole or not at all."""
+        """Saves a network under the official names, completely or not at all."""
         with written_whole(self.file(name)) as temporary:
             save_file({key: value.contiguous() for key, value in network.state_dict().items()}, temporary)
 
     def fit(
         self, stage: str, network: nn.Module, loss: Callable[[np.random.Generator, int], Tensor], plan: Fit
     ) -> None:
-        """`fitting.fit` with this run's draws; `loss` takes a step's random numbers and the step."""
+        """Runs `fitting.fit` with this run's random numbers; `loss` takes a step's random numbers and the step."""
         fit(
             stage, network, lambda step: loss(draws(self.seed, stage, step), step), plan, self.folder / f"{stage}.state"
         )
 
     def fast(self, network: nn.Module) -> Callable[..., Tensor]:
-        """The network, compiled where that was asked for."""
+        """The network, compiled if requested."""
         return torch.compile(network.train()) if self.compiled else network
 
     # -- data ---------------------------------------------------------------------------------------------------------
@@ -140,7 +144,7 @@ class Workshop:
         return make_mixes(self.load("teacher"), self.bank, self.plan.mixes, self.seed, self.folder / "mixes.npy")
 
     def _kept(self, name: str, make: Callable[[], Tensor]) -> Tensor:
-        """What `make` gives, from its file if a part of the run before this one made it."""
+        """Loads a result from its file, or makes and saves it if an earlier part of the run did not."""
         path = self.folder / f"{name}.npy"
         if not path.exists():
             with written_whole(path) as temporary, temporary.open("wb") as file:
@@ -148,14 +152,14 @@ class Workshop:
         return torch.from_numpy(np.load(path))
 
     def examples(self, sync: Tensor, items: np.ndarray) -> Examples:
-        """Rows for the generator: features `sync`, and the sound of clip `items`."""
+        """Rows for the generator: the features `sync`, and the sounds of the clips `items`."""
         mean, deviation = self.latents
         return Examples(sync=sync, mean=mean, deviation=deviation, items=items, kinds=self.bank.kinds[items])
 
     # -- stages -------------------------------------------------------------------------------------------------------
 
     def text(self) -> None:
-        """Both text towers."""
+        """Trains both text towers."""
         torch.manual_seed(self.seed + 4)
         towers = TaughtTowers(
             selva_ref.build("text_t5", PRESET), selva_ref.build("text_clip", PRESET), PRESET.text.t5_width
@@ -169,7 +173,7 @@ class Workshop:
         self.save(towers.t5, "text_t5")
 
     def listener(self) -> None:
-        """The judge of the evaluation."""
+        """Trains the judge of the evaluation."""
         torch.manual_seed(self.seed + 6)
         listener = Listener(PRESET.audio.mel_bands)
         kinds = torch.arange(len(self.sounds.mels_BMT)) % len(KINDS)
@@ -182,7 +186,7 @@ class Workshop:
         self.save(listener, "listener")
 
     def vae(self) -> None:
-        """The mel autoencoder."""
+        """Trains the mel autoencoder."""
         torch.manual_seed(self.seed + 1)
         vae = selva_ref.build("vae", PRESET)
         set_mel_statistics(vae, self.sounds.mels_BMT)
@@ -194,7 +198,7 @@ class Workshop:
         self.save(vae, "vae")
 
     def vocoder(self) -> None:
-        """The vocoder."""
+        """Trains the vocoder on true mels."""
         torch.manual_seed(self.seed + 2)
         vocoder = selva_ref.build("vocoder", PRESET)
         start_vocoder(vocoder)
@@ -208,7 +212,7 @@ class Workshop:
         self.save(vocoder, "vocoder_true")
 
     def voicing(self) -> None:
-        """The vocoder again, on what the autoencoder makes of true mels: blurred, as a generated one is."""
+        """Trains the vocoder further, on the autoencoder's reconstructions, which are blurred like generated mels."""
         vocoder, vae = self.load("vocoder", "vocoder_true"), self.load("vae")
         make = self.fast(vocoder)
         blurred = self._kept("blurred", lambda: reconstructed(vae, self.sounds.mels_BMT, self.seed))
@@ -221,7 +225,7 @@ class Workshop:
         self.save(vocoder, "vocoder")
 
     def teacher(self) -> None:
-        """The stand-in for Synchformer."""
+        """Trains the teacher that replaces Synchformer."""
         torch.manual_seed(self.seed + 3)
         taught = TaughtTeacher(selva_ref.build("teacher", PRESET))
         see = self.fast(taught)
@@ -234,7 +238,7 @@ class Workshop:
         self.save(taught.teacher, "teacher")
 
     def base(self) -> None:
-        """The stand-in for MMAudio: every clip alone."""
+        """Trains the generator that replaces MMAudio, on every clip alone."""
         torch.manual_seed(self.seed + 5)
         generator = selva_ref.build("generator", PRESET)
         examples = self.examples(self.clean, np.arange(len(self.bank)))
@@ -243,7 +247,7 @@ class Workshop:
         self.save(generator, "mmaudio")
 
     def stage1(self, name: str = "video_encoder", preset: Preset = PRESET) -> None:
-        """The paper's first stage."""
+        """Trains the paper's first stage."""
         student = fresh_encoder(preset, self.file("teacher"), self.seed + 7)
         trainable(student, STAGE1)
         t5, _ = self.captions
@@ -255,13 +259,13 @@ class Workshop:
         self.save(student, name)
 
     def stage2(self, name: str = "generator", encoder: str = "video_encoder", preset: Preset = PRESET) -> None:
-        """The paper's second stage, on what the trained encoder selects from mixed clips."""
+        """Trains the paper's second stage, on what the trained encoder selects from mixed clips."""
         student = self.load("video_encoder", encoder, preset)
         sync = selected(student, self.mixes, self.bank.kinds, self.prompts, self.captions[0], self.seed)
         self.adapt(name, sync)
 
     def adapt(self, name: str, sync: Tensor) -> None:
-        """Stage 2 on given features of every row of the mixes."""
+        """Trains stage 2 on given features of every row of the mixes."""
         generator = self.load("generator", "mmaudio")
         trainable(generator, STAGE2)
         examples = self.examples(sync, self.mixes.targets(np.arange(len(self.mixes))))

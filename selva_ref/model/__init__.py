@@ -1,1 +1,1 @@
-"""The networks, plain, under the official parameter names."""
+"""Plain networks whose parameters have the official names."""

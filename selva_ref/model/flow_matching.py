@@ -16,13 +16,13 @@ Flow = Callable[[float, Tensor], Tensor]
 
 
 def path(noise: Tensor, data: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """Point x_t and target velocity, shaped like `data`; `t` (B,) is one time an item."""
+    """Returns the point x_t and the target velocity, both shaped like `data`; `t` (B,) holds one time per item."""
     t = t.reshape(-1, *[1] * (data.dim() - 1))
     return torch.lerp(noise, data, t), data - noise
 
 
 def euler(flow: Flow, noise: Tensor, *, steps: int = 25) -> Tensor:
-    """`steps` equal Euler steps from t = 0: x += v(i / steps, x) / steps."""
+    """Integrates the flow with `steps` equal Euler steps from t = 0: x += v(i / steps, x) / steps."""
     x = noise
     for i in range(steps):
         x = x + flow(i / steps, x) / steps
@@ -30,6 +30,6 @@ def euler(flow: Flow, noise: Tensor, *, steps: int = 25) -> Tensor:
 
 
 def adaptive(flow: Flow, noise: Tensor, *, rtol: float = 1e-5, atol: float = 1e-5) -> Tensor:
-    """Dormand-Prince of order five with adaptive steps (torchdiffeq's `dopri5`)."""
+    """Integrates the flow with fifth-order Dormand-Prince and adaptive steps (torchdiffeq's `dopri5`)."""
     times = torch.tensor([0.0, 1.0], dtype=noise.dtype, device=noise.device)
     return odeint(lambda t, x: flow(float(t), x), noise, times, rtol=rtol, atol=atol, method="dopri5")[-1]

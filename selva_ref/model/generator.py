@@ -1,6 +1,7 @@
 """The generator: a multimodal diffusion transformer (MMAudio, arXiv 2412.15322) that predicts the latent's flow.
 
-What does not depend on the latent is computed once (`prepare` → `Conditions`), so that a step is `flow` alone.
+`prepare` computes everything that does not depend on the latent once (`Conditions`), so that each step only runs
+`flow`.
 Shapes: B batch, T latent length, C clip tokens, L text tokens, D width, H heads, d head width.
 """
 
@@ -22,10 +23,10 @@ from selva_ref.model.presets import GeneratorConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
-    """All that the flow needs besides the latent and the time."""
+    """Everything the flow needs besides the latent and the time."""
 
     sync_f: Tensor
-    """(B, T, D) projected sync features at the latent's rate. `flow` alone reads them, `velocity` does not."""
+    """(B, T, D) projected sync features at the latent's rate. Used by `flow`, not by `velocity`."""
     clip_f: Tensor
     """(B, C, D) projected visual tokens."""
     text_f: Tensor
@@ -39,7 +40,7 @@ class Conditions:
 
 
 class Generator(OfficialModule):
-    """Flow of the audio latent under visual, sync and text conditions."""
+    """Predicts the flow of the audio latent from visual, sync and text conditions."""
 
     ignored_names = ("t_embed.freqs", "latent_rot", "clip_rot")
 
@@ -88,23 +89,23 @@ class Generator(OfficialModule):
     # -- conditions -----------------------------------------------------------------------------------------------
 
     def empty_sync(self, batch: int, length: int) -> Tensor:
-        """The learned stand-in for sync features, (B, length, sync width)."""
+        """The learned replacement for missing sync features, (B, length, sync width)."""
         return self.empty_sync_feat.expand(batch, length, -1)
 
     def empty_clip(self, batch: int, length: int) -> Tensor:
-        """The learned stand-in for CLIP image features, (B, length, clip width)."""
+        """The learned replacement for missing CLIP image features, (B, length, clip width)."""
         return self.empty_clip_feat.expand(batch, length, -1)
 
     def empty_text(self, batch: int) -> Tensor:
-        """The learned stand-in for CLIP text features, (B, L, text width)."""
+        """The learned replacement for missing CLIP text features, (B, L, text width)."""
         return self.empty_string_feat.expand(batch, -1, -1)
 
     def prepare(self, sync: Tensor, clip: Tensor, text: Tensor, *, latent_length: int) -> Conditions:
-        """Features of the clip → `Conditions`.
+        """Turns the features of a clip into `Conditions`.
 
         Args:
             sync: (B, 8S, sync width) sync features, or `empty_sync`.
-            clip: (B, C, clip width) visual tokens; SelVA uses `empty_clip` alone.
+            clip: (B, C, clip width) visual tokens; SelVA only uses `empty_clip`.
             text: (B, L, text width) CLIP text features, or `empty_text`.
             latent_length: T of the latent.
         """
@@ -123,14 +124,14 @@ class Generator(OfficialModule):
         )
 
     def _sync_index(self, sync_length: int, latent_length: int) -> Tensor:
-        """The sync feature that each latent vector is given, (latent_length,) int64."""
+        """Index of the sync feature that each latent vector uses, (latent_length,) int64."""
         if self.config.frames_per_latent is None:
             return nearest_exact_index(sync_length, latent_length)
         return torch.from_numpy(shown_indices(sync_length, latent_length, self.config.frames_per_latent))
 
     def project_sync(self, sync: Tensor) -> Tensor:
         """Sync features (B, 8S, sync width) → (B, 8S, D), still at their own rate."""
-        # one extra axis of 8 positions per segment
+        # add a position embedding to the 8 features of each segment
         sync = rearrange(sync.to(self.dtype), "b (s j) d -> b s j d", j=8) + self.sync_pos_emb
         return self.sync_input_proj(rearrange(sync, "b s j d -> b (s j) d"))
 
@@ -142,22 +143,25 @@ class Generator(OfficialModule):
         return clip_f, text_f, self.global_cond_mlp(pooled)
 
     def rope(self, positions: Tensor) -> Tensor:
-        """Rotary table of a stream's positions."""
+        """Rotary table for the positions of a stream."""
         return rotation_table(positions, self.config.width // self.config.heads)
 
     def empty_sync_rows(self) -> Tensor:
-        """(32, D): every row that the projection of empty sync features has, whatever the clip's length.
+        """Every distinct row of the projected empty sync features, (32, D). They are the same for any clip length.
 
-        Its input repeats from segment to segment. A row sees at most 5 rows to either side (3 through the first
-        convolution, 1 through each of the MLP's two in a row), so nothing beyond the neighbouring segments: all that
-        counts is which of the two there are. In order: 8 rows of a first, a middle, a last and an only segment.
+        The input repeats from segment to segment. A row sees at most 5 rows on either side (3 through the first
+        convolution, 1 through each of the MLP's two convolutions), which reaches no further than the neighbouring
+        segments. A row therefore depends only on which neighbours exist. In order: 8 rows of a first, a middle, a last
+        and an only segment.
         """
         conv, _, mlp = self.sync_input_proj
         assert conv.kernel_size[0] // 2 + 2 * (mlp.kernel // 2) <= 8
         return torch.cat([self.project_sync(self.empty_sync(1, 8 * segments))[0] for segments in (3, 1)])
 
     def prepare_empty(self, like: Conditions, *, sync_length: int, negative_text: Tensor | None = None) -> Conditions:
-        """The unconditional side of guidance; `negative_text` (B, L, text width) replaces the empty text."""
+        """Conditions for the unconditional side of guidance; `negative_text` (B, L, text width) replaces the empty
+        text.
+        """
         batch, latent_length = like.sync_f.shape[:2]
         return self.prepare(
             self.empty_sync(batch, sync_length),
@@ -174,17 +178,17 @@ class Generator(OfficialModule):
         return self.velocity(latent, F.silu(g + c.sync_f), F.silu(g), c)
 
     def global_at(self, t: Tensor, c: Conditions) -> Tensor:
-        """Global condition and time, (B, 1, D)."""
+        """Global condition plus the time embedding, (B, 1, D)."""
         return (c.global_f + self.t_embed(t)).unsqueeze(1)
 
     def velocity(
         self, latent: Tensor, latent_mod: Tensor, g_mod: Tensor, c: Conditions, rows_BT: Tensor | None = None
     ) -> Tensor:
-        """`flow` from the projected latent (B, T, D) and activated modulation vectors: `latent_mod` of the latent
-        stream, `g_mod` of all else.
+        """Runs `flow` from the projected latent (B, T, D) and activated modulation vectors.
 
-        `latent_mod` is (B, T, D); or (R, D) with `rows_BT`, int64, the row that each latent vector takes: then what
-        vectors share is computed once.
+        `latent_mod` modulates the latent stream, `g_mod` everything else. `latent_mod` is (B, T, D). With `rows_BT`
+        (int64) it is (R, D) instead, and `rows_BT` gives the row for each latent vector, so that rows shared by several
+        vectors are computed once.
         """
         clip, text = c.clip_f, c.text_f
         for block in self.joint_blocks:
@@ -194,7 +198,7 @@ class Generator(OfficialModule):
         return self.final_layer(latent, g_mod).float()
 
     def guided_flow(self, latent: Tensor, t: Tensor, c: Conditions, empty: Conditions, guidance: float) -> Tensor:
-        """s v(cond) + (1 - s) v(empty); below s = 1 only v(cond)  (classifier-free guidance, arXiv 2207.12598)."""
+        """s v(cond) + (1 - s) v(empty), or only v(cond) if s < 1  (classifier-free guidance, arXiv 2207.12598)."""
         v = self.flow(latent, t, c)
         return v if guidance < 1 else guidance * v + (1 - guidance) * self.flow(latent, t, empty)
 
@@ -213,6 +217,6 @@ def mean_token(x_BND: Tensor) -> Tensor:
 
 
 def nearest_exact_index(n_in: int, n_out: int) -> Tensor:
-    """Source index of every output of `interpolate(mode="nearest-exact")`, (n_out,) int64."""
+    """Source index for each output of `interpolate(mode="nearest-exact")`, (n_out,) int64."""
     source = torch.arange(n_in, dtype=torch.float32)[None, None]
     return F.interpolate(source, size=n_out, mode="nearest-exact")[0, 0].long()

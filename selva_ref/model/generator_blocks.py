@@ -1,7 +1,7 @@
 """Blocks of the generator: modulated attention over one stream (fused) or three (joint).
 
-Shapes: B batch, N tokens, D width, H heads, d head width. Modulations come from one activated vector, either per
-token (latent stream, which also carries the sync features) or one for all tokens.
+Shapes: B batch, N tokens, D width, H heads, d head width. Modulations come from one activated vector. The latent stream
+has one vector per token, because it also carries the sync features; the other streams share one for all tokens.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ def rotation_table(positions_N: Tensor, head_width: int) -> Tensor:
 
 
 def rotate(x_BHNd: Tensor, table: Tensor, *, halves: bool = False) -> Tensor:
-    """Pairs (a, b) → (a cos - b sin, a sin + b cos), in float32: adjacent pairs, or first half with second half."""
+    """Rotates pairs: (a, b) → (a cos - b sin, a sin + b cos), in float32.
+
+    Pairs are adjacent elements, or with `halves` an element of the first half and one of the second.
+    """
     cos, sin = table[:, 0], table[:, 1]
     x = x_BHNd.float()
     a, b = x.chunk(2, dim=-1) if halves else (x[..., 0::2], x[..., 1::2])
@@ -33,8 +36,8 @@ def rotate(x_BHNd: Tensor, table: Tensor, *, halves: bool = False) -> Tensor:
 class TimeEmbedding(nn.Module):
     """[cos(t f), sin(t f)] in float32, then Linear → SiLU → Linear.
 
-    The table is evaluated in torch float32 and kept as a constant: in v2 the phases reach 9,600 rad, where an
-    algebraically equal table already differs.
+    The table is computed in torch float32 and stored as a constant. In v2 the phases reach 9,600 rad, where even an
+    algebraically equal table gives different values.
     """
 
     freqs: Tensor
@@ -52,7 +55,7 @@ class TimeEmbedding(nn.Module):
 
 
 def plain_norm(x: Tensor) -> Tensor:
-    """Layer norm without affine, computed in float32."""
+    """Layer norm without learned scale and bias, computed in float32."""
     return F.layer_norm(x.float(), (x.shape[-1],)).to(x.dtype)
 
 
@@ -62,12 +65,12 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 def adaln(width: int, count: int) -> nn.Sequential:
-    """The layer that makes `count` modulations; index 0 is the (shared) SiLU, applied once outside."""
+    """The layer that makes `count` modulations. Index 0 is the (shared) SiLU, which is applied outside, once."""
     return nn.Sequential(nn.Identity(), nn.Linear(width, count * width))
 
 
 class SelfAttention(nn.Module):
-    """q, k, v of one stream. In the 3D outputs of `qkv` the q/k/v index is innermost, until baked."""
+    """Makes q, k and v of one stream. Until baked, the q/k/v index is innermost in the 3D outputs of `qkv`."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -80,9 +83,10 @@ class SelfAttention(nn.Module):
 
     @torch.no_grad()
     def bake(self) -> None:
-        """q, k and v contiguous, the rotated pairs of q and k as halves, the scale in the query norm. Inference only.
+        """Rewrites the weights for inference: q, k and v contiguous, rotated pairs as halves, the scale in the query
+        norm.
 
-        Queries and keys are permuted alike, so their products stay.
+        Queries and keys are permuted the same way, so their products do not change.
         """
         deinterleave(self.qkv, self.heads, 3)
         for rows in (self.qkv.weight, self.qkv.bias):
@@ -103,7 +107,7 @@ class SelfAttention(nn.Module):
 
 
 class StreamBlock(nn.Module):
-    """One stream of a joint block; a fused block is one alone. `kernel` 0 means linear layers (text)."""
+    """One stream of a joint block. A fused block has only one. `kernel` 0 means linear layers (text)."""
 
     def __init__(self, width: int, heads: int, kernel: int, only_qkv: bool = False) -> None:
         super().__init__()
@@ -117,9 +121,9 @@ class StreamBlock(nn.Module):
     def before(
         self, x: Tensor, mod: Tensor, rope: Tensor | None, rows_BN: Tensor | None = None
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """(q, k, v) and the four modulations that `after` needs.
+        """Returns (q, k, v) and the four modulations that `after` needs.
 
-        `rows_BN` says which row of `mod`, then (R, D), each token takes; None: `mod` is (B, N or 1, D).
+        Without `rows_BN`, `mod` is (B, N or 1, D). With it, `mod` is (R, D) and `rows_BN` gives the row for each token.
         """
         modulations = self.adaLN_modulation(mod)
         if rows_BN is not None:
@@ -128,14 +132,14 @@ class StreamBlock(nn.Module):
         return self.attn(modulate(x, shift, scale), rope), tuple(rest)
 
     def after(self, x: Tensor, attended: Tensor, rest: tuple[Tensor, ...]) -> Tensor:
-        """Residual additions of the attention and of the feed-forward part."""
+        """Adds the attention output and the feed-forward output to the residual stream."""
         gate, shift2, scale2, gate2 = rest
         x = x + gate * self.linear1(attended)
         return x + gate2 * self.ffn(modulate(x, shift2, scale2))
 
 
 class FusedBlock(StreamBlock):
-    """The latent stream alone."""
+    """Attention over the latent stream only."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__(width, heads, kernel=3)
@@ -147,7 +151,7 @@ class FusedBlock(StreamBlock):
 
 
 class JointBlock(nn.Module):
-    """Latent, clip and text attend together; in the last one clip and text only give keys and values."""
+    """Joint attention over latent, clip and text. In the last block clip and text only provide keys and values."""
 
     def __init__(self, width: int, heads: int, last: bool) -> None:
         super().__init__()
@@ -183,7 +187,7 @@ class JointBlock(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    """LN, shift and scale from the global condition, convolution to the latent width."""
+    """Layer norm, shift and scale from the global condition, then a convolution to the latent width."""
 
     def __init__(self, width: int, latent_width: int) -> None:
         super().__init__()

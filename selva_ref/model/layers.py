@@ -1,6 +1,7 @@
-"""Layers shared by the networks, with float32 islands so that a `.half()` model stays accurate.
+"""Layers shared by the networks. Some steps stay in float32, so that a `.half()` model is accurate.
 
-Norm statistics and softmax are computed in float32 whatever the weights are; in a float32 model the casts vanish.
+Norm statistics and softmax are computed in float32 whatever the data type of the weights. In a float32 model the casts
+do nothing.
 Shapes: B batch, N tokens, D width, H heads, d head width.
 """
 
@@ -14,13 +15,13 @@ from einops import rearrange
 from torch import Tensor, nn
 
 FLOAT32_NAMES = {"freqs", "latent_mean", "latent_std", "data_mean", "data_std", "alpha", "beta"}
-"""Small tensors that stay float32 in every precision: time table, statistics, rates of the snake."""
+"""Small tensors that stay float32 in every precision: time table, statistics, snake rates."""
 
 RMS_EPS = torch.finfo(torch.float32).eps
 
 
 def cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Casts the weights in place, all but `FLOAT32_NAMES`, and returns the module. Use it instead of `.half()`."""
+    """Casts all weights except `FLOAT32_NAMES` in place and returns the module. Use it instead of `.half()`."""
     for part in module.modules():
         for store in (part._parameters, part._buffers):
             for name, value in store.items():
@@ -47,12 +48,12 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = x.float()
-        y = y / (y.pow(2).mean(-1, keepdim=True) + RMS_EPS).sqrt()  # as runtimes know it: they fuse this form
+        y = y / (y.pow(2).mean(-1, keepdim=True) + RMS_EPS).sqrt()  # runtimes recognise and fuse this form
         return (y * self.weight.float()).to(x.dtype)
 
 
 class Conv1d(nn.Conv1d):
-    """Convolution over time of channel-last tokens (B, N, D), length kept."""
+    """Convolution over time of channel-last tokens (B, N, D); the length does not change."""
 
     def __init__(self, in_width: int, out_width: int, kernel: int, bias: bool = True) -> None:
         super().__init__(in_width, out_width, kernel, padding=kernel // 2, bias=bias)
@@ -62,12 +63,12 @@ class Conv1d(nn.Conv1d):
 
 
 def gated_width(nominal: int) -> int:
-    """Hidden width of the gated MLP: two thirds of the nominal one, rounded up to a multiple of 256."""
+    """Hidden width of the gated MLP: two thirds of the nominal width, rounded up to a multiple of 256."""
     return 256 * math.ceil(int(2 * nominal / 3) / 256)
 
 
 class GatedMLP(nn.Module):
-    """w2(silu(w1 x) * w3 x) without biases, (B, N, D): linear for kernel 0, else convolutions over time."""
+    """w2(silu(w1 x) * w3 x) without biases, (B, N, D): linear layers if kernel is 0, else convolutions over time."""
 
     def __init__(self, width: int, nominal_hidden: int, kernel: int = 0) -> None:
         super().__init__()
@@ -84,7 +85,7 @@ class GatedMLP(nn.Module):
         self.w3 = project(width, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.kernel:  # channels first once, not at each convolution
+        if self.kernel:  # move channels first once, not at each convolution
             x = x.transpose(1, 2)
         y = self.w2(F.silu(self.w1(x)) * self.w3(x))
         return y.transpose(1, 2) if self.kernel else y
@@ -92,15 +93,15 @@ class GatedMLP(nn.Module):
 
 @torch.no_grad()
 def deinterleave(linear: nn.Linear, heads: int, parts: int) -> None:
-    """Reorders outputs (head, d, part) of a stacked projection to (part, head, d), in place."""
+    """Reorders the outputs of a stacked projection from (head, d, part) to (part, head, d), in place."""
     for rows in (linear.weight, linear.bias):
         rows.copy_(rearrange(rows, "(h d part) ... -> (part h d) ...", h=heads, part=parts).clone())
 
 
 def attend(q_BHNd: Tensor, k_BHMd: Tensor, v_BHMd: Tensor, mask: Tensor | None = None, *, scale: float) -> Tensor:
-    """Scaled dot-product attention, (B, H, N, d); `mask` is true where a key may be seen.
+    """Scaled dot-product attention, (B, H, N, d); `mask` is true where a key is visible.
 
-    Under export it is the MatMul-Softmax-MatMul chain that inference engines fuse, the softmax in float32.
+    When exported it becomes MatMul-Softmax-MatMul with the softmax in float32, which inference engines fuse.
     """
     if not torch.compiler.is_exporting():
         return F.scaled_dot_product_attention(q_BHNd, k_BHMd, v_BHMd, attn_mask=mask, scale=scale)

@@ -1,4 +1,4 @@
-"""Waveform → log-mel spectrogram, as the VAE and the vocoder were trained with.
+"""Waveform → log-mel spectrogram, as used to train the VAE and the vocoder.
 
 Slaney mel filters on the magnitude of an uncentred STFT (the convention of HiFi-GAN and BigVGAN).
 """

@@ -1,8 +1,8 @@
 """The visual backbone: a "divided space-time" Motionformer over short segments, and its spatial pooling.
 
-Time attention, then space attention, then an MLP, each pre-norm (Synchformer, arXiv 2401.16423; Motionformer,
-arXiv 2106.05392). It does not depend on the text: the runtime computes it once per video.
-Shapes: B segments, T tokens in time (8), P patches a frame (196), N = T*P tokens, D width, H heads, d head width.
+Each block is time attention, then space attention, then an MLP, all pre-norm (Synchformer, arXiv 2401.16423;
+Motionformer, arXiv 2106.05392). The backbone does not depend on the text, so the runtime runs it once per video.
+Shapes: B segments, T tokens in time (8), P patches per frame (196), N = T*P tokens, D width, H heads, d head width.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from selva_ref.model.presets import VideoConfig
 
 
 class DividedAttention(nn.Module):
-    """CLS sees every token; a patch token sees CLS and the tokens of its own place (time) or frame (space)."""
+    """Attention in which CLS sees every token, and a patch sees CLS and its own position (time) or frame (space)."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -28,13 +28,13 @@ class DividedAttention(nn.Module):
 
     @torch.no_grad()
     def bake(self) -> None:
-        """Folds the scale into the query rows. For inference only."""
+        """Folds the scale into the query rows. Inference only."""
         for rows in (self.qkv.weight, self.qkv.bias):
             rows[: rows.shape[0] // 3].mul_(self.scale)
         self.scale = 1.0
 
     def forward(self, x_BND: Tensor, patches: str, **sizes: int) -> Tensor:
-        """`patches` names the patch axes as (group, member), such as "(m g)" for time attention."""
+        """Attends within groups of patches; `patches` names their axes as (group, member): "(m g)" for time."""
         qkv = self.qkv(x_BND)
         cls, rest = qkv.split((1, qkv.shape[1] - 1), dim=1)
         q, k, v = rearrange(rest, f"b {patches} (three h d) -> three b g h m d", three=3, h=self.heads, **sizes)
@@ -46,8 +46,8 @@ class DividedAttention(nn.Module):
     def _cls(self, qkv_BNE: Tensor) -> Tensor:
         """The CLS row, (B, 1, D): its query against all keys.
 
-        One query a head is too little for a matrix product per head. Written into a block-diagonal (3D, H) matrix, the
-        queries meet the keys where they lie, and so do the weights and the values: no layout is changed.
+        A single query per head is too small for one matrix product per head. Putting the queries into a block-diagonal
+        (3D, H) matrix lets one product use the keys in their existing layout; the weights and values work the same way.
         """
         width = qkv_BNE.shape[-1] // 3
         heads = torch.eye(self.heads, dtype=qkv_BNE.dtype, device=qkv_BNE.device)
@@ -93,7 +93,7 @@ class Block(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Patches as one convolution whose stride is its kernel."""
+    """Splits frames into patches with one convolution whose stride equals its kernel."""
 
     def __init__(self, width: int, kernel: tuple[int, ...]) -> None:
         super().__init__()
@@ -105,10 +105,10 @@ class PatchEmbed(nn.Module):
 
 
 class SpatialPooling(nn.Module):
-    """A learned CLS in front of the patches of one time step, one pre-norm encoder layer, its CLS row.
+    """Puts a learned CLS before the patches of one time step, runs one pre-norm encoder layer, and returns the CLS row.
 
-    Only the CLS row is used, so only that row is computed: one query instead of 197. It is the same for every picture,
-    which leaves `heads` products a patch instead of keys and values.
+    Only the CLS row is used, so only that row is computed: one query instead of 197. The query is the same for every
+    picture, so each patch needs only `heads` products instead of keys and values.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -123,12 +123,13 @@ class SpatialPooling(nn.Module):
         self.norm2 = LayerNorm(width, eps=1e-6)
 
     def forward(self, x_BPD: Tensor) -> Tensor:
-        """Patches (B, P, D) of B time steps → one vector each, (B, D)."""
+        """Patches (B, P, D) of B time steps → one vector per time step, (B, D)."""
         cls = self.cls_token.expand(x_BPD.shape[0], -1, -1)
         seen = self.norm1(torch.cat((cls, x_BPD), dim=1))
         wq, wk, wv = rearrange(self.self_attn.in_proj_weight, "(three h d) e -> three h d e", three=3, h=self.heads)
         bq, _, bv = rearrange(self.self_attn.in_proj_bias, "(three h d) -> three h d", three=3, h=self.heads)
-        # q (Wk x + bk) is (q Wk) x plus what softmax drops; the weighted mean of Wv x + bv is Wv (mean of x) + bv
+        # q (Wk x + bk) is (q Wk) x plus a constant that softmax cancels.
+        # The weighted mean of Wv x + bv is Wv (mean of x) + bv.
         query = wq @ seen[0, 0] + bq
         asked = ((query * self.scale)[:, None] @ wk).flatten(0, 1)
         weights = (seen @ asked.T).float().softmax(1).to(seen.dtype)
@@ -139,7 +140,7 @@ class SpatialPooling(nn.Module):
 
 
 class Motionformer(nn.Module):
-    """Segments of frames → normalised patch tokens, and those → one vector per time step."""
+    """Turns segments of frames into normalised patch tokens, and pools the tokens into one vector per time step."""
 
     def __init__(self, config: VideoConfig) -> None:
         super().__init__()
@@ -148,14 +149,14 @@ class Motionformer(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + config.grid**2, width))
         self.temp_embed = nn.Parameter(torch.zeros(1, config.time_tokens, width))
-        self.patch_embed = PatchEmbed(width, (patch, patch))  # in the checkpoint, not used
+        self.patch_embed = PatchEmbed(width, (patch, patch))  # in the checkpoint, but not used
         self.patch_embed_3d = PatchEmbed(width, (2, patch, patch))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = LayerNorm(width, eps=1e-6)
         self.spatial_attn_agg = SpatialPooling(width, config.heads)
 
     def tokens(self, segments: Tensor) -> Tensor:
-        """Segments (B, 3, 16, H, W) in [-1, 1] → tokens (B, T*P, D), time-major, CLS dropped."""
+        """Segments (B, 3, 16, H, W) in [-1, 1] → tokens (B, T*P, D), time-major, without CLS."""
         x = rearrange(self.patch_embed_3d(segments), "b d t h w -> b t (h w) d")
         x = x + self.pos_embed[:, None, 1:] + self.temp_embed[:, :, None]
         cls = (self.cls_token + self.pos_embed[:, :1]).expand(x.shape[0], -1, -1)

@@ -1,4 +1,4 @@
-"""What all networks share: they take checkpoints under the official names, strictly."""
+"""Strict loading of checkpoints under the official names, shared by all networks."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from selva_ref.errors import CheckpointError
 
 
 class OfficialModule(nn.Module):
-    """A network whose parameters carry the official names."""
+    """Base class of networks whose parameters have the official names."""
 
     optional_names: tuple[str, ...] = ()
-    """Name patterns (fnmatch) that a checkpoint may lack: constants we also have."""
+    """Name patterns (fnmatch) that a checkpoint may lack, because the network has these constants itself."""
     ignored_names: tuple[str, ...] = ()
-    """Name patterns (fnmatch) that a checkpoint may hold and that are recomputed or unused here."""
+    """Name patterns (fnmatch) that a checkpoint may contain, but that are recomputed or unused here."""
 
     def load_official(self, state_dict: Mapping[str, Tensor]) -> Self:
-        """Fills the network from official names and returns it, in evaluation mode.
+        """Loads weights under their official names and returns the network in evaluation mode.
 
         Raises:
-            CheckpointError: lists every missing, unexpected and misshapen name; nothing is loaded then.
+            CheckpointError: a name is missing, unexpected or has the wrong shape; lists them all and loads nothing.
         """
         load_strict(self, dict(state_dict), optional=self.optional_names, ignore=self.ignored_names)
         return self.eval()
 
     def bake(self) -> Self:
-        """Rewrites the weights in place for inference, equal in exact arithmetic: layouts, folded scales and norms.
+        """Rewrites the weights in place for inference (layouts, folded scales and norms); equal in exact arithmetic.
 
-        The official names still stand, but no longer mean the same: neither train nor save a baked network.
+        The official names stay but their meaning changes, so do not train or save a baked network.
         """
         for module in self.modules():
             if module is not self and hasattr(module, "bake"):
@@ -52,11 +52,14 @@ def load_strict(
     optional: Sequence[str] = (),
     ignore: Sequence[str] = (),
 ) -> None:
-    """Copies `state_dict` into `module`, all of it or nothing.
+    """Copies all of `state_dict` into `module`, or nothing.
 
-    `optional`: patterns (`encoder.*`) of names that may be missing and keep their values. `ignore`: patterns of names
-    that are dropped. Floating-point weights may be of any precision. Raises `CheckpointError` that lists every missing,
-    unexpected, misshapen and mistyped name.
+    Args:
+        optional: patterns (`encoder.*`) of names that may be missing and keep their values.
+        ignore: patterns of names that are dropped. Floating-point weights may have any precision.
+
+    Raises:
+        CheckpointError: lists every name that is missing, unexpected, or has the wrong shape or data type.
     """
     wanted = module.state_dict()
     given = {name: tensor for name, tensor in state_dict.items() if name in wanted or not _matches(name, ignore)}

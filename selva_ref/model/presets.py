@@ -1,7 +1,7 @@
-"""Every network's sizes, by preset name.
+"""The sizes of every network, by preset name.
 
-The official presets repeat what the published checkpoints have; `demo` keeps the classes and shrinks the widths,
-so that everything runs in seconds on a laptop. Changing a number here changes which checkpoints fit.
+The official presets match the published checkpoints. `demo` uses the same classes with smaller widths, so that
+everything runs in seconds on a laptop. Changing a number here changes which checkpoints fit.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ class VideoConfig:
     image_size: int = 224
     """Height and width of a frame, pixels."""
     patch: int = 16
-    """Height and width of a patch, pixels; in time a patch spans two frames."""
+    """Height and width of a patch, pixels; a patch spans two frames in time."""
     width: int = 768
     depth: int = 12
     heads: int = 12
     text_width: int = 768
     """Width of the T5 features."""
     sup_tokens: int = 5
-    """Learnable supplementary tokens put in front of the text."""
+    """Number of learned supplementary tokens before the text."""
     segment_frames: int = 16
     segment_step: int = 8
 
@@ -40,7 +40,7 @@ class VideoConfig:
 
     @property
     def time_tokens(self) -> int:
-        """Tokens in time per segment, and so sync features per segment."""
+        """Tokens in time per segment; also the number of sync features per segment."""
         return self.segment_frames // 2
 
 
@@ -58,10 +58,11 @@ class GeneratorConfig:
     text_width: int = 1024
     text_tokens: int = 77
     frames_per_latent: float | None = None
-    """None: sync features are spread evenly over the latent, as the official weights learned it. Video frames that a
-    latent vector spans: each takes the feature of its moment, so that a small model need not learn the drift."""
+    """Video frames per latent vector: each vector uses the feature of its own moment, so that a small model need not
+    learn the drift. None: sync features are spread evenly over the latent, as in the official weights.
+    """
     v2: bool = False
-    """Second version: SiLU in the input projections, wide time embedding at ten thousand times the rate."""
+    """Second version: SiLU in the input projections, a wide time embedding, and times scaled by 10,000."""
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
@@ -75,7 +76,7 @@ class GeneratorConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AudioConfig:
-    """Sampling rate, mel spectrogram, VAE and vocoder: one family a sampling rate."""
+    """Sampling rate, mel spectrogram, VAE and vocoder: one set per sampling rate."""
 
     sample_rate_hz: int
     n_fft: int
@@ -123,7 +124,7 @@ class TextConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """All that `build` and the export need to know of a model."""
+    """Everything `build` and the export need to know about a model."""
 
     name: str
     generator: GeneratorConfig
@@ -131,11 +132,11 @@ class Preset:
     video: VideoConfig = field(default_factory=VideoConfig)
     text: TextConfig = field(default_factory=TextConfig)
     fps: int = 25
-    """Frames a second that the video encoder sees."""
+    """Frame rate of the video encoder's input, frames per second."""
     clip_fps: int = 8
-    """CLIP tokens a second in the generator's visual stream (all of them the learned empty token)."""
+    """CLIP tokens per second in the generator's visual stream (all of them the learned empty token)."""
     duration_s: float = 8.0
-    """Length of clip that the model was trained on."""
+    """Length of the clips the model was trained on."""
 
     def __post_init__(self) -> None:
         if self.generator.latent_width != self.audio.latent_width:
@@ -196,7 +197,7 @@ _DEMO = Preset(
         AUDIO_16K,
         vae_width=32,
         vocoder_width=32,
-        vocoder_rates=(256,),  # one level whose filters are two frames of sound long: four levels learned no tone
+        vocoder_rates=(256,),  # one level with filters of two frames: four levels did not learn to make tones
         vocoder_kernels=(512,),
         mel_statistics=None,
     ),
@@ -233,7 +234,11 @@ PRESETS: dict[str, Preset] = {
 
 
 def get_preset(name: str) -> Preset:
-    """The preset called `name`; raises `ValueError` that lists the names there are."""
+    """Returns the preset called `name`.
+
+    Raises:
+        ValueError: there is no such preset; lists the names.
+    """
     if name not in PRESETS:
         raise ValueError(f"no preset {name!r}; choose one of {', '.join(PRESETS)}")
     return PRESETS[name]

@@ -1,10 +1,10 @@
-"""The two text towers: transformers' own T5 and CLIP blocks, driven from here.
+"""The two text towers: transformers' own T5 and CLIP blocks, in our own loops.
 
-The blocks are transformers'; the loops around them are ours, because three things that its models do between the
-blocks cannot stay in an exported graph: masks built by tracing tricks, T5's relative distances turned into buckets by
-a float32 logarithm (runtimes round it differently at the bucket edges, so the buckets are baked instead), and, in half
-precision, a softmax and a feed-forward output that leave float16's range. In float16 the residual stream, the norms'
-statistics, the softmax and T5's feed-forward output stay float32; every weight is stored in float16.
+We do not use transformers' model classes, because three things they do between the blocks do not work in an exported
+graph. They build masks in ways that break tracing. They sort T5's relative distances into buckets with a float32
+logarithm, which runtimes round differently at the bucket edges, so we bake the buckets. In half precision, a softmax
+and a feed-forward output exceed the range of float16. So in float16 the residual stream, the norm statistics, the
+softmax and T5's feed-forward output stay float32; every weight is stored in float16.
 
 Shapes: B batch, L tokens, W width, H heads.
 """
@@ -37,7 +37,7 @@ def _attention(
     position_bias: Tensor | None = None,
     **_: object,
 ) -> tuple[Tensor, None]:
-    """Attention in transformers' interface, its bias and softmax in float32. T5 brings the bias, CLIP the mask."""
+    """Attention with transformers' interface; bias and softmax are float32. T5 passes the bias, CLIP the mask."""
     scores_BHLL = ((query * scaling) @ key.transpose(-1, -2)).float()
     bias = attention_mask if position_bias is None else position_bias
     probabilities = (scores_BHLL + bias).softmax(-1).to(value.dtype)
@@ -48,21 +48,21 @@ AttentionInterface.register("selva", _attention)
 
 
 class _Norm(LayerNorm):
-    """Layer norm of the float32 residual stream, handed on in the precision of the weights."""
+    """Layer norm of the float32 residual stream; the output has the precision of the weights."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x).to(self.weight.dtype)
 
 
 class _Float32Linear(nn.Linear):
-    """Linear without bias, its product and result float32 whatever its weight is stored in."""
+    """Linear layer without bias; its product and result are float32 whatever its weight's data type."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.float() @ self.weight.T.float()
 
 
 class T5Tower(OfficialModule):
-    """T5 v1.1 encoder (gated GELU). The names of its weights are those of transformers' `T5EncoderModel`."""
+    """T5 v1.1 encoder (gated GELU). The weights have the names of transformers' `T5EncoderModel`."""
 
     ignored_names = ("decoder.*", "lm_head.*")
 
@@ -86,13 +86,13 @@ class T5Tower(OfficialModule):
             feed_forward = block.layer[1].DenseReluDense
             feed_forward.wo = _same_weights(feed_forward.wo, _Float32Linear(config.t5_mlp, config.t5_width, bias=False))
         distances = torch.arange(1 - config.t5_max_tokens, config.t5_max_tokens)
-        buckets = self._first_attention._relative_position_bucket(distances)  # private, but exactly the trained one
+        buckets = self._first_attention._relative_position_bucket(distances)  # private, but the one used in training
         self.register_buffer("bucket_of_distance", buckets, persistent=False)
         self.max_tokens = config.t5_max_tokens
 
     @property
     def _first_attention(self) -> nn.Module:
-        """Holds the position table of all blocks."""
+        """The attention layer that holds the position table of all blocks."""
         return self.encoder["block"][0].layer[0].SelfAttention
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
@@ -110,7 +110,11 @@ class T5Tower(OfficialModule):
         return F.embedding(distance_LL, bias_of_distance).float().permute(2, 0, 1)[None]
 
     def load_official(self, state_dict: Mapping[str, Tensor]) -> Self:
-        """Takes FLAN-T5 (decoder and head are dropped) or this tower's own names; raises `CheckpointError`."""
+        """Loads FLAN-T5 (without decoder and head) or this tower's own names.
+
+        Raises:
+            CheckpointError: the weights do not fit.
+        """
         tensors = {name: tensor for name, tensor in state_dict.items() if name not in _EMBEDDINGS}
         tied = [state_dict[name] for name in _EMBEDDINGS if name in state_dict]
         if tied:
@@ -156,7 +160,7 @@ class ClipTower(OfficialModule):
         self.register_buffer("future", future, persistent=False)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """ids int64 (B, clip_tokens) -> features float32 (B, clip_tokens, W), each token of length 1."""
+        """ids int64 (B, clip_tokens) -> features float32 (B, clip_tokens, W), each token normalised to length 1."""
         x_BLW = self.embeddings(ids).float()
         mask_LL = torch.zeros(self.future.shape, device=ids.device).masked_fill(self.future, _MASKED)
         for layer in self.encoder["layers"]:
@@ -164,7 +168,11 @@ class ClipTower(OfficialModule):
         return F.normalize(self.final_layer_norm(x_BLW).float(), dim=-1)
 
     def load_official(self, state_dict: Mapping[str, Tensor]) -> Self:
-        """Takes open_clip's or transformers' names, image tower and projections dropped; raises `CheckpointError`."""
+        """Loads open_clip's or transformers' names, without the image tower and projections.
+
+        Raises:
+            CheckpointError: the weights do not fit.
+        """
         tensors: dict[str, Tensor] = {}
         for name, tensor in state_dict.items():
             tensors.update(_clip_names(name, tensor))
@@ -185,7 +193,7 @@ _OPEN_CLIP_NAMES = (
 
 
 def _clip_names(name: str, tensor: Tensor) -> dict[str, Tensor]:
-    """One tensor of a CLIP checkpoint under this tower's names; open_clip stacks query, key and value in one."""
+    """Renames one tensor of a CLIP checkpoint for this tower; open_clip stacks query, key and value in one tensor."""
     if name.startswith(("embeddings.", "encoder.", "visual.", "vision_model.")):
         return {name: tensor}
     name = name.removeprefix("text_model.").removeprefix("text.")
@@ -195,7 +203,7 @@ def _clip_names(name: str, tensor: Tensor) -> dict[str, Tensor]:
     if ".self_attn.in_proj_" in name:
         return {
             name.replace("in_proj_", f"{which}_proj."): part
-            for which, part in zip("qkv", tensor.chunk(3), strict=False)  # a wrong number of rows is reported by name
+            for which, part in zip("qkv", tensor.chunk(3), strict=False)  # a wrong row count is reported later by name
         }
     return {name: tensor}
 

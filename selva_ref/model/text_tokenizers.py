@@ -1,8 +1,9 @@
-"""The two tokenizers as the `tokenizers` library's JSON, complete enough that a runtime needs nothing else.
+"""The two tokenizers as JSON of the `tokenizers` library, so complete that a runtime needs nothing else.
 
-A hub's tokenizer files leave to other libraries what the published model does around them: the end token, truncation,
-lower case, padding. Here all of it goes into the JSON. Two things cannot: repairing mis-decoded text and HTML
-entities, which open_clip's tokenizer also does; a prompt with either is tokenised as it is written.
+A hub's tokenizer files leave some of the published model's text processing to other libraries: the end token,
+truncation, lower case and padding. Here all of it is in the JSON. Two things that open_clip's tokenizer does are
+missing, because JSON cannot express them: repairing wrongly decoded text and decoding HTML entities. A prompt with
+either is tokenised as written.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from selva_ref.errors import CheckpointError, CheckpointNotFoundError
 from selva_ref.model.presets import TextConfig
 
 DEMO = "demo"
-"""Instead of a folder: the tokenizers of the `demo` preset, which come with the package."""
+"""Use this instead of a folder to get the tokenizers of the `demo` preset, which are part of the package."""
 
 CLIP_START, CLIP_END = "<|startoftext|>", "<|endoftext|>"
 CLIP_PAD_ID = 0
@@ -34,9 +35,11 @@ _CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
 def t5_tokenizer(folder: str | Path, text: TextConfig) -> Tokenizer:
-    """T5's tokenizer from `folder`'s `tokenizer.json`, or `DEMO`: cut at `t5_max_tokens`, ended by `</s>`, unpadded.
+    """T5's tokenizer from `folder`'s `tokenizer.json`, or `DEMO`: cut at `t5_max_tokens`, ends with `</s>`, no padding.
 
-    Raises `CheckpointNotFoundError`, or `CheckpointError` for a tokenizer that does not fit the tower.
+    Raises:
+        CheckpointNotFoundError: the file does not exist.
+        CheckpointError: the tokenizer does not fit the tower.
     """
     path = _DATA / "t5_demo.json" if folder == DEMO else Path(folder) / "tokenizer.json"
     tokenizer = _read(path)
@@ -48,10 +51,14 @@ def t5_tokenizer(folder: str | Path, text: TextConfig) -> Tokenizer:
 
 
 def clip_tokenizer(folder: str | Path, text: TextConfig) -> Tokenizer:
-    """CLIP's tokenizer from `folder`, or `DEMO`: lower case, cut to `clip_tokens` with the end kept, padded with id 0.
+    """CLIP's tokenizer from `folder`, or `DEMO`: lower case, cut to `clip_tokens` keeping the end token, padded with id
+    0.
 
-    Reads `tokenizer.json`, or `vocab.json` and `merges.txt`; only the vocabulary is taken from them. Raises
-    `CheckpointNotFoundError`, or `CheckpointError` for a tokenizer that does not fit the tower.
+    Takes only the vocabulary from `tokenizer.json`, or from `vocab.json` and `merges.txt`.
+
+    Raises:
+        CheckpointNotFoundError: the files do not exist.
+        CheckpointError: the tokenizer does not fit the tower.
     """
     if folder == DEMO:
         path = _DATA / "clip_demo.json"
@@ -66,7 +73,7 @@ def clip_tokenizer(folder: str | Path, text: TextConfig) -> Tokenizer:
 
 
 def clip_pipeline(model: BPE, tokens: int) -> Tokenizer:
-    """CLIP's text processing around a byte-pair vocabulary."""
+    """Adds CLIP's text processing to a byte-pair vocabulary."""
     start_id, end_id = model.token_to_id(CLIP_START), model.token_to_id(CLIP_END)
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = Sequence([NFC(), Replace(Regex(r"\s+"), " "), Lowercase()])
@@ -84,7 +91,7 @@ def clip_pipeline(model: BPE, tokens: int) -> Tokenizer:
 
 
 def save(tokenizer: Tokenizer, path: str | Path) -> None:
-    """Writes the tokenizer as one JSON file, whole or not at all."""
+    """Writes the tokenizer as one JSON file, completely or not at all."""
     with written_whole(Path(path)) as temporary:
         tokenizer.save(str(temporary), pretty=False)
 
@@ -94,7 +101,7 @@ def _read(path: Path) -> Tokenizer:
         raise CheckpointNotFoundError(f"{path}: no such file; selva-fetch gets the tokenizers with the weights")
     try:
         return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
+    except Exception as error:  # the library raises plain Exception
         raise CheckpointError(f"{path}: not a tokenizer ({str(error).splitlines()[0]})") from error
 
 
@@ -108,7 +115,7 @@ def _read_bpe(folder: Path) -> BPE:
         lines = merges_path.read_text(encoding="utf-8").split("\n")
         merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
         return BPE(vocabulary, merges, unk_token=CLIP_END, end_of_word_suffix="</w>")
-    except Exception as error:  # the library raises bare Exception
+    except Exception as error:  # the library raises plain Exception
         raise CheckpointError(f"{folder}: vocab.json and merges.txt do not fit ({error})") from error
 
 

@@ -1,6 +1,7 @@
-"""The mel VAE: magnitude-preserving 1-D convolutions in the manner of EDM2 (arXiv 2312.02696).
+"""The mel VAE: magnitude-preserving 1-D convolutions in the style of EDM2 (arXiv 2312.02696).
 
-Stored weights are raw; the effective weight is normalised at each use while training and once before export (`bake`).
+Stored weights are raw. In training, each use normalises them to the effective weight; `bake` does this once before
+export.
 Shapes: B batch, C channels, T frames.
 """
 
@@ -23,9 +24,9 @@ from selva_ref.model.presets import AudioConfig
 DATA = Path(__file__).parents[1] / "data"
 CLAMP = 256.0
 SILU_SCALE = 1 / 0.596
-"""What gives SiLU unit variance."""
+"""Factor that gives SiLU's output unit variance."""
 KEPT, ADDED = 0.7 / math.sqrt(0.7**2 + 0.3**2), 0.3 / math.sqrt(0.7**2 + 0.3**2)
-"""Weights of a shortcut and of what is added to it: their sum keeps unit variance."""
+"""Weights of the shortcut and of the branch added to it; the weighted sum keeps unit variance."""
 
 
 def unit(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:
@@ -35,7 +36,7 @@ def unit(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:
 
 
 class MPConv1d(nn.Module):
-    """Convolution with a magnitude-preserving weight, no bias, length kept."""
+    """Convolution with a magnitude-preserving weight and no bias; the length does not change."""
 
     def __init__(self, n_in: int, n_out: int, kernel: int) -> None:
         super().__init__()
@@ -50,17 +51,17 @@ class MPConv1d(nn.Module):
 
     @torch.no_grad()
     def bake(self, gain: Tensor | float = 1.0) -> None:
-        """Keeps the effective weight instead of the raw one."""
+        """Replaces the raw weight with the effective weight."""
         self.weight.copy_(self.effective_weight(gain))
         self.baked = True
 
     def forward(self, x: Tensor, gain: Tensor | float = 1.0) -> Tensor:
-        """Once baked, the gain is in the weight and the one given here has no part in it."""
+        """Applies the convolution. Once baked, the weight includes the gain and the argument is ignored."""
         return F.conv1d(x, self.effective_weight(gain), padding=self.weight.shape[-1] // 2)
 
 
 class ResidualBlock(nn.Module):
-    """The input at unit magnitude; two activated convolutions; weighted sum with the shortcut."""
+    """Normalises the input, applies two activated convolutions, and adds the shortcut with fixed weights."""
 
     def __init__(self, n_in: int, n_out: int) -> None:
         super().__init__()
@@ -70,7 +71,7 @@ class ResidualBlock(nn.Module):
             self.nin_shortcut = MPConv1d(n_in, n_out, 1)
 
     def bake(self) -> None:
-        """Folds the scales into the convolutions: a runtime that folds them itself may keep both weights in memory."""
+        """Folds the scales into the convolutions. A runtime that folds them itself may keep both weights in memory."""
         self.conv1.bake(SILU_SCALE)
         self.conv2.bake(SILU_SCALE * ADDED)
         if hasattr(self, "nin_shortcut"):
@@ -83,7 +84,7 @@ class ResidualBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """One head over time; q, k and v at unit magnitude, their index innermost in the channels."""
+    """Single-head attention over time. q, k and v have unit magnitude; their index is innermost in the channels."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -91,7 +92,7 @@ class Attention(nn.Module):
         self.proj_out = MPConv1d(width, width, 1)
 
     def bake(self) -> None:
-        """Folds the weight of the sum into the projection."""
+        """Folds the weight of the residual sum into the projection."""
         self.proj_out.bake(ADDED)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -101,7 +102,7 @@ class Attention(nn.Module):
 
 
 class Downsample(nn.Module):
-    """1x1 convolution, average of two frames, 1x1 convolution."""
+    """1x1 convolution, average of frame pairs, 1x1 convolution."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -113,7 +114,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Every frame twice, then a convolution."""
+    """Repeats every frame, then applies a convolution."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -124,12 +125,12 @@ class Upsample(nn.Module):
 
 
 def _twice(x: Tensor) -> Tensor:
-    """`repeat_interleave(2)` as a stack, which exports to a reshape."""
+    """`repeat_interleave(2)` written as a stack, which exports to a reshape."""
     return torch.stack((x, x), dim=-1).flatten(-2)
 
 
 class Level(nn.Module):
-    """Residual blocks of one width, then perhaps a change of rate."""
+    """Residual blocks of one width, then an optional change of rate."""
 
     def __init__(self, n_in: int, n_out: int, blocks: int, resample: str | None = None) -> None:
         super().__init__()
@@ -179,7 +180,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latent (B, Z, T) → normalised mel (B, bands, 2T). Levels run 2, 1, 0; the rate doubles after level 1."""
+    """Latent (B, Z, T) → normalised mel (B, bands, 2T). Levels run in order 2, 1, 0; the rate doubles after level 1."""
 
     def __init__(self, config: AudioConfig) -> None:
         super().__init__()
@@ -224,7 +225,7 @@ class VAE(OfficialModule):
         return self.decoder(z.to(self.dtype)).float() * self.data_std.float() + self.data_mean.float()
 
     def bake(self) -> Self:
-        """Replaces raw weights by effective ones, so that nothing is normalised at each use."""
+        """Replaces raw weights with effective ones, so that they are not normalised at each use."""
         for half in (self.encoder, self.decoder):
             half.conv_out.bake((half.learnable_gain + 1) * SILU_SCALE)
         return super().bake()

@@ -1,7 +1,7 @@
-"""The text-conditioned video encoder, its teacher, and the cut between what depends on the text and what does not.
+"""The text-conditioned video encoder and its teacher, split into a part that depends on the text and one that does not.
 
-`backbone` sees only the video; `select` looks at its tokens with the text. Their composition is the whole encoder.
-Shapes: B clips, S segments, N tokens a segment (8*196), L text tokens, D width.
+`backbone` sees only the video. `select` combines its tokens with the text. The whole encoder is one after the other.
+Shapes: B clips, S segments, N tokens per segment (8*196), L text tokens, D width.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def segment(frames_BTCHW: Tensor, config: VideoConfig) -> Tensor:
 
 
 class CrossAttention(nn.Module):
-    """Video tokens ask, text tokens answer. The k/v index is innermost in the outputs of `kv_proj`."""
+    """Cross-attention from video tokens (queries) to text tokens. The k/v index is innermost in `kv_proj`'s outputs."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class CrossAttention(nn.Module):
 
     @torch.no_grad()
     def bake(self) -> None:
-        """Keys and values contiguous in `kv_proj`, the scale folded into the query norm. For inference only."""
+        """Makes keys and values contiguous in `kv_proj` and folds the scale into the query norm. Inference only."""
         deinterleave(self.kv_proj, self.heads, 2)
         self.q_norm.weight.mul_(self.scale)
         self.scale, self.interleaved = 1.0, False
@@ -67,7 +67,7 @@ class CrossBlock(nn.Module):
 
 
 class Teacher(OfficialModule):
-    """The same network without text: what the student has to see when only the target is in the picture."""
+    """The same network without text. Its features of a picture that shows only the target teach the student."""
 
     def __init__(self, config: VideoConfig) -> None:
         super().__init__()
@@ -75,7 +75,11 @@ class Teacher(OfficialModule):
         self.vfeat_extractor = Motionformer(config)
 
     def load_official(self, state_dict: dict[str, Tensor]) -> Teacher:
-        """As `OfficialModule.load_official`; the audio half of a Synchformer file is left aside."""
+        """Loads weights under their official names; drops the audio half of a Synchformer file.
+
+        Raises:
+            CheckpointError: a name is missing, unexpected or has the wrong shape.
+        """
         own = {name: value for name, value in state_dict.items() if name.startswith("vfeat_extractor.")}
         return super().load_official(own)
 
@@ -86,14 +90,14 @@ class Teacher(OfficialModule):
 
 
 class VideoEncoder(OfficialModule):
-    """Video and text → sync features, eight a segment."""
+    """Video and text → sync features, eight per segment."""
 
     def __init__(self, config: VideoConfig) -> None:
         super().__init__()
         self.config = config
         width, text_width = config.width, config.text_width
         self.sup_text_feat = nn.Parameter(torch.zeros(config.sup_tokens, text_width))
-        self.empty_string_feat = nn.Parameter(torch.zeros(1, text_width))  # in the checkpoint, not used
+        self.empty_string_feat = nn.Parameter(torch.zeros(1, text_width))  # in the checkpoint, but not used
         self.vfeat_extractor = Motionformer(config)
         self.text_proj = nn.Sequential(nn.Linear(text_width, width), nn.SiLU(), GatedMLP(width, 4 * width))
         self.synch_text_cross_blocks = nn.ModuleList([CrossBlock(width, config.heads)])
@@ -104,7 +108,7 @@ class VideoEncoder(OfficialModule):
         return tokens.unflatten(0, segments.shape[:2]).flatten(1, 2)
 
     def project_text(self, text_BLD: Tensor, mask_BL: Tensor) -> tuple[Tensor, Tensor]:
-        """T5 features and mask → [SUP] tokens and text at the video's width, (B, 5 + L, D), and their mask."""
+        """T5 features and mask → [SUP] tokens and text at the video's width, (B, 5 + L, D), and the mask of both."""
         batch = text_BLD.shape[0]
         sup = self.sup_text_feat.expand(batch, -1, -1)
         seen = torch.ones(batch, sup.shape[1], dtype=torch.bool, device=mask_BL.device)
@@ -112,7 +116,7 @@ class VideoEncoder(OfficialModule):
         return self.text_proj(text), torch.cat((seen, mask_BL), dim=1)
 
     def select(self, tokens: Tensor, text_BLD: Tensor, mask_BL: Tensor) -> Tensor:
-        """Tokens (B, S*N, D), T5 features (B, L, Dt), mask (B, L) true for real tokens → (B, S*8, D)."""
+        """Tokens (B, S*N, D), T5 features (B, L, Dt), mask (B, L) true for real tokens → sync features (B, S*8, D)."""
         text, mask = self.project_text(text_BLD, mask_BL)
         x = tokens
         for block in self.synch_text_cross_blocks:

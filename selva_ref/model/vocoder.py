@@ -1,11 +1,11 @@
 """BigVGAN (arXiv 2206.04658): log-mel spectrogram → waveform, with anti-aliased SnakeBeta activations.
 
-An activation runs at twice the rate: up by 2, snake, down by 2, each with a 12-tap Kaiser-windowed sinc. The textbook
-form is a depthwise transposed convolution; here the even and odd phases of the doubled signal are kept apart, two
-short convolutions up and two down, never interleaved, and signals are prolonged by concatenation, which TensorRT fuses
-with what is around it (and a pad not). That is exact and what every runtime executes fast.
-Shapes: B batch, C channels, T samples at the level's rate; once baked (B, C, 1, T), for which ONNX Runtime, OpenVINO
-and TensorRT have better kernels.
+Each activation runs at twice the rate: up by 2, snake, down by 2, each way with a 12-tap Kaiser-windowed sinc. The
+textbook form is a depthwise transposed convolution. Here the even and odd phases of the doubled signal stay separate
+and are never interleaved: two short convolutions up and two down. Signals are extended by concatenation, which TensorRT
+fuses with its neighbours (it does not fuse a pad). The result is exact, and fast in every runtime.
+Shapes: B batch, C channels, T samples at the level's rate. Once baked, (B, C, 1, T), because ONNX Runtime, OpenVINO and
+TensorRT have better kernels for it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ RESIDUAL_KERNELS = (3, 7, 11)
 DILATIONS = (1, 3, 5)
 TAPS = 12
 LARGEST_FLAT_STRIDE = 16
-"""Of transposed convolutions with larger ones the two-dimensional form can take a CPU library a minute to prepare."""
+"""Largest stride for the 2-D form of a transposed convolution: above it, a CPU library can take a minute to prepare it.
+"""
 
 
 def lowpass_filter() -> Tensor:
@@ -55,15 +56,15 @@ class SnakeBeta(nn.Module):
 
 
 class Activation(nn.Module):
-    """SnakeBeta between a rise and a fall of the sampling rate by two."""
+    """SnakeBeta at twice the sampling rate: upsamples by two, activates, downsamples by two."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.channels = channels
         self.act = SnakeBeta(channels)
         taps = lowpass_filter().flip(0).expand(channels, 1, -1)
-        # Flipped taps 0, 2, ... are taps 11, 9, ...: upwards those meet the even phase, downwards (the filter is
-        # symmetric) the odd one. With a seventh tap of zero both phases are made from the same prolonged signal.
+        # The flipped taps 0, 2, ... are taps 11, 9, ... Going up they make the even phase. Going down (with the same
+        # symmetric filter) they apply to the odd one. A seventh tap of zero lets both phases use one extended signal.
         even, odd = taps[..., 0::2], taps[..., 1::2]
         self.register_buffer("up_even", F.pad(2 * even, (0, 1)), persistent=False)
         self.register_buffer("up_odd", F.pad(2 * odd, (1, 0)), persistent=False)
@@ -71,7 +72,7 @@ class Activation(nn.Module):
         self.register_buffer("down_odd", even.contiguous(), persistent=False)
 
     def bake(self) -> None:
-        """Takes (B, C, 1, T) from now on."""
+        """Switches the activation to (B, C, 1, T)."""
         for name in ("up_even", "up_odd", "down_even", "down_odd"):
             setattr(self, name, getattr(self, name)[:, :, None].clone())
 
@@ -132,7 +133,11 @@ class Vocoder(OfficialModule):
         self.conv_post = _conv(width, 1, 7, bias=config.vocoder_tanh)
 
     def load_official(self, state_dict: dict[str, Tensor]) -> Vocoder:
-        """As `OfficialModule.load_official`; takes both namings of weight norm, nested under `generator` or not."""
+        """Loads weights under either naming of weight norm, nested under `generator` or not.
+
+        Raises:
+            CheckpointError: a name is missing, unexpected or has the wrong shape.
+        """
         nested = state_dict.get("generator", state_dict)
         modern = {
             name.replace(".weight_g", ".parametrizations.weight.original0").replace(
@@ -163,7 +168,7 @@ class Vocoder(OfficialModule):
         return self
 
     def bake(self) -> Self:
-        """Folds the weight norms, and gives convolutions a second axis of one."""
+        """Folds the weight norms and gives each convolution a second axis of size one."""
         self.remove_weight_norm()
         for name, module in list(self.named_modules()):
             if isinstance(module, nn.Conv1d | nn.ConvTranspose1d) and module.stride[0] <= LARGEST_FLAT_STRIDE:
@@ -172,7 +177,7 @@ class Vocoder(OfficialModule):
 
 
 def _two_dimensional(conv: nn.Conv1d | nn.ConvTranspose1d) -> nn.Module:
-    """The same convolution of (B, C, 1, T)."""
+    """Converts a convolution to the same convolution of (B, C, 1, T)."""
     kind = nn.ConvTranspose2d if isinstance(conv, nn.ConvTranspose1d) else nn.Conv2d
     (kernel,), (stride,), (padding,), (dilation,) = conv.kernel_size, conv.stride, conv.padding, conv.dilation
     with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""`selva-train`: the commands over `extract`, `stage1` and `stage2`, and the demo's own."""
+"""`selva-train`: the command line of `extract`, `stage1`, `stage2` and the demo."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PATH = click.Path(path_type=Path)
 
 
 class _Commands(OneLineCommand, click.Group):
-    """Subcommands whose mistakes are one line."""
+    """Subcommands that report a user's mistake in one line."""
 
 
 @click.group("selva-train", cls=_Commands, context_settings=SETTINGS)
@@ -92,7 +92,7 @@ def extract_command(preset: str, duration_s: float | None, device: str, as_json:
 
 
 def _stage_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The options that both stages have."""
+    """Adds the options that both stages have."""
     for option in reversed(
         [
             click.option("--data", type=_PATH, required=True, help="Folder that selva-train extract has filled."),

@@ -1,8 +1,8 @@
 """Post-hoc averages of the trained weights: how long to average is chosen after the run, not before.
 
-Two averages with power-function profiles are followed, and snapshots of both kept; from those an average of any
-relative width is solved for (EDM2, arXiv 2312.02696, section 3 and appendix C). The arithmetic is that of ema-pytorch;
-what is ours is that only the trained parameters are averaged and that snapshots appear whole or not at all.
+Training maintains two averages with power-function profiles and saves snapshots of both. An average of any relative
+width is solved for from these (EDM2, arXiv 2312.02696, section 3 and appendix C). The arithmetic is that of
+ema-pytorch. Unlike there, only the trained parameters are averaged, and a snapshot file appears complete or not at all.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FOLLOWED = (0.05, 0.1)
 
 
 class WeightAverages:
-    """Averages of `parameters`, snapshots under `folder`."""
+    """Averages of `parameters`, with snapshots under `folder`."""
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], folder: Path) -> None:
         self.names = list(parameters)
@@ -37,17 +37,21 @@ class WeightAverages:
         )
 
     def update(self) -> None:
-        """Call after each step of the optimiser."""
+        """Updates both averages; call it after each optimiser step."""
         self._ema.update()
 
     def snapshot(self) -> None:
-        """Keeps both averages as they are now, for `average`."""
+        """Saves both averages as they are now, for `average`."""
         for index, followed in enumerate(self._ema.ema_models):
             kept = {name: value.cpu() for name, value in followed.state_dict().items()}
             save_hashed(kept, self.folder / f"{index}.{int(self._ema.step)}.pt")
 
     def snapshots(self) -> list[Path]:
-        """The files kept. Raises `TrainingError` for a file that is none."""
+        """The snapshot files.
+
+        Raises:
+            TrainingError: a file is not a snapshot.
+        """
         paths = sorted(self.folder.glob("*.pt"))
         for path in paths:
             if not re.fullmatch(r"[01]\.[1-9][0-9]{0,15}\.pt", path.name):
@@ -55,10 +59,10 @@ class WeightAverages:
         return paths
 
     def average(self, width: float) -> dict[str, Tensor]:
-        """Weights averaged with relative `width`, such as 0.05, up to the latest snapshot; by name, on the CPU.
+        """Averages the weights with relative `width`, such as 0.05, up to the latest snapshot; by name, on the CPU.
 
         Raises:
-            TrainingError: a snapshot is damaged or another network's.
+            TrainingError: a snapshot is damaged or belongs to another network.
         """
         for path in self.snapshots():
             self._check_snapshot(path)
@@ -81,7 +85,7 @@ class WeightAverages:
         return self._ema.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from `state`; snapshots taken after it are removed, for they will be taken again."""
+        """Resumes from `state`. Removes snapshots taken after it, because they will be taken again."""
         self._ema.load_state_dict(state)
         for path in self.snapshots():
             if int(path.stem.split(".")[1]) > int(self._ema.step):

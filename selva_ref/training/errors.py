@@ -1,4 +1,4 @@
-"""What a user of training can mend."""
+"""Training errors that a user can fix."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class TrainingError(SelvaError, ValueError):
 
 
 class SkippedClip(SelvaError, ValueError):  # noqa: N818 -- not a failure: the clip is left out and counted
-    """A clip that is of no use for training; `kind` is "missing", "broken", "short" or "silent"."""
+    """A clip that cannot be used for training; `kind` is "missing", "broken", "short" or "silent"."""
 
     def __init__(self, kind: str, reason: str) -> None:
         super().__init__(reason)

@@ -1,7 +1,7 @@
-"""Files of a run that end in their own SHA-256, so that damage is found before anything is taken from them.
+"""Files of a run that end with their own SHA-256, so that damage is found before anything is used.
 
-`torch.load` does not look at the checksums of the zip that it reads. The hash follows that zip in the same file: no
-kill can come between the two, and PyTorch reads the file as if the hash were not there.
+`torch.load` does not check the checksums of the zip that it reads. The hash follows that zip in the same file. So a
+kill cannot come between the two, and PyTorch reads the file as if the hash were not there.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _TAIL_BYTES = len(_MARK) + 64
 
 
 def save_hashed(content: object, path: Path) -> None:
-    """Replaces the file by `content`, all of it or nothing."""
+    """Replaces the file with `content`, completely or not at all."""
     with written_whole(path) as temporary:
         torch.save(content, temporary)
         tail = _MARK + file_sha256(temporary).encode()
@@ -31,17 +31,17 @@ def save_hashed(content: object, path: Path) -> None:
 
 
 def load_hashed(path: Path) -> object:
-    """What `save_hashed` wrote, on the CPU; never unpickles anything but tensors and plain values.
+    """Loads a file of `save_hashed` on the CPU; never unpickles anything but tensors and plain values.
 
     Raises:
-        ValueError: damaged, without a hash, or holding something else.
+        ValueError: the file is damaged, has no hash, or holds something else.
     """
     with path.open("rb") as file:
         _check_hash(file)
         file.seek(0)
         try:
             return torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # a file that was not written by this project makes torch raise nearly anything
+        except Exception as error:  # a file that this project did not write can make torch raise almost anything
             raise ValueError("holds something else than tensors and plain values") from error
 
 
@@ -61,7 +61,11 @@ def _check_hash(file: BinaryIO) -> None:
 
 
 def check_tensors(given: object, wanted: Mapping[str, Tensor]) -> None:
-    """Raises `ValueError` unless `given` has the names, shapes and types of `wanted`, and only finite values."""
+    """Checks that `given` has the names, shapes and types of `wanted`, and only finite values.
+
+    Raises:
+        ValueError: it does not.
+    """
     if not isinstance(given, Mapping) or given.keys() != wanted.keys():
         raise ValueError("tensors of other names")
     for name, tensor in wanted.items():

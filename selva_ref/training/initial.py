@@ -1,4 +1,4 @@
-"""Where the two stages start from: Synchformer for the encoder, MMAudio for the generator."""
+"""Initial weights of the two stages: Synchformer for the encoder, MMAudio for the generator."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from selva_ref.model.video_encoder import VideoEncoder
 from selva_ref.weights.checkpoints import read_checkpoint
 
 CROSS_GAIN = 0.1
-"""What cross-attention adds to a token at the start, in token magnitudes: enough for a gradient, little otherwise."""
+"""Initial share of a token that cross-attention adds: large enough for a gradient, small otherwise."""
 
 
 def fresh_encoder(preset: Preset, teacher: Path, seed: int) -> VideoEncoder:
-    """The teacher's backbone and spatial pooling, and between them a new cross-attention block near the identity.
+    """Takes the teacher's backbone and spatial pooling, with a new cross-attention block near the identity between
+    them.
 
-    Queries, keys and the attention's output are normalised in the network, so only what comes after the last norm sets
-    the block's scale: `norm1` starts at 0.1 and the feed-forward part at zero.
+    The network normalises queries, keys and the attention's output, so only the layers after the last norm set the
+    block's scale: `norm1` starts at 0.1 and the feed-forward part at zero.
 
     Raises:
         CheckpointError: the teacher's file does not fit.
@@ -40,12 +41,20 @@ def fresh_encoder(preset: Preset, teacher: Path, seed: int) -> VideoEncoder:
 
 
 def base_generator(preset: Preset, path: Path) -> Generator:
-    """MMAudio's generator, or any other of this preset; raises `CheckpointError` when it does not fit."""
+    """Loads MMAudio's generator, or any other of this preset.
+
+    Raises:
+        CheckpointError: it does not fit.
+    """
     return selva_ref.build("generator", preset).load_official(read_checkpoint(path))
 
 
 def find_base(checkpoints: Path, preset: Preset) -> Path:
-    """MMAudio's generator of this preset among the checkpoints; raises `CheckpointNotFoundError` with the mend."""
+    """Finds MMAudio's generator of this preset among the checkpoints.
+
+    Raises:
+        CheckpointNotFoundError: it does not exist; the message says how to get it.
+    """
     stem = f"mmaudio_{preset.name}"
     for folder in (checkpoints, checkpoints / "weights"):
         for suffix in (".safetensors", ".pth"):

@@ -1,4 +1,4 @@
-"""The training loop, the same for both stages: it reads from top to bottom."""
+"""The training loop of both stages; it reads from top to bottom."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from selva_ref.training.workers import START, begin_loading
 from selva_ref.training.world import World
 
 GRADIENT_NORM = 1.0
-"""Longer gradients are shortened to this."""
+"""Gradients with a larger norm are scaled down to this norm."""
 SNAPSHOTS = 20
-"""Snapshots of the averages over a run."""
+"""Number of snapshots of the averages in a run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """Everything that one process needs for a stage."""
+    """Everything one process needs to train a stage."""
 
     preset: Preset
     settings: RunSettings
@@ -44,19 +44,19 @@ class Run:
     stage: Stage
     clips: MixedClips
     listener: Listener | None
-    """For stems to listen to, in stage 2 and in the main process."""
+    """Turns latents into sound; only in stage 2 and in the main process."""
 
     @property
     def folder(self) -> Path:
-        """The run's own files."""
+        """The folder of the run's own files."""
         return self.place.out / self.settings.stage
 
 
 def train(run: Run, world: World) -> list[float]:
-    """Trains from the last state, or from the start, to the end; returns the losses of its steps.
+    """Trains to the end, from the last state or from the start, and returns the loss of each step.
 
     Raises:
-        TrainingError: a damaged state, other settings than before, an undivisible batch, a lost video, a loss or
+        TrainingError: a damaged state, changed settings, a batch that cannot be divided, a missing video, or a loss or
             weights that are not finite.
         KeyboardInterrupt: Ctrl-C; the state is saved.
     """
@@ -125,11 +125,11 @@ def _report(run: Run, world: World, start: int) -> AbstractContextManager[Report
 
 
 def _batches(run: Run, share: list[list[int]], start: int) -> Generator[Batch]:
-    """This process's parts of all batches from step `start` on."""
+    """Yields this process's parts of all batches from step `start` on."""
     keys = ([(step, index) for index in part] for step in range(start, run.settings.steps) for part in share)
     loader = DataLoader(
         run.clips,
-        batch_size=None,  # the keys of one part are one key
+        batch_size=None,  # the keys of one part form one key
         sampler=keys,
         collate_fn=_as_it_is,
         num_workers=run.place.workers,

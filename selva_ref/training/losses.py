@@ -1,4 +1,4 @@
-"""What the two stages minimise.
+"""The losses of the two stages.
 
 Shapes: B batch, N sync features, D their width, T latent length, Z latent width, L text tokens.
 """
@@ -37,8 +37,8 @@ def flow_matching_loss(
     Args:
         latents_BTZ: normalised data x_1.
         noise: x_0, (B, T, Z).
-        drop_video_B, drop_text_B: bool; where true the learned empty condition takes the place of the real one.
-        clip_tokens: length of the empty visual stream, floor(8 d); None: d is what the segments cover exactly.
+        drop_video_B, drop_text_B: bool; where true, the learned empty condition replaces the real one.
+        clip_tokens: length of the empty visual stream, floor(8 d); None: d is exactly what the segments cover.
     """
     batch, latent_length = latents_BTZ.shape[:2]
     sync = torch.where(drop_video_B[:, None, None], generator.empty_sync(batch, sync_BND.shape[1]), sync_BND)
@@ -50,5 +50,5 @@ def flow_matching_loss(
 
 
 def covered_clip_tokens(sync_length: int) -> int:
-    """floor(8 d) for the d that S segments cover: 8 (S + 1) frames at 25 a second, 8 features a segment."""
+    """floor(8 d) for the duration d of S segments: 8 (S + 1) frames at 25 per second, 8 features per segment."""
     return (sync_length + 8) * 8 // 25

@@ -1,4 +1,4 @@
-"""Trained checkpoints under the official names, in a folder that the export takes as it is."""
+"""Trained checkpoints under the official names, in a folder that the export can use directly."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ UNTRAINED = ("vae", "vocoder", "text_t5", "text_clip")
 
 
 def write_checkpoint(out: Path, part: str, preset: Preset, network: nn.Module, trained: Mapping[str, Tensor]) -> Path:
-    """Writes the whole network, `trained` in the place of its own values, and returns the path."""
+    """Writes the whole network with `trained` in place of its own values, and returns the path."""
     path = out / get_checkpoint(preset.name, part).file
     own = {name: value.detach().cpu() for name, value in network.state_dict().items()}
     tensors = {name: value.float().contiguous().clone() for name, value in (own | dict(trained)).items()}
@@ -28,11 +28,11 @@ def write_checkpoint(out: Path, part: str, preset: Preset, network: nn.Module, t
 
 
 def complete(out: Path, checkpoints: Path, preset: Preset) -> None:
-    """Puts the parts that are not trained beside the trained ones, as hard links where the disk allows it."""
+    """Adds the parts that are not trained to the trained ones, as hard links if the disk supports them."""
     for part in UNTRAINED:
         source = find_checkpoint(checkpoints, part, preset.name)
         wanted = [source.relative_to(checkpoints)]
-        if source.parent != checkpoints:  # a text tower has its tokenizer with it
+        if source.parent != checkpoints:  # a text tower comes with its tokenizer
             wanted = [found.relative_to(checkpoints) for found in source.parent.iterdir() if found.is_file()]
         for name in wanted:
             _link(checkpoints / name, out / name)
@@ -44,6 +44,6 @@ def _link(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source.resolve(), target)
-    except OSError:  # another disk, or one without links
+    except OSError:  # another disk, or one without hard links
         with written_whole(target) as temporary:
             shutil.copyfile(source, temporary)

@@ -1,4 +1,4 @@
-"""Which parameters each stage trains, by official name. Everything else stays bit for bit what it was."""
+"""Which parameters each stage trains, by official name. All others stay identical, bit for bit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ STAGE1: tuple[str, ...] = (
     "synch_text_cross_blocks.*",
     "vfeat_extractor.spatial_attn_agg.*",
 )
-"""Of the video encoder: [SUP] tokens, text projection, cross-attention, spatial pooling. 19.5 M at official widths."""
+"""Video encoder: [SUP] tokens, text projection, cross-attention, spatial pooling. 19.5 M at official widths."""
 
 STAGE2: tuple[str, ...] = (
     "sync_input_proj.*",
@@ -20,11 +20,11 @@ STAGE2: tuple[str, ...] = (
     "fused_blocks.*.adaLN_modulation.*",
     "final_layer.adaLN_modulation.*",
 )
-"""Of the generator: sync projection and the latent stream's adaLN. 22.5 M in small_16k."""
+"""Generator: sync projection and the latent stream's adaLN. 22.5 M in small_16k."""
 
 
 def trainable(module: nn.Module, patterns: tuple[str, ...]) -> dict[str, nn.Parameter]:
-    """Freezes `module` but for the parameters that `patterns` (fnmatch) name, and returns those by name.
+    """Freezes `module` except the parameters that `patterns` (fnmatch) name, and returns those by name.
 
     Raises:
         ValueError: a pattern matches no parameter.

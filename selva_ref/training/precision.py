@@ -1,4 +1,4 @@
-"""float32 weights, and float32 or bfloat16 arithmetic on them."""
+"""float32 weights with float32 or bfloat16 arithmetic."""
 
 from __future__ import annotations
 

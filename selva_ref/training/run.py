@@ -1,4 +1,4 @@
-"""`selva-train stage1` and `stage2` as functions: what a run needs, put together, and trained."""
+"""`selva-train stage1` and `stage2` as functions: each prepares a run and trains."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from selva_ref.weights.loading import load_part
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """What a run ended with."""
+    """The result of a run."""
 
     checkpoint: Path
     losses: list[float]
-    """One a step of this call, from where it went on."""
+    """One per step of this call, starting where it resumed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """What the user asks for, besides `RunPlace`."""
+    """The user's choices, except those in `RunPlace`."""
 
     data: Path
-    """Folder that `extract` has filled."""
+    """Folder filled by `extract`."""
     checkpoints: Path
     """Folder of the official checkpoints."""
     steps: int
@@ -54,10 +54,10 @@ class Order:
 
 
 def stage1(order: Order, place: RunPlace) -> Trained:
-    """Trains the video encoder, from the teacher's weights.
+    """Trains the video encoder, starting from the teacher's weights.
 
     Raises:
-        TrainingError: see `RunSettings`, `RunPlace`, `Features`, `train`.
+        TrainingError: the settings, the features or the run's folder cannot be used, or training fails.
         CheckpointError: a checkpoint is missing or does not fit.
     """
     features = _features(order, place)
@@ -78,9 +78,11 @@ def stage1(order: Order, place: RunPlace) -> Trained:
 
 
 def stage2(order: Order, place: RunPlace) -> Trained:
-    """Trains the generator, with the video encoder that stage 1 has left in `place.out`; then the folder is complete.
+    """Trains the generator with the video encoder that stage 1 left in `place.out`, and completes that folder.
 
-    Raises as `stage1` does.
+    Raises:
+        TrainingError: the settings, the features or the run's folder cannot be used, or training fails.
+        CheckpointError: a checkpoint is missing or does not fit.
     """
     features = _features(order, place)
     preset = get_preset(features.description.preset)

@@ -1,4 +1,4 @@
-"""The optimiser and its learning rate, as MMAudio was trained: linear warm-up, then two falls near the end."""
+"""The optimiser and its learning rate, as in MMAudio's training: linear warm-up, then two drops near the end."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.optim import AdamW
 
 
 def learning_rate(step: int, *, base: float, warmup: int, total: int) -> float:
-    """Rate of step `step` (from 0): linear over `warmup` steps to `base`, times 0.1 at 80 % and again at 90 %."""
+    """Learning rate of `step` (from 0): linear over `warmup` steps to `base`, times 0.1 at 80 % and again at 90 %."""
     rate = base * min(1.0, (step + 1) / max(warmup, 1))
     for share in (0.8, 0.9):
         if step >= share * total:

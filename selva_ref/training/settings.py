@@ -1,4 +1,4 @@
-"""What a run is: one part that its losses follow from, and one part that may change whenever it goes on."""
+"""The settings of a run: those that determine its losses, and those that may change whenever it resumes."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from selva_ref.training.precision import PRECISIONS
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """The losses follow from this alone. A run that goes on must have the same."""
+    """The settings that determine the losses. A run must resume with the same ones."""
 
     stage: str
     """"stage1" or "stage2"."""
     preset: str
     data_sha256: str
-    """Of the usable clips, as `Features.sha256`."""
+    """SHA-256 of the usable clips, as `Features.sha256`."""
     start_sha256: str
-    """Of the checkpoints that it starts from."""
+    """SHA-256 of the initial checkpoints."""
     steps: int
     batch: int
-    """Clips a step, over all processes."""
+    """Clips per step, over all processes."""
     seed: int = 0
     learning_rate: float = 1e-4
     warmup: int = 1000
-    """Steps until the learning rate is reached."""
+    """Steps until the full learning rate is reached."""
     alpha: float = 1.0
     """The target's share of the picture is drawn from Beta(alpha, alpha)."""
     holdout: int = 16
-    """Clips kept out of training, for validation."""
+    """Clips kept out of training for validation."""
     precision: str = "fp32"
 
     def __post_init__(self) -> None:
@@ -49,20 +49,20 @@ class RunSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class RunPlace:
-    """Where and how a run is computed. None of it changes a loss by more than rounding."""
+    """Where and how a run is computed. This changes the losses only by rounding."""
 
     out: Path
-    """Folder of the trained checkpoints; the run's own files are in a folder in it, named after the stage."""
+    """Folder of the trained checkpoints. It has a subfolder, named after the stage, for the run's own files."""
     accumulate: int = 1
-    """Parts that a process computes its share of a batch in, one after the other."""
+    """Number of parts in which a process computes its share of a batch, one after the other."""
     workers: int = 0
-    """Processes that decode videos, beside each training process."""
+    """Number of decoding processes for each training process."""
     save_every: int = 1000
-    """Steps between two states to go on from."""
+    """Steps between two saved states."""
     validate_every: int = 5000
     """Steps between two validations."""
     average_width: float = 0.05
-    """Relative width of the average that the checkpoint holds: standard deviation of its profile, in run lengths."""
+    """Relative width of the average in the checkpoint: standard deviation of its profile, in run lengths."""
 
     def __post_init__(self) -> None:
         for name in ("accumulate", "save_every", "validate_every"):

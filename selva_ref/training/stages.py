@@ -1,6 +1,6 @@
-"""The two stages as modules whose forward pass is their loss, which is what PyTorch's DDP wraps.
+"""The two stages as modules whose forward pass is their loss, because that is what PyTorch's DDP wraps.
 
-Shapes as in `examples`.
+The shapes are those of `examples`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from selva_ref.training.parameters import STAGE1, STAGE2, trainable
 
 
 class Distillation(nn.Module):
-    """Stage 1: the student on two mixed videos with the target's text, against the teacher on the target alone."""
+    """Stage 1: compares the student (two mixed videos, the target's text) with the teacher (the target alone)."""
 
     part = "video_encoder"
 
@@ -32,7 +32,7 @@ class Distillation(nn.Module):
 
 
 class FlowMatching(nn.Module):
-    """Stage 2: the generator learns to listen to the encoder of stage 1, which no longer changes."""
+    """Stage 2: the generator learns to use the encoder of stage 1, which stays fixed."""
 
     part = "generator"
 
@@ -44,7 +44,7 @@ class FlowMatching(nn.Module):
         self.trained = trainable(generator, STAGE2)
 
     def forward(self, batch: Batch) -> Tensor:
-        """frames uint8 (B, T, 3, H, W) and all of `flow_targets` → loss ()."""
+        """frames uint8 (B, T, 3, H, W) and everything from `flow_targets` → loss ()."""
         with torch.no_grad():
             sync = selected(self.encoder, batch)
         return flow_matching_loss(

@@ -1,7 +1,7 @@
-"""What a run goes on from: one file, there as a whole or not at all, and checked before anything is taken from it.
+"""The state a run resumes from: one file, complete or absent, and checked before anything is used.
 
-Random numbers need no place in it: they follow from the seed and the step. Nor do the optimiser's settings: they follow
-from the run's.
+It does not contain random numbers, because they follow from the seed and the step, or the optimiser's settings, because
+they follow from the run's.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ def save_state(
     optimizer: Optimizer,
     averages: WeightAverages,
 ) -> None:
-    """Replaces the file by the state after `step` steps.
+    """Replaces the file with the state after `step` steps.
 
     Raises:
-        TrainingError: it would not be a state to go on from; the file stays as it was.
+        TrainingError: the run could not resume from this state; the file does not change.
     """
     state = {
         "step": step,
@@ -58,10 +58,11 @@ def resume(
     optimizer: Optimizer,
     averages: WeightAverages | None,
 ) -> int:
-    """Fills everything from the file; returns the number of steps done.
+    """Loads everything from the file and returns the number of steps done.
 
     Raises:
-        TrainingError: damaged, not the state of such a run, or of a run with other settings; nothing is filled then.
+        TrainingError: the file is damaged, does not fit this run, or comes from a run with other settings. Nothing is
+            loaded then.
     """
     try:
         state = load_hashed(path)
@@ -97,7 +98,11 @@ def _check(
     trained: Mapping[str, nn.Parameter],
     averages: WeightAverages | None,
 ) -> None:
-    """Raises `ValueError` that names what a run with these parameters could not go on from."""
+    """Checks that a run with these parameters can resume from the state.
+
+    Raises:
+        ValueError: it cannot; the message says why.
+    """
     step = state["step"]
     if type(step) is not int or not 0 < step <= settings.steps:
         raise ValueError(f"step {step!r} is not from 1 to {settings.steps}")
@@ -115,7 +120,7 @@ def _check(
 
 
 def _moments(optimizer: object, parameters: int) -> dict[str, Any]:
-    """What AdamW keeps for each parameter: "0.exp_avg" → tensor."""
+    """AdamW's values for each parameter: "0.exp_avg" → tensor."""
     if not isinstance(optimizer, dict) or optimizer.keys() != set(range(parameters)):
         raise ValueError("the optimiser has other parameters")
     if not all(isinstance(kept, dict) for kept in optimizer.values()):

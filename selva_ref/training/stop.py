@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while training: the step is finished and its state saved, then the signal has its effect."""
+"""Ctrl-C and SIGTERM during training: finish the step, save its state, then let the signal take effect."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
-    """Whether a signal has come, and which."""
+    """Whether a signal has arrived, and which."""
 
     signal_number: int | None = None
 
@@ -20,13 +20,13 @@ class StopRequest:
         return self.signal_number is not None
 
     def obey(self) -> None:
-        """Lets the signal do what it does where nobody holds it back; SIGTERM when it came to another process."""
+        """Lets the held-back signal take effect; raises SIGTERM if another process received it."""
         signal.raise_signal(self.signal_number or signal.SIGTERM)
 
 
 @contextmanager
 def held_back() -> Iterator[StopRequest]:
-    """Holds signals back; a second one is not held back any more. They reach the main thread alone."""
+    """Holds back the first signal; a second one takes effect at once. Signals only reach the main thread."""
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request

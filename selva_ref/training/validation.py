@@ -1,4 +1,4 @@
-"""Clips kept out of training: their loss, and for some of them what can be seen and heard."""
+"""Clips kept out of training: their loss, and for some of them pictures and sounds."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from selva_ref.training.stages import FlowMatching, Stage, selected
 from selva_ref.weights.loading import load_part
 
 SHOWN = 4
-"""Held-out clips that are shown; the loss is over all of them."""
+"""Number of held-out clips that are shown; the loss is over all of them."""
 STEPS = 25
 GUIDANCE = 4.5
 
 
 class Listener:
-    """Latent → what is heard: the VAE's decoder and the vocoder."""
+    """Turns a latent into sound with the VAE's decoder and the vocoder."""
 
     def __init__(self, preset: Preset, checkpoints: Path, device: torch.device) -> None:
         self.rate_hz = preset.audio.sample_rate_hz
@@ -34,19 +34,19 @@ class Listener:
         return self.vae.decode(latent_BTZ.mT)[0]
 
     def wave(self, mel: Tensor) -> Tensor:
-        """(samples,)"""
+        """Waveform (samples,) of a log-mel."""
         return self.vocoder(mel[None]).flatten()
 
 
 class Validation:
-    """The stage on held-out clips, the same draws every time."""
+    """Runs the stage on the held-out clips, with the same random numbers every time."""
 
     def __init__(self, stage: Stage, clips: MixedClips, device: torch.device, listener: Listener | None) -> None:
         self.stage, self.clips, self.device, self.listener = stage, clips, device, listener
 
     @torch.no_grad()
     def __call__(self, step: int, report: Report) -> None:
-        """Writes the mean loss, the first clips' frames and, in stage 2, their stems beside the true sound."""
+        """Writes the mean loss, the first clips' frames and, in stage 2, their stems next to the true sound."""
         losses = []
         for index in range(len(self.clips.held_out_rows)):
             batch, label = self.clips.held_out(index)
@@ -69,7 +69,7 @@ class Validation:
 
 
 def stem_latent(stage: FlowMatching, batch: Batch) -> Tensor:
-    """What the generator makes of the mixed video and the target's text: a latent (B, T, Z), as the VAE's."""
+    """Generates a latent (B, T, Z), on the VAE's scale, from the mixed video and the target's text."""
     generator, noise = stage.network, batch["noise"]
     sync = selected(stage.encoder, batch)
     clip = generator.empty_clip(len(noise), stage.clip_tokens)

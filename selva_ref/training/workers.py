@@ -1,4 +1,4 @@
-"""Other processes that decode videos. They start anew, so what they import is kept small: no PyTorch in here."""
+"""Processes that decode videos. They start from scratch, so this module imports little, and not PyTorch."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ T = TypeVar("T")
 K = TypeVar("K")
 
 START = "spawn"
-"""How processes start: forking after PyTorch has started threads can hang."""
+"""How processes start: forking can hang once PyTorch has started threads."""
 
 
 def in_order(function: Callable[[K], T], items: Iterable[K], *, workers: int, ahead: int) -> Iterator[T]:
-    """`function(item)` for every item, in order, `ahead` more of them already under way; 0 workers: in this process.
+    """Yields `function(item)` for every item in order, with `ahead` more in progress; 0 workers: in this process.
 
     Raises:
-        BrokenProcessPool: a worker has died, with the first result that is lost by it.
+        BrokenProcessPool: a worker died; raised at the first result lost by it.
     """
     if not workers:
         yield from map(function, items)
@@ -41,15 +41,15 @@ def in_order(function: Callable[[K], T], items: Iterable[K], *, workers: int, ah
 
 
 def begin_loading(_worker: int) -> None:
-    """First thing in a process of PyTorch's DataLoader.
+    """Sets up a process of PyTorch's DataLoader.
 
-    Such a process is ended while a thread of it may still be sending a batch, which aborts it with a message if Python
-    is then taken down in the usual way: it leaves at once instead.
+    Such a process may end while one of its threads is still sending a batch. Python's usual shutdown would then abort
+    with a message, so the process exits at once instead.
     """
     ignore_interrupts()
     Finalize(None, os._exit, args=(0,), exitpriority=-1000)
 
 
 def ignore_interrupts() -> None:
-    """Ctrl-C reaches every process of a terminal; it is the main one that decides when to stop."""
+    """Ignores Ctrl-C, which reaches every process of a terminal; the main process decides when to stop."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""The processes of a run: this one alone, or all that `torchrun` has started, on one machine or many."""
+"""The processes of a run: this one alone, or all those started by `torchrun`, on one machine or many."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from selva_ref.training.errors import TrainingError
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """This process among `size`."""
+    """This process and the number of processes."""
 
     rank: int
     size: int
@@ -25,14 +25,14 @@ class World:
 
     @property
     def main(self) -> bool:
-        """Whether this process writes files and talks."""
+        """Whether this process writes files and messages."""
         return self.rank == 0
 
     def share(self, batch: int, accumulate: int) -> list[list[int]]:
-        """Indices in a global batch that this process computes, in `accumulate` equal parts.
+        """Indices of the global batch that this process computes, in `accumulate` equal parts.
 
         Raises:
-            TrainingError: the batch cannot be divided so.
+            TrainingError: the batch cannot be divided this way.
         """
         parts = self.size * accumulate
         if batch % parts:
@@ -43,7 +43,7 @@ class World:
         return [list(range(begin, begin + size)) for begin in range(first, first + accumulate * size, size)]
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """`module`, its gradients averaged over the processes."""
+        """Wraps `module` so that its gradients are averaged over the processes."""
         return module if self.size == 1 else DistributedDataParallel(module, broadcast_buffers=False)
 
     def mean(self, value: Tensor) -> float:
@@ -55,12 +55,16 @@ class World:
         return float(value)
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is up in any process: they stop together or not at all."""
+        """Whether the flag is set in any process: they all stop together."""
         return self.mean(torch.tensor(float(flag), device=self.device)) > 0
 
 
 def pick_device(name: str) -> torch.device:
-    """ "auto", "cpu" or "cuda" → this process's device. Raises `TrainingError` where there is no such device."""
+    """Returns this process's device for "auto", "cpu" or "cuda".
+
+    Raises:
+        TrainingError: there is no such device.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cpu":
@@ -73,7 +77,7 @@ def pick_device(name: str) -> torch.device:
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[World]:
-    """The processes that `torchrun` started, connected; without it, this process alone."""
+    """Connects the processes that `torchrun` started; without it, this process is alone."""
     size = int(os.environ.get("WORLD_SIZE", 1))
     if device.type == "cuda":
         torch.cuda.set_device(device)

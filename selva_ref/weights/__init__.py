@@ -1,1 +1,1 @@
-"""Official weights: what a preset needs, getting it, and reading it without trusting it."""
+"""Official weights: what a preset needs, how to get it, and how to read it without trusting it."""

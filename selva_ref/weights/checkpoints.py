@@ -1,7 +1,7 @@
-"""Which weights a preset needs, where they are, and reading them without trusting them.
+"""Which weights a preset needs, where they are, and how to read them safely.
 
-Checkpoints come from model hubs and from other people's disks, so nothing here unpickles objects, loads part of a
-network, or guesses: a file is a flat set of named tensors that fits exactly, or there is one `CheckpointError`.
+Checkpoints come from model hubs and from other people's disks. So nothing here unpickles objects, loads part of a
+network, or guesses. A file is a flat set of named tensors that fits exactly; anything else is a `CheckpointError`.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ LICENCE_NOTICE = (
     "MMAudio weights: CC-BY-NC 4.0. DFN5B CLIP weights: Apple Machine Learning Research Model licence (apple-amlr), "
     "research only. FLAN-T5: Apache-2.0. Synchformer and BigVGAN: MIT."
 )
-"""Shown by the commands and kept in every bundle made from official weights."""
+"""Shown by the commands and included in every bundle made from official weights."""
 
 RECORD = "checkpoints.json"
-"""Written by `selva-fetch` next to the files: where each came from and its SHA-256."""
+"""Written by `selva-fetch` next to the files: the source and SHA-256 of each."""
 
 _RAW_SUFFIXES = (".pth", ".pt", ".bin")
 _NESTINGS = ("generator", "state_dict", "model")
@@ -38,7 +38,7 @@ _NESTINGS = ("generator", "state_dict", "model")
 
 @dataclass(frozen=True, kw_only=True)
 class HubFile:
-    """One file of a model hub repository, and the hashes that its publisher states."""
+    """One file in a model hub repository, and the hashes its publisher states."""
 
     path: str
     md5: str | None = None
@@ -51,29 +51,29 @@ class Checkpoint:
 
     part: str
     file: str
-    """Path under the user's folder, always `.safetensors`; the official file beside it is accepted too."""
+    """Path under the user's folder, always `.safetensors`; the official file next to it is accepted too."""
     licence: str
     also: tuple[str, ...] = ()
-    """Other paths under the folder that hold the same weights, as in a clone of the hub's repository."""
+    """Other paths under the folder that may hold the same weights, as in a clone of the hub's repository."""
     repo: str | None = None
-    """None: no published file is known; the user brings it."""
+    """None: no file is known to be published, so the user has to supply it."""
     weights: HubFile | None = None
     revision: str | None = None
-    """Commit; None: not known, so `main` is taken and the commit that it was is recorded."""
+    """Commit; None: unknown, so `main` is downloaded and its commit recorded."""
     companions: tuple[HubFile, ...] = ()
-    """Tokenizer files, kept unchanged in the folder of the weights."""
+    """Tokenizer files, kept unchanged in the same folder as the weights."""
     unused: tuple[str, ...] = ()
-    """Patterns of the tensors that no network here needs; left out when the file is converted."""
+    """Patterns of tensors that no network here needs; they are dropped when the file is converted."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Every path under the folder where the weights may be, the preferred first."""
+        """Every path under the folder where the weights may be, preferred one first."""
         stem = PurePosixPath(self.file)
         return (self.file, *(str(stem.with_suffix(suffix)) for suffix in _RAW_SUFFIXES), *self.also)
 
 
 def _selva(part: str, path: str, licence: str, md5: str | None = None) -> Checkpoint:
-    """A checkpoint from SelVA's own repository, whose commit is not known to us: its hashes pin it."""
+    """A checkpoint from SelVA's own repository. We do not know its commit; its hashes pin it."""
     return Checkpoint(
         part=part,
         file=f"{PurePosixPath(path).stem}.safetensors",
@@ -132,7 +132,8 @@ _TEXT_CLIP = Checkpoint(
     file="DFN5B-CLIP-ViT-H-14-384/open_clip_pytorch_model.safetensors",
     also=("DFN5B-CLIP-ViT-H-14-384/model.safetensors", "DFN5B-CLIP-ViT-H-14-384/pytorch_model.bin"),
     licence="apple-amlr, research only (DFN5B CLIP)",
-    # The hub has renamed it to ...-378 and redirects; the published code asks for this name, so its cache is found.
+    # The hub renamed it to ...-378 and redirects. The published code asks for this name, so its cache is found under
+    # it.
     repo="apple/DFN5B-CLIP-ViT-H-14-384",
     revision="01b771ed0d1395ca5ffdd279897d665ebe00dfd2",
     weights=HubFile(
@@ -158,7 +159,7 @@ def _family(generator: Checkpoint, vae: Checkpoint, vocoder: Checkpoint) -> dict
 
 
 def _own(part: str, file: str) -> Checkpoint:
-    """Weights that nobody is known to publish."""
+    """Weights that are not known to be published anywhere."""
     return Checkpoint(part=part, file=file, licence="your own")
 
 
@@ -177,7 +178,11 @@ CHECKPOINTS["demo"] = {part: _own(part, f"{part}_demo.safetensors") for part in 
 
 
 def get_checkpoint(preset_name: str, part: str) -> Checkpoint:
-    """The table's entry; raises `ValueError` that lists the presets or parts there are."""
+    """Returns the entry of `CHECKPOINTS` for a preset and a part.
+
+    Raises:
+        ValueError: there is no such preset or part; lists the names.
+    """
     parts = CHECKPOINTS[get_preset(preset_name).name]
     if part not in parts:
         raise ValueError(f"no part {part!r}; choose one of {', '.join(parts)}")
@@ -187,7 +192,8 @@ def get_checkpoint(preset_name: str, part: str) -> Checkpoint:
 def find_checkpoint(directory: str | Path, part: str, preset_name: str) -> Path:
     """Path of a part's weights under `directory`; a text tower's tokenizer files are in the same folder.
 
-    Raises `CheckpointNotFoundError` that names the file and says how to get it.
+    Raises:
+        CheckpointNotFoundError: the file does not exist; the message says how to get it.
     """
     checkpoint = get_checkpoint(preset_name, part)
     for name in checkpoint.names:
@@ -203,15 +209,15 @@ def find_checkpoint(directory: str | Path, part: str, preset_name: str) -> Path:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """Named tensors of a `.safetensors`, `.pth`, `.pt` or `.bin` file, on the CPU, memory-mapped where possible.
+    """Reads the named tensors of a `.safetensors`, `.pth`, `.pt` or `.bin` file on the CPU, memory-mapped if possible.
 
-    A file that `selva-fetch` recorded must still have its recorded SHA-256. Without a record, zip files (`.pth`) are
-    checked against their own checksums, but `.safetensors` and older pickles have none: a damaged one may be read as
-    wrong numbers.
+    A file that `selva-fetch` recorded must still have the recorded SHA-256. Without a record, zip files (`.pth`) are
+    checked against their own checksums. `.safetensors` and older pickles have no checksums, so damage may go unnoticed
+    and give wrong numbers.
 
     Raises:
-        CheckpointNotFoundError: no such file.
-        CheckpointError: damaged, altered, holding Python objects, or not a flat set of named tensors.
+        CheckpointNotFoundError: there is no such file.
+        CheckpointError: the file is damaged, was changed, holds Python objects, or is not a flat set of named tensors.
     """
     path = Path(path)
     if not path.is_file():
@@ -223,7 +229,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         )
     try:
         content = load_file(path) if path.suffix == ".safetensors" else _read_pickle(path)
-    except Exception as error:  # a damaged file makes the readers raise nearly anything
+    except Exception as error:  # a damaged file can make the readers raise almost anything
         raise CheckpointError(f"{path}: not a readable checkpoint ({_reason(error)})") from error
     return _flat_tensors(path, content)
 
@@ -231,7 +237,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
 def _read_pickle(path: Path) -> object:
     is_zip = zipfile.is_zipfile(path)  # files from before PyTorch 1.6 are not, and cannot be mapped
     if is_zip:
-        with zipfile.ZipFile(path) as archive:  # torch.load itself does not look at the checksums
+        with zipfile.ZipFile(path) as archive:  # torch.load does not check the checksums itself
             if damaged := archive.testzip():
                 raise CheckpointError(f"checksum of {damaged} is wrong: download the file again")
     return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
@@ -244,7 +250,7 @@ def _reason(error: Exception) -> str:
 
 
 def _flat_tensors(path: Path, content: object) -> dict[str, Tensor]:
-    """`content` itself, or the one mapping of tensors nested in it under a well-known name."""
+    """Returns `content`, or the one mapping of tensors nested in it under a well-known name."""
     if _is_flat(content):
         return {name: tensor.detach() for name, tensor in content.items()}
     if isinstance(content, Mapping):
@@ -271,7 +277,7 @@ def file_sha256(path: str | Path) -> str:
 
 
 def read_record(directory: str | Path) -> dict[str, dict[str, Any]]:
-    """What `selva-fetch` wrote about the files of `directory`: path -> sha256, bytes, source. Empty if none."""
+    """Reads what `selva-fetch` recorded about `directory`: path -> sha256, bytes, source. Empty if none."""
     path = Path(directory) / RECORD
     try:
         files = json.loads(path.read_text(encoding="utf-8"))["files"]

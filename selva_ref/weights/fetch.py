@@ -1,9 +1,9 @@
 """`selva-fetch`: a preset's official weights, verified, as safetensors in one folder.
 
-Nothing is re-distributed by this project, so the user gets the weights from where their authors put them. Every file
-is checked against a hash from its publisher or from the hub before it is opened; one that has neither is told of, and
-recorded as not verified. It is converted without running anything in it, and recorded, so that a second run only
-compares. An interrupted run loses nothing.
+This project does not redistribute weights, so the user downloads them from their authors. Every file is checked against
+a hash from its publisher or from the hub before it is opened. A file that has neither is reported, and recorded as not
+verified. Files are converted without running anything in them, and recorded, so that a second run only compares. An
+interrupted run loses nothing.
 """
 
 from __future__ import annotations
@@ -46,25 +46,27 @@ class Fetched:
     part: str
     file: str
     status: str
-    """`fetched`, `already there` (as it was recorded), or `kept` (somebody else's: not touched, not recorded)."""
+    """`fetched`, `already there` (as recorded), or `kept` (not ours: not changed, not recorded)."""
     bytes: int
     sha256: str
     verified: bool | None
-    """Whether a hash from its publisher or from the hub vouched for it; None: an older version did not record that."""
+    """Whether a hash from its publisher or from the hub confirmed it; None: an older version did not record that."""
     source: dict[str, str] | None = None
-    """Repository, path, commit, MD5 and SHA-256 of the file that it was made from, and its licence."""
+    """Repository, path, commit, MD5 and SHA-256 of the original file, and its licence."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Item:
-    """One file to have: weights, which are converted, or a companion, which is copied."""
+    """One file to get: weights, which are converted, or a companion, which is copied."""
 
     checkpoint: Checkpoint
     file: HubFile
     name: str
     revision: str
     official: bool
-    """False: the user chose another revision, so neither the hashes known here nor a file put there by hand count."""
+    """False: the user chose another revision, so the hashes known here do not apply, and a file placed by hand is not
+    used.
+    """
 
     @property
     def is_weights(self) -> bool:
@@ -83,12 +85,19 @@ def fetch(
 ) -> list[Fetched]:
     """Puts the weights and tokenizers of a preset into `directory` and returns what is there.
 
-    Looks in the folder, then in the hub's cache, then asks the hub. `revision` is a commit, tag or branch of SelVA's
-    repository; its files then need not have the hashes known here, only those that the hub states. `endpoint` and
-    `cache_dir` stand in for HF_ENDPOINT and HF_HOME. `say` gets lines about the progress.
+    Looks in the folder, then in the hub's cache, then asks the hub.
 
-    Raises `ValueError` for an unknown preset, `FetchError` for files that could not be had (all of them by name when
-    the hub is out of reach), and `CheckpointError` for one that cannot be converted. What came before it stays.
+    Args:
+        revision: a commit, tag or branch of SelVA's repository. Its files need not have the hashes known here, only
+            those that the hub states.
+        endpoint: replaces HF_ENDPOINT.
+        cache_dir: replaces HF_HOME.
+        say: called with lines about the progress.
+
+    Raises:
+        ValueError: there is no such preset.
+        FetchError: files could not be downloaded; lists them all if the hub cannot be reached.
+        CheckpointError: a file cannot be converted. Files finished before it stay.
     """
     folder = Path(directory)
     items = list(_items(preset_name, folder, with_teacher, revision))
@@ -143,7 +152,7 @@ def _check_writable(folder: Path) -> None:
 
 
 def _present(item: _Item, folder: Path, say: Callable[[str], None]) -> Fetched | None:
-    """What the folder already has under the item's name, verified when it is recorded."""
+    """Returns what the folder already has under the item's name, verified if it is recorded."""
     path = folder / item.name
     if not path.is_file():
         return None
@@ -186,7 +195,7 @@ def _fetch_one(item: _Item, folder: Path, hub: Hub) -> Fetched:
             else:
                 shutil.copyfile(copy.path, temporary)
             sha256, size = file_sha256(temporary), temporary.stat().st_size
-            # recorded before it appears: a run that ends in between is seen by the next one
+            # Record the file before it appears: if the run ends in between, the next run can tell.
             entry = {"sha256": sha256, "bytes": size, "asked": item.revision, "verified": copy.verified}
             _record(folder, item.name, entry | {"source": source})
     except OSError as error:
@@ -205,7 +214,7 @@ def _fetch_one(item: _Item, folder: Path, hub: Hub) -> Fetched:
 
 
 def _local_copy(item: _Item, folder: Path) -> HubCopy | None:
-    """The official file as the user may have put it into the folder by hand."""
+    """Returns the official file if the user has put it into the folder by hand."""
     path = (folder / item.name).with_name(PurePosixPath(item.file.path).name)
     if not item.official or path == folder / item.name or not path.is_file():
         return None
@@ -217,7 +226,9 @@ def _local_copy(item: _Item, folder: Path) -> HubCopy | None:
 
 
 def _convert(path: Path, target: Path, source: dict[str, str], unused: tuple[str, ...]) -> None:
-    """Any checkpoint → safetensors: same names, each tensor contiguous and on its own, `source` as JSON beside them."""
+    """Converts any checkpoint to safetensors: same names, contiguous tensors, no shared memory, `source` as JSON
+    metadata.
+    """
     tensors = {
         name: tensor.clone(memory_format=torch.contiguous_format)
         for name, tensor in read_checkpoint(path).items()

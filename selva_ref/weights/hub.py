@@ -1,8 +1,8 @@
-"""One file from a model hub, whole and checked, or one clear error.
+"""Downloads one file from a model hub: complete and checked, or one clear error.
 
-huggingface_hub's own download forgets a partial file when the process ends, which for gigabytes on a slow line means
-never. So the partial file is kept here, under the user's folder, and the next run goes on from where it stopped;
-asking the hub, sending the bytes, tokens, proxies, HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE stay huggingface_hub's.
+huggingface_hub's own download forgets a partial file when the process ends, so on a slow line a file of gigabytes may
+never finish. So we keep the partial file under the user's folder, and the next run resumes it. huggingface_hub still
+does the rest: asking the hub, transferring the bytes, tokens, proxies, HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE.
 """
 
 from __future__ import annotations
@@ -32,45 +32,49 @@ _LOOK = "look at HF_ENDPOINT and proxies"
 
 
 class FetchError(OSError):
-    """A file that could not be had: refused by the hub, wrong content, no room, no permission."""
+    """A file that could not be downloaded: refused by the hub, wrong content, disk full, or no permission."""
 
 
 class UnreachableError(FetchError):
-    """The hub cannot be asked, and the file is not in its cache either."""
+    """The hub cannot be reached, and the file is not in its cache either."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HubCopy:
-    """A checked file, where it came from and what it is."""
+    """A checked file, its source and its hashes."""
 
     path: Path
     commit: str
     md5: str
     sha256: str
     verified: bool
-    """Whether a hash from its publisher or from the hub vouches for it."""
+    """Whether a hash from its publisher or from the hub confirmed it."""
     downloaded: bool
-    """True: a partial-download file of ours, to be removed when done with; False: it belongs to the hub's cache."""
+    """True: our own partial-download file, to be removed after use; False: it belongs to the hub's cache."""
 
 
 @dataclass(kw_only=True)
 class Hub:
-    """Where files come from. `say` is told what happens, a line at a time."""
+    """Gets files from the hub or its cache. Calls `say` with one line for each thing that happens."""
 
     partials: Path
     say: Callable[[str], None]
     endpoint: str | None = None
     cache_dir: str | Path | None = None
     reachable: bool = True
-    """Turned off by the first failure to reach the hub, so that the rest does not wait for it again."""
+    """Set to False at the first failure to reach the hub, so that the other files do not wait for it again."""
 
     def get(self, repo: str, file: HubFile, revision: str) -> HubCopy:
-        """The file from the hub's cache, or downloaded. Raises `FetchError`."""
+        """Returns the file from the hub's cache, or downloads it.
+
+        Raises:
+            FetchError: it could not be downloaded.
+        """
         cached = try_to_load_from_cache(repo, file.path, cache_dir=self.cache_dir, revision=revision)
         if isinstance(cached, str):
             path = Path(cached)
             commit = path.parents[len(PurePosixPath(file.path).parts) - 1].name
-            stated = Path(os.readlink(path)).name if path.is_symlink() else ""  # a blob is named by its hash
+            stated = Path(os.readlink(path)).name if path.is_symlink() else ""  # a blob's name is its hash
             return _checked(path, file, stated, repo, commit, downloaded=False)
         if not self.reachable:
             raise UnreachableError("the hub cannot be reached")
@@ -84,7 +88,7 @@ class Hub:
                 return self._receive(repo, file, metadata)
             except FetchError:
                 raise
-            except (ValueError, httpx.InvalidURL) as error:  # a malformed redirect, or a size beyond the client's
+            except (ValueError, httpx.InvalidURL) as error:  # a malformed redirect, or a size too large for the client
                 raise FetchError(f"{repo}/{file.path}: the hub's answer is of no use: {_one_line(error)}") from error
             except (OSError, httpx.HTTPError) as error:
                 reason = f"{repo}/{file.path}: {_one_line(error)}"
@@ -101,7 +105,7 @@ class Hub:
         raise AssertionError("the last attempt returns or raises")
 
     def _receive(self, repo: str, file: HubFile, metadata: HfFileMetadata) -> HubCopy:
-        """Downloads what is not yet there of the file that the hub describes, and checks the whole."""
+        """Downloads the missing rest of the file that the hub describes, and checks the whole file."""
         commit, etag, size = metadata.commit_hash, metadata.etag, metadata.size
         if not commit or not etag:
             raise FetchError(f"{repo}/{file.path}: the answer is not a model hub's; {_LOOK}")
@@ -111,7 +115,7 @@ class Hub:
         path = self.partials / f"{key}-{PurePosixPath(file.path).name}"
         path.parent.mkdir(parents=True, exist_ok=True)
         present = path.stat().st_size if path.exists() else 0
-        if present > size:  # two runs at once have written it
+        if present > size:  # two simultaneous runs wrote it
             path.unlink()
             present = 0
         self._check_room(path, size, present)
@@ -134,7 +138,7 @@ class Hub:
 
 
 class _Partial(io.BufferedWriter):
-    """A partial file that goes on where it ends, and takes no more than `size` bytes."""
+    """A partial file that is appended to, up to `size` bytes."""
 
     def __init__(self, path: Path, size: int) -> None:
         super().__init__(io.FileIO(path, "ab"))
@@ -150,12 +154,13 @@ class _Partial(io.BufferedWriter):
 
 
 def check_content(path: Path, file: HubFile, stated: str = "") -> tuple[str, str, bool]:
-    """MD5 and SHA-256 of `path`, and whether anything was expected of them.
+    """Returns the MD5 and SHA-256 of `path`, and whether there was an expected hash.
 
-    Raises `FetchError` and leaves the file when they are not the expected ones.
+    The expected hashes are the publisher's, in `file`. Without them it is the one that the hub states (its ETag: the
+    SHA-256 of a large file, the Git blob hash of a small one). The file stays if they differ.
 
-    Expected are the publisher's hashes in `file`; without them the one that the hub states (its ETag: the SHA-256 of
-    a large file, the Git blob hash of a small one).
+    Raises:
+        FetchError: a hash is not the expected one.
     """
     md5, sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
     blob = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
@@ -187,7 +192,7 @@ def _checked(path: Path, file: HubFile, stated: str, repo: str, commit: str, *, 
 
 
 def _is_final(error: Exception) -> bool:
-    """Whether trying again cannot help."""
+    """Whether a retry is pointless."""
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code not in _PASSING_STATUS
     return isinstance(error, OSError) and error.errno in _HOPELESS

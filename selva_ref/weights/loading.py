@@ -1,4 +1,4 @@
-"""Filled networks and tokenizers of a preset: from a folder of checkpoints, or with deterministic random weights."""
+"""Networks and tokenizers of a preset, with weights from a folder of checkpoints or deterministic random weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from selva_ref.weights.checkpoints import find_checkpoint, read_checkpoint
 
 
 def load_part(part: str, preset: Preset, checkpoints: Path | None) -> OfficialModule:
-    """A network filled from `checkpoints`, or from its parameter names alone when that is None.
+    """Loads a network from `checkpoints`. If that is None, it gets random weights that depend only on parameter names.
 
     Raises:
         CheckpointError: the file is missing, damaged or does not fit.
@@ -27,7 +27,7 @@ def load_part(part: str, preset: Preset, checkpoints: Path | None) -> OfficialMo
 
 
 def load_tokenizers(preset: Preset, checkpoints: Path | None) -> dict[str, Tokenizer]:
-    """The tokenizers "t5" and "clip"; without checkpoints the small ones of the demo, which fit any text tower."""
+    """Loads the tokenizers "t5" and "clip". Without checkpoints, the demo's small ones, which fit any text tower."""
     makers = {"t5": t5_tokenizer, "clip": clip_tokenizer}
     if checkpoints is None or preset.name == "demo":
         return {name: make(DEMO, preset.text) for name, make in makers.items()}

@@ -1,7 +1,7 @@
 """Deterministic weights from names alone, for latency work and parity tests without checkpoints.
 
-The same official name and shape give the same float32 values in any process: the oracle data under `tests/data`
-was computed with this rule.
+The same official name and shape give the same float32 values in any process. The oracle data under `tests/data` was
+computed with this rule.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _EMBEDDINGS = {
 
 
 def normal(key: str, *shape: int) -> np.ndarray:
-    """Standard normal float32 values that depend on `key` alone."""
+    """Standard normal float32 values that depend only on `key`."""
     generator = np.random.Generator(np.random.PCG64(zlib.crc32(key.encode())))
     return generator.standard_normal(shape, dtype=np.float32)
 
 
 def _gain_and_offset(leaf: str, shape: tuple[int, ...]) -> tuple[float, float]:
-    """A parameter is `offset + gain * normal`: scales near one, biases small, matrices of unit gain."""
+    """A parameter is `offset + gain * normal`: scales are near one, biases small, matrices of unit gain."""
     if leaf in _EMBEDDINGS:
         return 0.5, 0.0
     if leaf == "original0":  # the gain of a weight-normalised convolution
@@ -55,12 +55,12 @@ def fill(name: str, shape: tuple[int, ...]) -> np.ndarray:
         return 1 + np.float32(0.1) * np.abs(x)
     gain, offset = _gain_and_offset(leaf, shape)
     if name.endswith("SelfAttention.q.weight"):
-        gain /= 8  # T5 does not scale its scores: its own initialiser, too, makes queries smaller by d^-0.5
+        gain /= 8  # T5 does not scale its scores; its own initialiser also makes queries smaller by d^-0.5
     return np.float32(offset) + np.float32(gain) * x
 
 
 def state_dict(module: nn.Module) -> dict[str, Tensor]:
-    """A filled state dict with the names of `module`'s parameters; buffers keep their values."""
+    """Makes a state dict with the names of `module`'s parameters; buffers keep their values."""
     parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     return {
         name: torch.from_numpy(np.asarray(fill(name, tuple(value.shape)))) if name in parameters else value

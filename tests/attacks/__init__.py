@@ -1,4 +1,4 @@
-"""Attacks that stay: seeded damage to what a user may hand in, and to a running command; see `campaign`.
+"""Fuzzing: seeded damage to files that a user may supply, and to a running command; `campaign` runs the attacks.
 
 `make test` runs a few of each kind, `make attack` a thousand.
 """

@@ -1,4 +1,4 @@
-"""The side that is attacked, in a process of its own: reads each video and reports one line of JSON for each."""
+"""The process under attack: reads each video and reports one line of JSON for each."""
 
 import json
 import signal
@@ -18,8 +18,8 @@ MUX_EVERY = 3
 
 def run_all(paths: list[str]) -> None:
     for path in map(Path, paths):
-        Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-        signal.alarm(LIMIT_S)  # ends the process, also inside FFmpeg
+        Path("/proc/self/clear_refs").write_text("5")  # reset the peak
+        signal.alarm(LIMIT_S)  # kills the process, even inside FFmpeg
         began_s = time.monotonic()
         with tempfile.TemporaryDirectory() as name:
             outcome, made = run_one(path, Path(name), number=int(path.stem))
@@ -40,7 +40,7 @@ def peak_mib() -> float:
 
 
 def run_one(path: Path, out: Path, *, number: int) -> tuple[str, set[str]]:
-    """What it came to, and the names of the files that it says it made."""
+    """Returns the outcome, and the names of the files that it reports."""
     made = set()
     outcome = []
     tasks = [lambda: read_clip(path, size=32, duration_s=2, start_s=number % 2 * 0.3)]

@@ -1,4 +1,4 @@
-"""Attacks on a bundle: after any edit a session gives whole stems or one of the project's errors, and nothing else."""
+"""Attacks on a bundle: after any edit a session must give complete stems or one of the project's errors."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from attacks.bundle_edits import ANOTHER_SOUND, HARMLESS, Edit, copy_bundle
 from attacks.campaign import DiedError, Fault, Worker
 
 MEMORY_BYTES, MOST_USED_BYTES = 3 << 30, 1 << 30
-"""What a child may map, and what it may hold; the untouched bundle needs 0.2 GB of memory."""
+"""Most memory that a child may map, and most that it may use; the unedited bundle needs 0.2 GB."""
 TIME_S = 30.0
 LONGEST_MESSAGE = 1000
 LONGEST_SILENCE = 64
-"""Samples: a stem does not end in more exact zeros than these, unless it was padded."""
+"""Samples: a stem does not end with more exact zeros than this, unless it was padded."""
 
 
 class BundleAttacks:
-    """Edits of copies of `base`, each met by a session in a child that they share."""
+    """Edits copies of `base`, and opens each in a session in a shared child."""
 
     def __init__(self, base: Path, folder: Path) -> None:
         self._base, self._folder = base, folder
@@ -30,7 +30,7 @@ class BundleAttacks:
         self._right = self._worker.ask({"bundle": str(base), "stems": 2})["stems"]
 
     def attack(self, edits: Sequence[Callable[[Path, Random], Edit]], random: Random) -> Fault | None:
-        """One of the edits."""
+        """Makes one of the edits."""
         place = self._folder / "attacked"
         place.mkdir()
         try:
@@ -42,7 +42,7 @@ class BundleAttacks:
         return found and Fault(kind=found[0], attack=edit.what, detail=found[1])
 
     def close(self) -> None:
-        """End the child."""
+        """Ends the child."""
         self._worker.close()
 
     def _fault(self, bundle: Path, edit: Edit) -> tuple[str, str] | None:
@@ -89,5 +89,5 @@ def _told(outcome: dict[str, Any]) -> str:
 
 
 def _kind(text: str) -> str:
-    """Without what differs between two faults of one kind."""
+    """Removes the parts that differ between two faults of one kind."""
     return re.sub(r"'[^']*'|\"[^\"]*\"|/\S+|\d+", "…", next(iter(text.splitlines()), text))[:120]

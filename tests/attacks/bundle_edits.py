@@ -1,4 +1,4 @@
-"""Damage to a copy of a bundle: its manifest, its files, and its files while they are in use."""
+"""Damage to a copy of a bundle: to its manifest, to its files, and to its files while they are in use."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ from typing import Any
 from attacks.json_edits import Document, Place, edited, nudged
 
 HARMLESS, ANOTHER_SOUND, USELESS = "the same sound", "any whole sound", "an error"
-"""The best that may come of an edit; an error of ours is right for all of them."""
+"""The best possible outcome of an edit; one of our errors is always acceptable."""
 
 _NUMBERS = ("sequence", "defaults", "text")
-"""Sections of the manifest whose values decide what is computed."""
+"""Sections of the manifest whose values affect the computation."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Edit:
-    """What was done to a bundle, and what may come of it."""
+    """What was done to a bundle, and the outcomes that are acceptable."""
 
     what: str
     allows: str
     swap: dict[str, Any] | None = None
-    """What is still to be done while the bundle is in use; see `bundle_worker.Swap`."""
+    """An edit to make while the bundle is in use; see `bundle_worker.Swap`."""
 
 
 def copy_bundle(base: Path, to: Path) -> Path:
-    """A copy that shares its files with `base` until they are edited by `write`."""
+    """Makes a copy that shares its files with `base` until `write` edits them."""
     return Path(shutil.copytree(base, to, copy_function=os.link))
 
 
 def write(path: Path, data: bytes) -> None:
-    """New content in a file of its own."""
+    """Writes new content to a new file, which is not shared."""
     path.unlink()
     path.write_bytes(data)
 
 
 def edit_manifest(bundle: Path, random: Random) -> Edit:
-    """Any value of the manifest becomes another."""
+    """Replaces any value of the manifest."""
     manifest = _manifest(bundle)
     names = (*manifest["files"], *manifest["graphs"])
     document = edited(manifest, random, within=("graphs", *_NUMBERS), extra=names)
@@ -52,14 +52,14 @@ def edit_manifest(bundle: Path, random: Random) -> Edit:
 
 
 def edit_numbers(bundle: Path, random: Random) -> Edit:
-    """A number that the runtime computes with is another, and might be meant."""
+    """Replaces a number that the runtime computes with by a plausible one."""
     document = nudged(_manifest(bundle), random, within=_NUMBERS)
     write(bundle / "manifest.json", document.text())
     return Edit(what=f"manifest: {_told(document)}", allows=ANOTHER_SOUND)
 
 
 def edit_ports(bundle: Path, random: Random) -> Edit:
-    """The manifest tells of other ports, or of other sizes, than the graphs have."""
+    """Makes the manifest describe other ports or other sizes than the graphs have."""
     manifest = _manifest(bundle)
     graph, side = random.choice(list(manifest["graphs"])), random.choice(("inputs", "outputs"))
     ports = manifest["graphs"][graph][side]
@@ -91,7 +91,7 @@ def edit_ports(bundle: Path, random: Random) -> Edit:
 
 
 def damage_file(bundle: Path, random: Random) -> Edit:
-    """A file's bits are flipped or its end is missing, and the manifest does not know."""
+    """Flips bits of a file or cuts off its end, without updating the manifest."""
     name = random.choice(list(_manifest(bundle)["files"]))
     data = (bundle / name).read_bytes()
     how, damaged = _damaged(data, random, same_size=random.random() < 0.7)
@@ -100,14 +100,14 @@ def damage_file(bundle: Path, random: Random) -> Edit:
 
 
 def damage_manifest(bundle: Path, random: Random) -> Edit:
-    """The manifest's own bytes are flipped or cut."""
+    """Flips or cuts the manifest's own bytes."""
     how, damaged = _damaged((bundle / "manifest.json").read_bytes(), random)
     write(bundle / "manifest.json", damaged)
     return Edit(what=f"manifest.json: {how}", allows=ANOTHER_SOUND)
 
 
 def damage_graph(bundle: Path, random: Random) -> Edit:
-    """A graph's file is damaged and the manifest has the hash of that: ONNX Runtime meets it."""
+    """Damages a graph and updates its hash in the manifest, so that ONNX Runtime gets the damaged file."""
     name = random.choice([name for name in _manifest(bundle)["files"] if name.endswith(".onnx")])
     how, damaged = _damaged((bundle / name).read_bytes(), random)
     relist(bundle, name, damaged)
@@ -115,7 +115,7 @@ def damage_graph(bundle: Path, random: Random) -> Edit:
 
 
 def edit_tokenizer(bundle: Path, random: Random) -> Edit:
-    """A tokenizer's file is edited and the manifest has the hash of that: tokenizers meets it."""
+    """Edits a tokenizer and updates its hash in the manifest, so that the tokenizers library gets the edited file."""
     name = random.choice(("tokenizers/t5.json", "tokenizers/clip.json"))
     data = (bundle / name).read_bytes()
     if random.random() < 0.2:
@@ -128,7 +128,7 @@ def edit_tokenizer(bundle: Path, random: Random) -> Edit:
 
 
 def swap_files(bundle: Path, random: Random) -> Edit:
-    """Two files change places, in the folder or in the manifest or in both."""
+    """Swaps two files in the folder, in the manifest or in both."""
     manifest = _manifest(bundle)
     one, other = random.sample(list(manifest["files"]), 2)
     moved, listed = random.choice(((True, False), (False, True), (True, True)))
@@ -144,7 +144,7 @@ def swap_files(bundle: Path, random: Random) -> Edit:
 
 
 def strange_file(bundle: Path, random: Random) -> Edit:
-    """Something in the folder is not what it should be: missing, more, a folder, a link, a pipe."""
+    """Makes something in the folder wrong: a file missing, an extra one, a folder, a link, a pipe."""
     name = random.choice([*_manifest(bundle)["files"], "manifest.json", "graphs"])
     path, outside = bundle / name, bundle.with_name(f"{bundle.name}-outside")
     change = random.choice(list(_STRANGE))
@@ -153,10 +153,10 @@ def strange_file(bundle: Path, random: Random) -> Edit:
 
 
 def swap_in_use(bundle: Path, random: Random) -> Edit:
-    """A file has its right content when its hash is taken, and another soon after."""
+    """Changes a file soon after its hash was computed from the right content."""
     name = random.choice(list(_manifest(bundle)["files"]))
     data = (bundle / name).read_bytes()
-    write(bundle / name, data)  # no longer shared, for it may be overwritten
+    write(bundle / name, data)  # no longer shared, because it may be overwritten
     how, damaged = _damaged(data, random, same_size=True)
     other = bundle.with_name(f"{bundle.name}-other")
     other.write_bytes(damaged)
@@ -173,7 +173,7 @@ def swap_in_use(bundle: Path, random: Random) -> Edit:
 
 
 def relist(bundle: Path, name: str, data: bytes) -> None:
-    """Write a file and what the manifest says of it."""
+    """Writes a file and updates its entry in the manifest."""
     write(bundle / name, data)
     manifest = _manifest(bundle)
     manifest["files"][name] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
@@ -189,12 +189,12 @@ def _told(document: Document) -> str:
 
 
 def _matters(touched: list[Place]) -> bool:
-    """Whether a session that plays the bundle as edited may sound otherwise."""
+    """Whether the edit may change the sound of a session."""
     return any(len(place) <= 1 or place[0] in _NUMBERS or place[-1] == "file" for place in touched)
 
 
 def _damaged(data: bytes, random: Random, *, same_size: bool = False) -> tuple[str, bytes]:
-    """Flipped bits, or another end. A graph's structure lies at both ends of its file, its weights between."""
+    """Flips bits or changes the end. A graph's structure is at both ends of its file, with the weights between."""
     if not same_size and random.random() < 0.3:
         size = random.choice((0, 1, random.randrange(len(data)), len(data) - 1))
         how, changed = random.choice(((f"cut to {size} bytes", data[:size]), ("twice", data + data)))

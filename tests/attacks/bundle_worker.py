@@ -1,4 +1,4 @@
-"""A child that uses one attacked bundle after another as a host would, and tells what came of each."""
+"""A child that uses one attacked bundle after another, as a host would, and reports each outcome."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from selva_runtime import SelvaError, Session
 
 DURATION_S = 0.96
 MOST_FRAMES, LARGEST_IMAGE = 200, 256
-"""A bundle that asks for more than this is given too little, and has to say so."""
+"""A bundle that asks for more than this gets too little and must report it."""
 PROMPTS = ("ball bouncing", "lamp beeping")
 
 
 class Swap:
-    """Puts another file in the place of one of the bundle's while a session uses it."""
+    """Replaces one of the bundle's files while a session uses it."""
 
     def __init__(self, bundle: str, case: dict[str, Any] | None) -> None:
         self._case, self._done = case or {}, False
@@ -33,18 +33,18 @@ class Swap:
             _Opened.swap = self
 
     def at(self, moment: str) -> None:
-        """The session has got as far as `moment`."""
+        """Tells the swap that the session has reached `moment`."""
         if self._case.get("when") == moment and not self._done:
             self._act()
 
     def opened(self, path: str) -> None:
-        """Something is about to be opened: soon after the file is, its content changes."""
+        """Called before a file is opened. If it is the one to swap, its content changes soon after."""
         if not self._threads and os.path.abspath(path) == str(self._file):
             self._threads.append(threading.Thread(target=self._later))
             self._threads[0].start()
 
     def end(self) -> None:
-        """Wait until it is done."""
+        """Waits until the swap is done."""
         _Opened.swap = None
         for thread in self._threads:
             thread.join()
@@ -66,7 +66,7 @@ class Swap:
 
 
 class _Opened:
-    """The one audit hook: hooks cannot be taken away again."""
+    """The only audit hook, because hooks cannot be removed."""
 
     swap: Swap | None = None
 
@@ -77,7 +77,7 @@ class _Opened:
 
 
 def use(case: dict[str, Any]) -> dict[str, Any]:
-    """Open, encode, generate twice; every outcome as JSON."""
+    """Opens, encodes and generates twice; returns every outcome as JSON."""
     at, swap = "open", Swap(case["bundle"], case.get("swap"))
     try:
         session = Session(case["bundle"], backend="cpu", threads=1)

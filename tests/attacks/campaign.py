@@ -1,7 +1,7 @@
-"""What all attacks share: how many, from which seed, what a finding looks like, and children that may die or hang.
+"""The common part of all attacks: how many to run, from which seed, how to report, and children that may die or hang.
 
-SELVA_ATTACKS says how many of each kind to run instead of the few of `make test`; SELVA_ATTACK_FIRST is the first seed.
-So `SELVA_ATTACKS=1 SELVA_ATTACK_FIRST=417 pytest tests/test_attack_bundles.py` repeats one attack.
+SELVA_ATTACKS is the number of attacks of each kind, instead of the few of `make test`. SELVA_ATTACK_FIRST is the first
+seed. So `SELVA_ATTACKS=1 SELVA_ATTACK_FIRST=417 pytest tests/test_attack_bundles.py` repeats one attack.
 """
 
 from __future__ import annotations
@@ -25,18 +25,19 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """What should not have happened. Faults of one kind are reported once, with the first seed that shows them."""
+    """Something that should not have happened. Each kind of fault is reported once, with its first seed."""
 
     kind: str
     attack: str
-    """What was done, short enough to do it again by hand."""
+    """What was done, in enough detail to repeat it by hand."""
     detail: str = ""
 
 
 def campaign(attack: Callable[[Random], Fault | None], bounded: int) -> None:
-    """Run `attack` with one seed after another, `bounded` times unless SELVA_ATTACKS says otherwise.
+    """Runs `attack` with one seed after another, `bounded` times unless SELVA_ATTACKS says otherwise.
 
-    Raises AssertionError that lists each kind of fault with a seed that repeats it.
+    Raises:
+        AssertionError: an attack found a fault; lists each kind with a seed that repeats it.
     """
     __tracebackhide__ = True
     first = int(os.environ.get("SELVA_ATTACK_FIRST", "0"))
@@ -58,13 +59,13 @@ def _lines(faults: list[tuple[int, Fault]]) -> str:
 
 
 class DiedError(Exception):
-    """A child crashed or did not answer in time; its message says which and how."""
+    """A child crashed or did not answer in time; the message says which and how."""
 
 
 class Worker:
-    """A child that answers JSON lines with JSON lines, many cases long; a new one starts after a crash or a hang.
+    """A child that answers JSON lines with JSON lines for many cases. After a crash or a hang a new one starts.
 
-    Its address space is limited, so that an attack on memory hits the child and not the machine.
+    Its address space is limited, so that an attack on memory affects the child and not the machine.
     """
 
     def __init__(self, module: str, *, memory_bytes: int, time_s: float) -> None:
@@ -73,7 +74,11 @@ class Worker:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 -- closed by `close`
 
     def ask(self, case: dict[str, Any]) -> dict[str, Any]:
-        """The child's answer; raises `DiedError`."""
+        """Sends a case and returns the child's answer.
+
+        Raises:
+            DiedError: the child crashed or did not answer in time.
+        """
         process = self._process or self._start()
         assert process.stdin is not None
         try:
@@ -87,13 +92,13 @@ class Worker:
             raise DiedError(f"crash: {_name(code)} {' '.join(last)[:300]}".strip()) from error
 
     def close(self) -> None:
-        """End the child."""
+        """Ends the child."""
         if self._process is not None:
             self._end()
         self._errors.close()
 
     def restart(self) -> None:
-        """Let the next case meet a fresh child."""
+        """Ends the child, so that the next case starts a new one."""
         if self._process is not None:
             self._end()
 
@@ -150,7 +155,7 @@ def _name(code: int) -> str:
 
 
 def answer(handle: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """A worker's main loop. What a library prints to stdout goes to stderr, apart from the answers."""
+    """A worker's main loop. Anything a library prints to stdout goes to stderr instead, separate from the answers."""
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     for line in sys.stdin:

@@ -1,4 +1,4 @@
-"""Graphs whose outputs are not what the manifest says: another rank, size or type. Their hashes are listed."""
+"""Graphs whose outputs differ from the manifest in rank, size or type. Their hashes are in the manifest."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TYPES = (TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.INT32, TensorProt
 
 
 def change_output(bundle: Path, random: Random) -> Edit:
-    """One more node behind one of a graph's outputs."""
+    """Adds a node after one of a graph's outputs."""
     manifest = json.loads((bundle / "manifest.json").read_bytes())
     name = random.choice((*manifest["graphs"], "decoder", "decoder"))
     file = manifest["graphs"][name]["file"]

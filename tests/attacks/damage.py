@@ -1,4 +1,4 @@
-"""Seeded damage: each attack is refused with a typed error, or shows itself that it changed nothing.
+"""Seeded damage: each attack must be refused with a typed error, or change nothing.
 
 A failure raises `AssertionError` with the seed and the number that reproduce it: `attack_states(1, folder, seed,
 first=17)` repeats attack 17.
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 VALUES = (None, True, False, -1, 0, 1, 2**63, float("inf"), float("nan"), 0.5, "", "x", "../x", "x\0y", [], {}, [None])
-"""What takes the place of a field: every type that JSON has, and numbers out of every range."""
+"""Replacement values for a field: every JSON type, and numbers outside every range."""
 
 
 def attacks(
@@ -23,7 +23,7 @@ def attacks(
     attack: Callable[[random.Random], None],
     expected: type[Exception] | tuple[type[Exception], ...],
 ) -> int:
-    """Runs the attacks; returns how many were refused. Others must have shown themselves that they changed nothing."""
+    """Runs the attacks and returns how many were refused. The others must have changed nothing."""
     refused = 0
     for number in range(first, first + count):
         try:
@@ -40,7 +40,7 @@ def attacks(
 
 
 def damaged(rng: random.Random, whole: bytes) -> bytes:
-    """Two bytes changed, a part lost, doubled or zeroed; never `whole` itself."""
+    """Changes two bytes, or loses, doubles or zeroes a part; never returns `whole` itself."""
     content = bytearray(whole)
     kind, at, length = rng.randrange(6), rng.randrange(len(whole)), rng.randrange(1, 4000)
     if kind == 0:
@@ -58,13 +58,13 @@ def damaged(rng: random.Random, whole: bytes) -> bytes:
 
 
 def places(tree: object, path: tuple[object, ...] = ()) -> list[tuple[object, ...]]:
-    """The path of every value below `tree`, which are dicts and lists."""
+    """The path of every value in `tree`, which consists of dicts and lists."""
     items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
     return [found for key, value in items for found in ((*path, key), *places(value, (*path, key)))]
 
 
 def same(one: object, other: object) -> bool:
-    """Whether two trees with tensors in them have equal values."""
+    """Whether two trees that contain tensors have equal values."""
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
     if isinstance(one, Tensor) and isinstance(other, Tensor):
@@ -73,7 +73,7 @@ def same(one: object, other: object) -> bool:
 
 
 def changed(tree: object, path: tuple[object, ...], change: Callable[[object], object]) -> object:
-    """`tree` with the value at `path` changed."""
+    """Returns `tree` with the value at `path` changed."""
     if not path:
         return change(tree)
     copy = dict(tree) if isinstance(tree, dict) else list(tree)

@@ -1,4 +1,4 @@
-"""Attacks on a bundle's manifest and on the files beside its engines."""
+"""Attacks on a bundle's manifest and on the files next to its engines."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LAYERS = [{"name": "x", "group": "gemm", "precision": "float16", "launches": Tru
 
 
 class SmallSet:
-    """A bundle with the demo's manifest and no graphs, and in it a made-up engine of the decoder, its only graph."""
+    """A bundle with the demo's manifest and one fake engine, that of the decoder, which is its only graph."""
 
     def __init__(self, bundle: Path) -> None:
         demo = Path(selva_runtime.__file__).with_name("demo_bundle")
@@ -67,7 +67,7 @@ class SmallSet:
         }
 
     def write(self, file: str, content: object) -> None:
-        """One of the files; the hash of the layers is kept right, so that their content is what is looked at."""
+        """Writes one of the files. Keeps the hash of the layers right, so that their content is checked."""
         text = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.files[file].write_bytes(text)
         if file == "layers":
@@ -83,7 +83,11 @@ class SmallSet:
             self.write(file, self.content[file])
 
     def use(self) -> None:
-        """All that is done with a set: found, read, described and inspected. Raises `EngineError`, or it works."""
+        """Does everything that can be done with a set: finds, reads, describes and inspects it.
+
+        Raises:
+            EngineError: the set is refused.
+        """
         engines = find_engines(self.bundle, "tensorrt-rtx", VERSION, "8.6")
         assert engines.read("decoder") == BLOB, "another engine"
         assert engines.build_command
@@ -91,7 +95,7 @@ class SmallSet:
 
 
 def attack_engine_sets(count: int, folder: Path, seed: int = 0, first: int = 0) -> int:
-    """Damage to a bundle's manifest, to `engines.json` and to the layers, as text and value by value."""
+    """Damages a bundle's manifest, `engines.json` and the layers, as text and value by value."""
     small = SmallSet(folder / "bundle")
 
     def attack(rng: random.Random) -> None:

@@ -1,4 +1,4 @@
-"""Edits of a JSON document: any value replaced by any other, names removed, renamed and doubled, numbers nudged."""
+"""Edits of a JSON document: replaces values, removes, renames and doubles names, changes numbers slightly."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RAW = {
     name: f"@{name}@"
     for name in ("1e400", "-1e400", "NaN", "Infinity", "1" + "0" * 5000, "[" * 100_000, "[" * 100_000 + "]" * 100_000)
 } | {'{"a":' * 50_000 + "1" + "}" * 50_000: "@deep objects@", '"\\ud800"': "@lone surrogate@"}
-"""What `json.dumps` cannot write, by the text that stands for it until then."""
+"""Values that `json.dumps` cannot write, by the placeholder text that stands for them."""
 NUMBERS: tuple[Any, ...] = (
     *(-1, 0, 1, 2, 3, 7, 100, 255, 1000, 65_537, 2**31, 2**32, 2**63 - 1, 2**63, 2**64, -(2**63)),
     *(0.5, 1.5, -0.0, 1e-320, 1e308, -1e308, "@1e400@", "@NaN@"),
@@ -31,16 +31,16 @@ VALUES: tuple[Any, ...] = (
 
 @dataclass(kw_only=True)
 class Document:
-    """A document under attack, and what was done to it."""
+    """A document under attack, and a record of its edits."""
 
     value: Any
     done: list[str] = field(default_factory=list)
     touched: list[Place] = field(default_factory=list)
     doubled: str | None = None
-    """A name that is to be written twice."""
+    """A name to write twice."""
 
     def text(self) -> bytes:
-        """As it is to be written."""
+        """The document as text to write."""
         written = json.dumps(self.value)
         for raw, mark in RAW.items():
             written = written.replace(json.dumps(mark), raw)
@@ -50,14 +50,14 @@ class Document:
         return written.encode()
 
     def at(self, place: Place) -> Any:
-        """The value there."""
+        """Returns the value at a place."""
         value = self.value
         for key in place:
             value = value[key]
         return value
 
     def put(self, place: Place, value: Any, what: str) -> None:
-        """Replace the value there."""
+        """Replaces the value at a place."""
         if place:
             self.at(place[:-1])[place[-1]] = value
         else:
@@ -65,13 +65,13 @@ class Document:
         self.note(place, what)
 
     def note(self, place: Place, what: str) -> None:
-        """Remember an edit."""
+        """Records an edit."""
         self.done.append(f"{spelled(place)} {what}")
         self.touched.append(place)
 
 
 def edited(original: Any, random: Random, *, within: tuple[str, ...] = (), extra: tuple[Any, ...] = ()) -> Document:
-    """One edit, sometimes two or three, most of them `within` these sections. `extra` are more values to put in."""
+    """Makes one to three edits, most of them `within` these sections. `extra` are more values to insert."""
     document = Document(value=copy.deepcopy(original))
     for _ in range(random.choice((1, 1, 1, 1, 2, 3))):
         present = [name for name in within if isinstance(document.value, dict) and name in document.value]
@@ -81,7 +81,7 @@ def edited(original: Any, random: Random, *, within: tuple[str, ...] = (), extra
 
 
 def nudged(original: Any, random: Random, *, within: tuple[str, ...]) -> Document:
-    """One number of these sections becomes another that might be meant."""
+    """Replaces one number of these sections by a plausible one."""
     document = Document(value=copy.deepcopy(original))
     numbers = [place for place in _places(original, ()) if place[:1] and place[0] in within]
     numbers = [place for place in numbers if _is_number(document.at(place))]
@@ -90,7 +90,7 @@ def nudged(original: Any, random: Random, *, within: tuple[str, ...]) -> Documen
 
 
 def spelled(place: Place) -> str:
-    """For a report."""
+    """Formats a place for a report."""
     return ".".join(map(str, place)) or "all"
 
 
@@ -102,7 +102,7 @@ def _places(value: Any, place: Place) -> Iterator[Place]:
 
 
 def _place(document: Document, random: Random, start: Place) -> Place:
-    """Some way down from `start`: a long list draws no more attacks than a short one."""
+    """Picks a place some way down from `start`; a long list gets no more attacks than a short one."""
     place = start
     while not place or random.random() > 0.1:
         value = document.at(place)

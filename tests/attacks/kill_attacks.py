@@ -1,4 +1,4 @@
-"""Kills of a running `selva-generate`: whole files or none are in the folder afterwards, whenever the signal came."""
+"""Kills a running `selva-generate` at any time: afterwards the folder must have complete files or none."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _POLL_S = 0.001
 
 
 class KillAttacks:
-    """Runs in folders of their own below `folder`, each to be killed. One run is left alone: its files are right."""
+    """Runs, each in its own folder below `folder`, to be killed. One run is not killed: its files are the reference."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -36,7 +36,7 @@ class KillAttacks:
         self._right = {path.name: described(path) for path in (folder / "right").iterdir()}
 
     def attack(self, random: Random) -> Fault | None:
-        """Kill one run at a time of the seed's choice, half of them while the files are being written."""
+        """Kills one run at a time that the seed chooses, half of them while the files are being written."""
         out, number = self._folder / "new" / "out", random.choice(list(CODES))
         at_files = random.random() < 0.5
         # the files follow each other within 60 ms
@@ -62,7 +62,8 @@ class KillAttacks:
         left = [path.relative_to(out.parent) for path in out.parent.rglob("*") if path.is_file()]
         files = {path.name: path for path in out.iterdir()} if out.is_dir() else {}
         final = {name for name in files if not name.startswith(".")}
-        # -15 and -2, the same to a shell, are what a process ends with before Python runs in it
+        # -15 and -2, which a shell does not tell apart from the codes, occur if the process ends before Python runs in
+        # it
         codes = {CODES[number], -number, 0}
         if code not in codes:
             return f"{number.name}: exit code {code}"
@@ -85,7 +86,7 @@ class KillAttacks:
 
 
 def described(path: Path) -> object:
-    """All samples of a WAV; of a film its pictures and how much sound it has. What cannot be read is said."""
+    """All samples of a WAV, or a film's pictures and length of sound. Says so if the file cannot be read."""
     try:
         if path.suffix == ".wav":
             return hashlib.sha256(soundfile.read(path, dtype="int32")[0].tobytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""Graphs whose weights lie in a file of their own: listed, half listed, altered, or out of the bundle."""
+"""Graphs whose weights are in a separate file: listed, partly listed, changed, or outside the bundle."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PLACES = {
 
 
 def move_weights_out(bundle: Path, random: Random) -> Edit:
-    """A graph's weights in a file that may be unlisted, altered, or elsewhere."""
+    """Moves a graph's weights to a file that may be unlisted, changed, or elsewhere."""
     manifest = json.loads((bundle / "manifest.json").read_bytes())
     graph = random.choice(list(manifest["graphs"]))
     file = manifest["graphs"][graph]["file"]
@@ -53,7 +53,7 @@ def move_weights_out(bundle: Path, random: Random) -> Edit:
 
 
 def _split(path: Path, location: str) -> tuple[bytes, bytes]:
-    """The graph without its large tensors, and those one after another."""
+    """Splits a graph into itself without its large tensors, and those tensors one after another."""
     model, data = onnx.load(path), bytearray()
     for tensor in model.graph.initializer:
         if len(tensor.raw_data) < 256:

@@ -1,4 +1,4 @@
-"""A child with one session, which it forks and calls from two threads at once, and tells what came of it."""
+"""A child with one session. It forks the session and calls it from two threads at once, and reports the outcome."""
 
 from __future__ import annotations
 
@@ -29,38 +29,38 @@ Call = Callable[[Session, Clip], bytes]
 
 
 def open_session() -> tuple[Session, Clip]:
-    """A session that was used once, for the threads of its backend to be there."""
+    """Opens a session and uses it once, so that the threads of its backend exist."""
     session = Session(BUNDLE, backend="cpu", threads=1)
     return session, encode(session)
 
 
 @cache
 def shared() -> tuple[Session, Clip]:
-    """The session of all cases."""
+    """The session shared by all cases."""
     return open_session()
 
 
 def encode(session: Session) -> Clip:
-    """The one clip of all cases."""
+    """The clip used in all cases."""
     frames = np.random.default_rng(0).integers(0, 256, (FRAMES, 3, 64, 64), dtype=np.uint8)
     return session.encode_frames(frames, DURATION_S)
 
 
 @cache
 def right(name: str, seed: int) -> bytes:
-    """What a call gives when nothing else is going on."""
+    """The result of a call when nothing else is running."""
     return made(name, seed)(*shared())
 
 
 def made(name: str, seed: int) -> Call:
-    """A call of a session: `name` is "encode" or a prompt."""
+    """Calls a session: `name` is "encode" or a prompt."""
     if name == "encode":
         return lambda session, _clip: np.asarray(encode(session).tokens).tobytes()
     return lambda session, clip: session.generate(clip, [name], steps=1, seed=seed)[0].audio.tobytes()
 
 
 def outcome(name: str, seed: int, session: Session, clip: Clip) -> str | None:
-    """What was wrong with a call. An error of ours is right: the session may refuse."""
+    """Describes what was wrong with a call. One of our errors is acceptable: the session may refuse."""
     try:
         found = made(name, seed)(session, clip)
     except SelvaError:
@@ -71,7 +71,7 @@ def outcome(name: str, seed: int, session: Session, clip: Clip) -> str | None:
 
 
 def fork(random: Random) -> dict[str, Any]:
-    """Fork at rest or while a thread is inside a call; the child calls the session that it inherited, or a new one."""
+    """Forks at rest or while a thread is inside a call. The child uses the inherited session or a new one."""
     name, seed, other = random.choice(("encode", *PROMPTS)), random.randrange(3), random.choice(PROMPTS)
     busy, fresh = random.random() < 0.4, random.random() < 0.3
     for call in (name, other):
@@ -105,7 +105,7 @@ def fork(random: Random) -> dict[str, Any]:
 
 
 def delays(random: Random) -> Callable[[FrameType, str, Any], None]:
-    """A profiler that lets a thread sleep now and then where a function of ours returns: what can race, does."""
+    """A profiler that makes a thread sleep at random when one of our functions returns, to provoke races."""
 
     def sleep(frame: FrameType, event: str, _result: Any) -> None:
         ours = event == "return" and str(frame.f_globals.get("__name__")).startswith("selva_runtime.")
@@ -116,7 +116,7 @@ def delays(random: Random) -> Callable[[FrameType, str, Any], None]:
 
 
 def threads(random: Random) -> dict[str, Any]:
-    """Two threads call the session at the same time."""
+    """Calls the session from two threads at the same time."""
     calls = [(random.choice(("encode", *PROMPTS)), random.randrange(2)) for _ in range(2)]
     for call in calls:
         right(*call)
@@ -139,7 +139,7 @@ def threads(random: Random) -> dict[str, Any]:
 
 
 def handle(case: dict[str, Any]) -> dict[str, Any]:
-    """One attack, of the kind and the seed that the case names."""
+    """Runs one attack, of the kind and the seed in the case."""
     return {"fork": fork, "threads": threads}[case["kind"]](Random(case["seed"]))
 
 

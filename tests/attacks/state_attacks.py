@@ -1,4 +1,4 @@
-"""Attacks on what a training run goes on from."""
+"""Attacks on the state from which a training run resumes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class SmallRun:
 
 
 def attack_states(count: int, folder: Path, seed: int = 0, first: int = 0) -> int:
-    """Damage to `state.pt` and to a snapshot, and states with a right hash but a wrong content."""
+    """Damages `state.pt` and a snapshot, and makes states with a right hash and wrong content."""
     run, fresh = SmallRun(folder / "run"), SmallRun(folder / "fresh", steps=0)
     state = run.save()
     snapshot = run.averages.snapshots()[-1]
@@ -75,7 +75,7 @@ def attack_states(count: int, folder: Path, seed: int = 0, first: int = 0) -> in
 
 
 def _other(rng: random.Random, value: object) -> object:
-    """Another value than `value`; for a tensor sometimes one that differs in a single way."""
+    """Returns a different value from `value`; for a tensor, sometimes one that differs in a single way."""
     if isinstance(value, Tensor) and rng.random() < 0.7:
         wrong = value.clone()
         if rng.random() < 0.5 and value.dtype.is_floating_point:

@@ -1,7 +1,7 @@
-"""Videos damaged at random, or made to lie about themselves: each is read, and now and then copied with a stem.
+"""Videos with random damage or false statements about themselves. Each is read, and some are copied with a stem.
 
-Every attack comes to a result or one of the project's errors, in time, without a crash, and leaves nothing half
-written. Attacks run in processes of their own, many in each, which report after each one.
+Every attack must give a result or one of the project's errors, in time, without a crash or partial files. The attacks
+run in separate processes, many in each, which report after each one.
 """
 
 import json
@@ -21,12 +21,12 @@ from movies import Box, build, parse
 
 PER_PROCESS = 50
 LIMIT_S = 60
-"""For one attack, on a busy machine."""
+"""Time limit of one attack, seconds, on a busy machine."""
 LIMIT_MIB = 900
-"""512 and the file's size are allowed for tables; the rest is FFmpeg's decoders and Python."""
+"""512 MiB and the file's size are allowed for tables; the rest is for FFmpeg's decoders and Python."""
 MAX_TABLE_BYTES = 24 << 20
 TABLES = dict.fromkeys(b"elst stts ctts stss stsc stco sbgp trun".split(), 4) | {b"stsz": 8, b"sidx": 20}
-"""Where each says how many rows it has."""
+"""Offset of the row count in each table."""
 EXAMPLE = Path(__file__).parents[2] / "examples" / "street.mp4"
 SETTINGS = {
     "a.mp4": {"options": {"g": "10"}},
@@ -75,7 +75,7 @@ def repeat(data: bytes, chance: random.Random) -> bytes:
 
 
 def numbers(data: bytes, chance: random.Random) -> bytes:
-    """Four bytes become a number of the kind that breaks things."""
+    """Replaces four bytes by a number that is likely to cause trouble."""
     changed = bytearray(data)
     for _ in range(chance.choice([1, 5])):
         place = chance.randrange(max(1, len(data) - 8))
@@ -93,7 +93,7 @@ def all_boxes(boxes: list[Box]) -> list[tuple[list[Box], int]]:
 
 
 def splice(data: bytes, chance: random.Random) -> bytes:
-    """A box is put in the place of another, repeated, or left out."""
+    """Replaces a box by another, repeats it, or leaves it out."""
     boxes = parse(data)
     places = all_boxes(boxes)
     (take, index), (put, place) = chance.choice(places), chance.choice(places)
@@ -106,7 +106,7 @@ def splice(data: bytes, chance: random.Random) -> bytes:
 
 
 def counts(data: bytes, chance: random.Random) -> bytes:
-    """A table of a movie says that it is longer than it is, or is longer: its rows come again and again."""
+    """Changes a table of a movie: a wrong row count, or the same rows many times."""
     boxes = parse(data)
     tables = [(holder, index) for holder, index in all_boxes(boxes) if holder[index][0] in TABLES]
     if not tables:
@@ -116,9 +116,9 @@ def counts(data: bytes, chance: random.Random) -> bytes:
     place = TABLES[kind]
     number = struct.pack(">I", chance.choice([0, 1, 2, 1000, 10**6, 8 * 10**7, 2**31, 2**32 - 1]))
     rows = content[place + 4 :]
-    if kind == b"trun":  # no fields for each sample
+    if kind == b"trun":  # no fields per sample
         content = content[:1] + b"\0\0" + content[3:]
-    elif kind == b"stsz" and chance.random() < 0.5:  # all samples have one size
+    elif kind == b"stsz" and chance.random() < 0.5:  # all samples have the same size
         content = content[:7] + b"\1" + content[8:]
     elif rows and chance.random() < 0.5:
         rows *= chance.choice([10, 1000, MAX_TABLE_BYTES // len(rows) + 1])
@@ -136,9 +136,10 @@ def mutant(data: bytes, chance: random.Random) -> bytes:
 
 
 def attack(count: int, seed: int) -> None:
-    """`count` attacks, each with a seed of its own from `seed` on. Raises `AssertionError` with that of the first hit.
+    """Runs `count` attacks, each with its own seed, starting at `seed`. Call `attack(1, SEED)` to repeat one.
 
-    Call `attack(1, SEED)` to repeat one.
+    Raises:
+        AssertionError: an attack found a fault; names the seed of the first one.
     """
     results: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as name:

@@ -1,4 +1,4 @@
-"""Attacks on checkpoints that `selva-fetch` recorded, and on `selva-fetch` by the hub that it asks."""
+"""Attacks on checkpoints that `selva-fetch` recorded, and on `selva-fetch` by a hub."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TENSORS = {"a.weight": torch.arange(600.0).reshape(20, 30), "a.bias": torch.aran
 
 
 def attack_checkpoints(count: int, folder: Path, seed: int = 0, first: int = 0) -> int:
-    """Damage to a recorded file, or to the record: as text and value by value."""
+    """Damages a recorded file, or the record, as text and value by value."""
     folder.mkdir(exist_ok=True)
     names = ("x.safetensors", "x.pth")
     save_file(TENSORS, folder / names[0])
@@ -80,7 +80,7 @@ _PLACES = (
 
 
 def attack_fetch(count: int, folder: Path, seed: int = 0, first: int = 0) -> int:
-    """A hub that sends damage, too much or too little, or answers with other headers or another status."""
+    """Lets a hub send damaged, too much or too little content, or other headers or status codes."""
     disable_progress_bars()
     logging.set_verbosity_error()
 

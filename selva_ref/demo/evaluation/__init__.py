@@ -1,1 +1,1 @@
-"""Two test sets, onsets heard against true events, and the paper's ablations."""
+"""Two test sets, a comparison of heard onsets with true events, and the paper's ablations."""

@@ -1,7 +1,7 @@
-"""The paper's ablations on the demo: what each part of the recipe is worth, every other part the same.
+"""The paper's ablations on the demo: each changes one part of the recipe, to measure its effect.
 
-A variant is a way to make sync features and a generator. Each is trained as long as the full recipe; the joint one
-takes as many steps as the first stage, each of which costs both.
+A variant is a way to make sync features and a generator. Each is trained as long as the full recipe. The joint one
+takes as many steps as the first stage, and each of its steps costs as much as a step of both stages.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Variant:
 
     name: str
     encoder: str | None
-    """File of the trained encoder; None: the teacher's features, of everything in the picture."""
+    """File of the trained encoder; None: the teacher's features of everything in the picture."""
     generator: str
     sup: bool = True
 
@@ -46,7 +46,7 @@ VARIANTS = (
 
 
 def train_no_encoder(shop: Workshop) -> None:
-    """Stage 2 on the teacher's features of the mixed clips."""
+    """Trains stage 2 on the teacher's features of the mixed clips."""
     teacher, rows = shop.load("teacher"), np.arange(0, len(shop.mixes), 2)
     with torch.no_grad():
         each = torch.cat([pooled(teacher, shop.mixes.tokens_of(rows[i : i + 16])) for i in range(0, len(rows), 16)])
@@ -54,14 +54,14 @@ def train_no_encoder(shop: Workshop) -> None:
 
 
 def train_no_sup(shop: Workshop) -> None:
-    """Both stages without supplementary tokens."""
+    """Trains both stages without supplementary tokens."""
     if not shop.file("video_encoder_no_sup").exists():
         shop.stage1("video_encoder_no_sup", NO_SUP)
     shop.stage2("generator_no_sup", "video_encoder_no_sup", NO_SUP)
 
 
 def train_joint(shop: Workshop) -> None:
-    """Encoder and generator at once, by the flow's loss alone: no teacher, no first stage."""
+    """Trains encoder and generator together on the flow loss alone: no teacher, no first stage."""
     student = fresh_encoder(PRESET, shop.file("teacher"), shop.seed + 7)
     generator = shop.load("generator", "mmaudio")
     trainable(student, STAGE1)
@@ -82,7 +82,7 @@ def train_joint(shop: Workshop) -> None:
 
 
 def features_of(shop: Workshop, variant: Variant) -> Features:
-    """How the variant makes sync features of backbone tokens and a caption."""
+    """Returns how the variant makes sync features from backbone tokens and a caption."""
     if variant.encoder is None:
         teacher = shop.load("teacher")
         return lambda tokens, captions: pooled(teacher, tokens)

@@ -1,6 +1,7 @@
-"""When something is heard in a stem, and how well that agrees with when it happened.
+"""Detects the sounds in a stem and compares their times with those of the true events.
 
-An onset is a sudden rise in many mel bands at once (spectral flux on compressed magnitudes), found in the sound alone.
+An onset is a sudden rise in many mel bands at once (spectral flux on compressed magnitudes), detected from the sound
+alone.
 Shapes: n samples at 16 kHz, F frames of 8 ms.
 """
 
@@ -18,17 +19,17 @@ from selva_ref.model.mel import MelSpectrogram
 from selva_ref.model.presets import AUDIO_16K
 
 TOLERANCE_S = 0.08
-"""How far a heard onset may lie from a true one."""
+"""Largest distance between a heard onset and a true one."""
 HOP = 128
 SILENCE = 0.01
-"""Peak below which a stem holds nothing."""
+"""A stem with a smaller peak counts as empty."""
 FLOOR = 0.02
-"""Magnitudes are compressed above this share of the loudest one."""
+"""Magnitudes are compressed above this share of the largest one."""
 RISE = 0.5
-"""Rise in decades, mean of the `BANDS` that rise most, that counts as an onset."""
+"""Smallest rise that counts as an onset, in decades: the mean of the `BANDS` bands that rise most."""
 BANDS = 3
 APART_FRAMES = 12
-"""Of two onsets nearer than this (96 ms), the stronger counts."""
+"""If two onsets are closer than this (96 ms), only the stronger counts."""
 
 Times = npt.NDArray[np.float64]
 
@@ -79,17 +80,17 @@ class Score:
     heard: int = 0
     true: int = 0
     offset_s: float = 0.0
-    """Sum of |heard - true| over the hits."""
+    """Sum of |heard - true| over the hits, seconds."""
     leaks: int = 0
-    """Events of another source at which something is heard that is no event of the target."""
+    """Events of the other source at which an onset is heard that does not belong to the target."""
     others: int = 0
-    """Events of another source that are told apart from the target's in time."""
+    """Events of the other source that are far enough from the target's in time."""
     right_kind: int = 0
     stems: int = 0
 
     @classmethod
     def total(cls, scores: Sequence[Score]) -> Score:
-        """The sums of all counts."""
+        """Adds up the counts."""
         return cls(**{name: sum(getattr(score, name) for score in scores) for name in cls.__dataclass_fields__})
 
     @property
@@ -99,22 +100,22 @@ class Score:
 
     @property
     def leak(self) -> float:
-        """Share of the other source's onsets that are heard."""
+        """Share of the other source's events that are heard."""
         return self.leaks / max(1, self.others)
 
     @property
     def offset_ms(self) -> float:
-        """Mean distance of a hit from its event."""
+        """Mean distance between a hit and its event."""
         return 1000 * self.offset_s / max(1, self.hits)
 
     @property
     def kind(self) -> float:
-        """Share of stems that sound like the kind that was asked for."""
+        """Share of stems that sound like the requested kind."""
         return self.right_kind / max(1, self.stems)
 
 
 def score(audio: npt.NDArray[np.float32], true_s: Times, other_s: Times, right_kind: bool) -> Score:
-    """How well a stem agrees with its source's events, and how much of another source's it has."""
+    """Compares a stem with its source's events, and counts events of the other source in it."""
     heard_s = onsets(audio)
     pairs = matched(heard_s, true_s)
     spare_s = np.delete(heard_s, [i for i, _ in pairs])

@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: scores as JSON, the table as Markdown, and both as a picture."""
+"""The results of an evaluation: scores as JSON, the table as Markdown, and a chart of it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from selva_ref.pipeline import sequence_rules
 from selva_ref.weights.checkpoints import file_sha256, read_checkpoint
 
 TEST_SEED = 1_000_003
-"""Far from every seed of the training clips."""
+"""Far from all seeds of the training clips."""
 MEASURES = (
     ("target onsets F1", "f1"),
     ("other's onsets heard", "leak"),
@@ -40,7 +40,7 @@ MEASURES = (
 
 
 def judge_of(shop: Workshop) -> Judge:
-    """The finished autoencoder, vocoder and listener of a run."""
+    """Loads the finished autoencoder, vocoder and listener of a run."""
     listener = Listener(PRESET.audio.mel_bands)
     listener.load_state_dict(read_checkpoint(shop.file("listener")))
     return Judge(
@@ -55,7 +55,7 @@ def judge_of(shop: Workshop) -> Judge:
 
 
 def evaluate(shop: Workshop, ablations: bool) -> str:
-    """Scores every variant that was trained, writes `evaluation.{json,md,png}` and returns the table."""
+    """Scores every trained variant, writes `evaluation.{json,md,png}` and returns the table."""
     court = Court.of(shop)
     variants = VARIANTS if ablations else VARIANTS[:1]
     rows = {variant.name: court.scores(shop, variant) for variant in variants}
@@ -79,7 +79,7 @@ def evaluate(shop: Workshop, ablations: bool) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Court:
-    """The judge, the test sets and the backbone's tokens of them, the same for every variant."""
+    """The judge, the test sets and their backbone tokens, which are the same for every variant."""
 
     judge: Judge
     tests: dict[str, list[TestScene]]
@@ -87,14 +87,14 @@ class Court:
 
     @classmethod
     def of(cls, shop: Workshop) -> Court:
-        """Both test sets of a run."""
+        """Makes both test sets of a run."""
         count, seed = shop.plan.tests, shop.seed + TEST_SEED
         tests = {"mixed": mixed_tests(count, seed), "composed": composed_tests(count, seed)}
         teacher = shop.load("teacher")
         return cls(judge=judge_of(shop), tests=tests, tokens={n: test_tokens(teacher, s) for n, s in tests.items()})
 
     def scores(self, shop: Workshop, variant: Variant) -> dict[str, Score]:
-        """A variant's score on each test set, kept in the run's folder for the very networks that were scored."""
+        """Scores a variant on each test set. The scores are cached in the run's folder, for exactly these networks."""
         path = shop.folder / f"scores_{re.sub('[^a-z]+', '_', variant.name.lower())}.json"
         names = ("teacher", variant.encoder or "teacher", variant.generator, "vae", "vocoder", "listener", "text_t5")
         networks = {name: file_sha256(shop.file(name)) for name in (*names, "text_clip")}
@@ -111,7 +111,7 @@ class Court:
 
 
 def _truth(judge: Judge, scenes: list[TestScene]) -> Score:
-    """The true stems under the same measure: what a perfect model would score."""
+    """Scores the true stems the same way: the best that a perfect model could reach."""
     return score_stems(judge, scenes, np.stack([source.sound() for scene in scenes for source in scene.sources]))
 
 
@@ -125,7 +125,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def draw(rows: dict[str, dict[str, Score]], path: Path) -> None:
-    """The table as bars: one panel a measure, one group a test set."""
+    """Draws the table as bars: one panel per measure, one group per test set."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,8 +1,8 @@
-"""Scores of the demo: stems for scenes with two sources, against when each source truly sounded.
+"""Scores of the demo: compares stems for scenes with two sources with the times at which each source sounds.
 
-Two test sets, never trained on: (a) "mixed", two clips side by side as in the paper; (b) "composed", two things in one
-frame. Every scene gives two stems, one for each of its sources. A row of the table is a way to make sync features and a
-generator; noise, scenes and prompts are the same in all rows.
+There are two test sets that training never sees: (a) "mixed", two clips side by side as in the paper; (b) "composed",
+two things in one frame. Every scene gives two stems, one for each of its sources. A row of the table is a way to make
+sync features and a generator; noise, scenes and prompts are the same in all rows.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class TestScene:
 
 
 def mixed_tests(count: int, seed: int) -> list[TestScene]:
-    """Test set (a): clips that training never drew, side by side, half of the columns each."""
+    """Test set (a): clips not used in training, side by side, half of the columns each."""
     bank = ClipBank(2 * count, seed)
     found = []
     for index in range(count):
@@ -59,7 +59,7 @@ def composed_tests(count: int, seed: int) -> list[TestScene]:
 
 @dataclass(frozen=True, kw_only=True)
 class Judge:
-    """What a stem is made and judged with."""
+    """The networks that turn latents into stems and judge them."""
 
     vae: VAE
     vocoder: Vocoder
@@ -70,7 +70,7 @@ class Judge:
     latent_length: int
 
     def kinds_of(self, stems: np.ndarray) -> np.ndarray:
-        """The kind that each stem (B, n) sounds like."""
+        """Kind that each stem (B, n) sounds like."""
         with torch.no_grad():
             return np.concatenate(
                 [self.listener(self.mel(part)).argmax(-1).numpy() for part in torch.from_numpy(stems).split(BATCH)]
@@ -83,7 +83,7 @@ Features = Callable[[Tensor, np.ndarray], Tensor]
 
 @torch.no_grad()
 def test_tokens(teacher: Teacher, tests: list[TestScene]) -> Tensor:
-    """(scenes, N, D) float32."""
+    """Backbone tokens of the scenes, (scenes, N, D) float32."""
     frames = torch.stack([test.frames for test in tests])
     return torch.cat([backbone_tokens(teacher, part) for part in frames.split(8)])
 
@@ -91,7 +91,7 @@ def test_tokens(teacher: Teacher, tests: list[TestScene]) -> Tensor:
 def make_stems(
     judge: Judge, generator: Generator, features: Features, tests: list[TestScene], tokens: Tensor, seed: int
 ) -> np.ndarray:
-    """(2 * scenes, samples): for every scene its first source's stem, then its second's."""
+    """Returns (2 * scenes, samples): for every scene, the stem of its first source, then of its second."""
     kinds = np.array([KINDS.index(source.kind) for test in tests for source in test.sources])
     captions = judge.prompts.plain(kinds)
 
@@ -109,7 +109,7 @@ def make_stems(
 
 
 def score_stems(judge: Judge, tests: list[TestScene], stems: np.ndarray) -> Score:
-    """All stems of a test set together."""
+    """Scores all stems of a test set together."""
     heard_kinds = judge.kinds_of(stems)
     scores = []
     for index, (audio, heard) in enumerate(zip(stems, heard_kinds, strict=True)):
@@ -120,7 +120,7 @@ def score_stems(judge: Judge, tests: list[TestScene], stems: np.ndarray) -> Scor
 
 
 def table(rows: Mapping[str, Mapping[str, Score]]) -> str:
-    """A Markdown table: one line a row and test set."""
+    """Formats a Markdown table with one line per row and test set."""
     lines = [
         "| test set | row | target onsets F1 ↑ | other source's onsets heard ↓ | mean offset, ms ↓ "
         "| right kind of sound ↑ |",

@@ -1,1 +1,1 @@
-"""How each network of the demo model is trained from nothing."""
+"""Training of each network of the demo model from scratch."""

@@ -1,7 +1,7 @@
-"""The demo's mel autoencoder and vocoder, learned from the sounds of its world.
+"""The demo's mel autoencoder and vocoder, trained on the sounds of its world.
 
-Both see sound alone, so any number of clips costs nothing but their synthesis. The vocoder is trained without a
-discriminator: the sounds are few and clean, spectral losses at three resolutions reach them.
+Both need only sound, so clips are cheap: they just have to be synthesised. The vocoder is trained without a
+discriminator. The sounds are few and clean, so spectral losses at three resolutions are enough.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ KL_WEIGHT = 5e-4
 RESOLUTIONS = ((256, 64), (512, 128), (1024, 256))
 """FFT size and hop of the spectral losses, samples."""
 CROP_FRAMES = 16
-"""Mel frames that the vocoder sees at once while learning: 0.26 s."""
+"""Mel frames per training crop of the vocoder: 0.26 s."""
 LOUD = -3.5
-"""Log10-mel above which a sound is more than a trace."""
+"""Log10-mel above which a point counts as loud."""
 LOUD_WEIGHT = 6.0
-"""What an error counts there, against one in silence: most of a clip is silent, and its tones are a few bands wide."""
+"""Weight of an error at loud points, compared with silence: most of a clip is silent, and its tones cover few bands."""
 QUIET_RESIDUE = 0.2
-"""Share of their usual size that the residual branches start with: the linear path learns first."""
+"""Initial scale of the residual branches, as a share of the usual one, so that the linear path learns first."""
 
 
 class SoundBank:
-    """`clips` soundtracks of single sources, and their log-mels. Kinds take turns."""
+    """`clips` soundtracks of single sources and their log-mels. The kinds alternate."""
 
     def __init__(self, mel: MelSpectrogram, clips: int, seed: int) -> None:
         self.hop = mel.config.hop
@@ -47,11 +47,11 @@ class SoundBank:
         self.mels_BMT = torch.cat([mel(waves) for waves in self.waves_BN.split(32)])
 
     def mels(self, rng: np.random.Generator, batch: int) -> Tensor:
-        """Whole log-mels, (batch, bands, frames)."""
+        """Random whole log-mels, (batch, bands, frames)."""
         return self.mels_BMT[rng.integers(len(self.mels_BMT), size=batch)]
 
     def crops(self, mels_BMT: Tensor, rng: np.random.Generator, batch: int) -> tuple[Tensor, Tensor]:
-        """Around random events: crops of `mels_BMT`, (batch, bands, 16), and of the waves, (batch, 16 hops)."""
+        """Crops around random events: of `mels_BMT`, (batch, bands, 16), and of the waves, (batch, 16 hops)."""
         mels, waves = [], []
         for item in rng.integers(len(mels_BMT), size=batch):
             event = int(rng.choice(self.events_s[item]) * RATE_HZ / self.hop)
@@ -62,13 +62,13 @@ class SoundBank:
 
 
 def set_mel_statistics(vae: VAE, mels_BMT: Tensor) -> None:
-    """Mean and deviation per band, which the autoencoder normalises with."""
+    """Sets the mean and deviation per band with which the autoencoder normalises."""
     vae.data_mean.copy_(mels_BMT.mean((0, 2))[None, :, None])
     vae.data_std.copy_(mels_BMT.std((0, 2))[None, :, None])
 
 
 def vae_loss(vae: VAE, mels_BMT: Tensor, noise_seed: int) -> Tensor:
-    """L1 of the log-mel, loud places weighted, plus `KL_WEIGHT` times the divergence from the unit normal."""
+    """L1 of the log-mel with loud points weighted, plus `KL_WEIGHT` times the divergence from the unit normal."""
     mean, std = vae.encode(mels_BMT)
     noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(noise_seed))
     error = (vae.decode(mean + std * noise) - mels_BMT).abs()
@@ -79,7 +79,7 @@ def vae_loss(vae: VAE, mels_BMT: Tensor, noise_seed: int) -> Tensor:
 
 @torch.no_grad()
 def reconstructed(vae: VAE, mels_BMT: Tensor, seed: int) -> Tensor:
-    """What the autoencoder makes of log-mels, by way of a random draw from its posterior."""
+    """The autoencoder's reconstruction of log-mels, from a random draw of its posterior."""
     generator = torch.Generator().manual_seed(seed)
     parts = []
     for mels in mels_BMT.split(32):
@@ -90,7 +90,7 @@ def reconstructed(vae: VAE, mels_BMT: Tensor, seed: int) -> Tensor:
 
 @torch.no_grad()
 def start_vocoder(vocoder: Vocoder) -> None:
-    """Residual branches that hardly speak yet."""
+    """Scales the residual branches down."""
     for block in vocoder.resblocks:
         for convolution in block.convs2:
             convolution.parametrizations.weight.original0.mul_(QUIET_RESIDUE)
@@ -98,16 +98,17 @@ def start_vocoder(vocoder: Vocoder) -> None:
 
 
 def quiet_level(progress: float) -> float:
-    """What counts as silence in `vocoder_loss`, of full scale: -40 dB at first, -100 dB from 80 % of the training on.
+    """The silence level of `vocoder_loss`, relative to full scale: -40 dB at first, -100 dB from 80 % of the training
+    on.
 
-    Were it low from the start, the logarithms' slope near silence would drown everything else: the vocoder would learn
-    to be quiet and never to sing.
+    If it were low from the start, the steep logarithm near silence would dominate the loss, and the vocoder would learn
+    to be quiet and never make tones.
     """
     return 10 ** (-2 - 3 * min(1.0, max(0.0, (progress - 0.3) / 0.5)))
 
 
 def vocoder_loss(vocoder: Vocoder, mel: MelSpectrogram, mels_BMT: Tensor, waves_BN: Tensor, quiet: float) -> Tensor:
-    """Relative error of the wave; of mels and spectra at three resolutions the L1 of logarithms above `quiet`."""
+    """Relative error of the wave, plus L1 of the logarithms above `quiet` of mels and of spectra at 3 resolutions."""
     made_BN = vocoder(mels_BMT)[:, 0]
     loss = _log_error(10 ** mel(made_BN), 10 ** mel(waves_BN), quiet) + _relative(made_BN, waves_BN)
     for n_fft, hop in RESOLUTIONS:
@@ -130,9 +131,9 @@ def _relative(made: Tensor, true: Tensor) -> Tensor:
 
 @torch.no_grad()
 def log_mel_errors(vocoder: Vocoder, mel: MelSpectrogram, mels_BMT: Tensor) -> tuple[float, float]:
-    """Mean absolute error of the log10-mel of what the vocoder makes of true mels: everywhere, and above -70 dB alone.
+    """Mean absolute log10-mel error of the vocoder's output for true mels: everywhere, and only above -70 dB.
 
-    Most of a clip is silence, so the second is the harder one.
+    Most of a clip is silence, so the second error is the harder test.
     """
     made_BMT = torch.cat([mel(vocoder(mels)[:, 0]) for mels in mels_BMT.split(4)])
     errors = (made_BMT - mels_BMT).abs()
@@ -140,5 +141,5 @@ def log_mel_errors(vocoder: Vocoder, mel: MelSpectrogram, mels_BMT: Tensor) -> t
 
 
 def step_seed(seed: int, stage: str, step: int) -> int:
-    """A seed for torch, from the draws of one step."""
+    """Draws a seed for torch from the random numbers of one step."""
     return int(draws(seed, stage, step).integers(2**62))

@@ -1,6 +1,6 @@
-"""The demo's generator: first alone on single sources, the stand-in for MMAudio, then the paper's second stage.
+"""The demo's generator: first trained on single sources, in place of MMAudio, then in the paper's second stage.
 
-Features are computed once and kept: a training step then costs the generator alone.
+Features are computed once and stored, so that a training step only runs the generator.
 Shapes: N clips, B batch, T latent length, Z latent width, S*8 sync features, D their width.
 """
 
@@ -23,14 +23,14 @@ NULL_SHARE = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class Examples:
-    """What the generator learns from: one row a clip (or a mixed clip with its target)."""
+    """The training data of the generator: one row per clip (or per mixed clip with its target)."""
 
     sync: Tensor
     """(N, S*8, D) sync features."""
     mean: Tensor
     """(clips, T, Z) posterior means of the latents."""
     deviation: Tensor
-    """(clips, T, Z) likewise."""
+    """(clips, T, Z) posterior deviations of the latents."""
     items: np.ndarray
     """(N,) index of the target's clip."""
     kinds: np.ndarray
@@ -50,7 +50,7 @@ def posteriors(vae: VAE, mels_NMF: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def start_generator(generator: Generator, examples: Examples) -> None:
-    """Latent statistics from the data; a flow of zero to begin with (adaLN and last layer at zero)."""
+    """Sets the latent statistics from the data, and a flow of zero (adaLN and last layer at zero)."""
     spread = (examples.deviation.square() + examples.mean.square()).mean((0, 1)) - examples.mean.mean((0, 1)).square()
     generator.latent_mean.copy_(examples.mean.mean((0, 1)))
     generator.latent_std.copy_(spread.sqrt())
@@ -64,7 +64,7 @@ def start_generator(generator: Generator, examples: Examples) -> None:
 def generator_loss(
     generator: Generator, examples: Examples, prompts: Prompts, text_CLD: Tensor, rng: np.random.Generator, batch: int
 ) -> Tensor:
-    """Flow matching on random rows."""
+    """Flow matching loss on random rows."""
     rows = rng.integers(len(examples), size=batch)
     text = text_CLD[prompts.draw(rng, examples.kinds[rows])]
     return generator_loss_on(generator, examples, rows, examples.sync[rows].float(), text, rng)
@@ -78,7 +78,7 @@ def generator_loss_on(
     text_BLD: Tensor,
     rng: np.random.Generator,
 ) -> Tensor:
-    """Flow matching on given rows, with null conditions for guidance; t = sigmoid(normal)."""
+    """Flow matching loss on given rows, with null conditions for guidance; t = sigmoid(normal)."""
     items, batch = examples.items[rows], len(rows)
     shape = (batch, *examples.mean.shape[1:])
 

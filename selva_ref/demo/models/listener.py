@@ -1,6 +1,7 @@
-"""A small classifier that names the kind of sound in a stem: the judge of the evaluation, trained on clean clips alone.
+"""A small classifier that names the kind of sound in a stem. It judges the evaluation and is trained on clean clips
+only.
 
-It never sees what the demo generates. Noise on its log-mels keeps it from judging by digital silence.
+It never sees what the demo generates. Noise on its log-mels stops it from relying on digital silence.
 Shapes: B batch, M mel bands, F mel frames.
 """
 
@@ -14,7 +15,7 @@ from selva_ref.demo.world.kinds import KINDS
 
 
 class Listener(nn.Module):
-    """Log-mel (B, M, F) → logits of the kinds, (B, K): two convolutions, the strongest response over time."""
+    """Log-mel (B, M, F) → logits of the kinds, (B, K): two convolutions, then the maximum over time."""
 
     def __init__(self, bands: int, width: int = 64) -> None:
         super().__init__()

@@ -1,9 +1,9 @@
-"""The demo's teacher: the stand-in for Synchformer, which learned from real videos with sound when things happen.
+"""The demo's teacher. It replaces Synchformer, which learned from real videos with sound when things happen.
 
-A shortcut that only a renderer offers: it is told, per frame and kind, when an event becomes visible. A linear head on
-its pooled features has to say that; the head is thrown away. Clean clips come first, then half of what it sees is two
-clips side by side, so that its tokens stay local when a scene has two sources.
-Shapes: B segments, J time steps a segment (8), K kinds, D width.
+It uses a shortcut that only a renderer offers: the labels say, per frame and kind, when an event becomes visible. A
+linear head on the pooled features predicts that and is discarded after training. Training starts with clean clips.
+Later half of the clips are two side by side, so that the tokens stay local when a scene has two sources.
+Shapes: B segments, J time steps per segment (8), K kinds, D width.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from selva_ref.model.video_encoder import Teacher
 from selva_ref.training.examples.mixing import side_by_side
 
 CLEAN_SHARE = 0.3
-"""Part of the training that shows clean clips alone."""
+"""Part of the training that uses only clean clips."""
 RARE_WEIGHT = 4.0
-"""Weight of a frame with an event against one without."""
+"""Weight of a frame with an event, compared with one without."""
 
 
 class TaughtTeacher(nn.Module):
-    """A teacher and the head that its labels are read from."""
+    """A teacher and the head that predicts its labels."""
 
     def __init__(self, teacher: Teacher) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class TaughtTeacher(nn.Module):
 
 
 def draw_segments(bank: ClipBank, rng: np.random.Generator, batch: int, mixed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Random segments, the last `mixed` of them side by side with another kind.
+    """Draws random segments, the last `mixed` of them side by side with another kind.
 
     Returns:
         segments (B, 3, 16, H, W) float, onsets (B, 16, K) and presence (B, K) as 0 or 1.
@@ -72,7 +72,7 @@ def _label(
 
 
 def teacher_loss(taught: nn.Module, segments: Tensor, onsets: Tensor, presence: Tensor) -> Tensor:
-    """Binary cross-entropies: which kinds have an event in which frame, and which kinds are there at all."""
+    """Binary cross-entropies: which kinds have an event in which frame, and which kinds are present at all."""
     onset_logits, presence_logits = taught(segments)
     weight = 1 + (RARE_WEIGHT - 1) * onsets
     timing = F.binary_cross_entropy_with_logits(onset_logits, onsets, weight, reduction="sum") / max(

@@ -39,7 +39,7 @@ class Prompts:
         self.clip_ids = torch.tensor([tokenizers["clip"].encode(text).ids for text in self.texts])
 
     def draw(self, rng: np.random.Generator, kinds: np.ndarray) -> np.ndarray:
-        """For each kind one of its captions, (B,) indices."""
+        """Draws one caption for each kind, (B,) indices."""
         each = len(self.texts) // len(KINDS)
         return kinds * each + rng.integers(each, size=len(kinds))
 
@@ -54,7 +54,7 @@ class Prompts:
 
 
 def text_loss(towers: TaughtTowers, prompts: Prompts, rows: np.ndarray) -> Tensor:
-    """Cross-entropy of the kind, from either tower."""
+    """Cross-entropy of the kind, for each tower."""
     kinds, mask = torch.from_numpy(prompts.kinds[rows]), prompts.t5_mask[rows]
     t5 = (towers.t5(prompts.t5_ids[rows], mask) * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
     clip = towers.clip(prompts.clip_ids[rows]).mean(1)

@@ -1,1 +1,1 @@
-"""A rendered world of things that sound exactly when their picture shows it."""
+"""A rendered world of objects that sound exactly when their picture shows it."""

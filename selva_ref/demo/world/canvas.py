@@ -1,7 +1,7 @@
-"""Soft-edged shapes on all frames of a clip at once.
+"""Draws soft-edged shapes on all frames of a clip at once.
 
-Coordinates are fractions of the frame, (0, 0) its upper left corner, so that one scene renders at any size; every
-argument may be one number or one per frame. Shapes: T frames, H, W pixels.
+Coordinates are fractions of the frame with (0, 0) at the upper left corner, so that a scene can be rendered at any
+size. Every argument may be one number or one per frame. Shapes: T frames, H, W pixels.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ class Canvas:
         self._pixel = ((np.arange(size) + 0.5) / size).astype(np.float32)
 
     def gradient(self, top: Colour, bottom: Colour) -> None:
-        """Fills everything, from one colour at the top to another at the bottom."""
+        """Fills the frame with a gradient from one colour at the top to another at the bottom."""
         shade = self._pixel[:, None, None]
         self.picture[:] = (1 - shade) * np.float32(top) + shade * np.float32(bottom)
 
     def disc(
         self, x: Number, y: Number, radius: Number, colour: Colour, *, squash: Number = 1.0, alpha: Number = 1.0
     ) -> None:
-        """An ellipse `radius` wide and `squash * radius` high."""
+        """Paints an ellipse `radius` wide and `squash * radius` high."""
         x, y, radius, squash = (self._per_frame(v) for v in (x, y, radius, squash))
         reach = radius * np.maximum(1, squash)
         rows, columns = self._window(x - reach, y - reach, x + reach, y + reach)
@@ -41,7 +41,7 @@ class Canvas:
     def bar(
         self, x0: Number, y0: Number, x1: Number, y1: Number, width: Number, colour: Colour, *, alpha: Number = 1.0
     ) -> None:
-        """A line with round ends, `width` across, from one point to another."""
+        """Paints a line with round ends, `width` across, from one point to another."""
         x0, y0, x1, y1, width = (self._per_frame(v) for v in (x0, y0, x1, y1, width))
         half = width / 2
         rows, columns = self._window(
@@ -55,7 +55,7 @@ class Canvas:
     def box(
         self, left: Number, top: Number, right: Number, bottom: Number, colour: Colour, *, alpha: Number = 1.0
     ) -> None:
-        """An upright rectangle."""
+        """Paints an upright rectangle."""
         left, top, right, bottom = (self._per_frame(v) for v in (left, top, right, bottom))
         rows, columns = self._window(left, top, right, bottom)
         x, y = self._pixel[columns], self._pixel[rows, None]
@@ -64,17 +64,17 @@ class Canvas:
         )
 
     def frames_uint8(self, rng: np.random.Generator, grain: float) -> npt.NDArray[np.uint8]:
-        """(T, 3, H, W), with camera noise of deviation `grain`."""
+        """Returns (T, 3, H, W), with camera noise of deviation `grain`."""
         noise = rng.standard_normal((self.size, self.size, 1), dtype=np.float32) * np.float32(grain)
         levels = np.clip((self.picture + noise) * 255 + 0.5, 0, 255).astype(np.uint8)
         return np.ascontiguousarray(levels.transpose(0, 3, 1, 2))
 
     def _per_frame(self, value: Number) -> Array:
-        """(T or 1, 1, 1), ready to meet rows and columns."""
+        """Reshapes to (T or 1, 1, 1), to broadcast against rows and columns."""
         return np.atleast_1d(np.asarray(value, np.float32))[:, None, None]
 
     def _window(self, left: Array, top: Array, right: Array, bottom: Array) -> tuple[slice, slice]:
-        """Rows and columns that the shape can touch in any frame."""
+        """The rows and columns that the shape can touch in any frame."""
 
         def span(low: Array, high: Array) -> slice:
             start, stop = int(low.min() * self.size) - 1, int(high.max() * self.size) + 2
@@ -83,7 +83,7 @@ class Canvas:
         return span(top, bottom), span(left, right)
 
     def _paint(self, rows: slice, columns: slice, inside: Array, colour: Colour, alpha: Number) -> None:
-        """Blends where `inside`, the distance to the edge, is positive; edges are one pixel soft."""
+        """Blends in the colour where `inside`, the distance to the edge, is positive; edges are one pixel soft."""
         cover = np.clip(inside * self.size + 0.5, 0, 1) * self._per_frame(alpha)
         below = self.picture[:, rows, columns]
         for channel, level in enumerate(colour):

@@ -1,7 +1,7 @@
-"""Rendered clips, mapped from one file: what the video networks of the demo learn from.
+"""Rendered clips, mapped from one file: the training data of the demo's video networks.
 
-Shapes: T frames, S segments, H, W pixels, K kinds. A clip is rendered once; mixing two of them, as the
-paper does, gives new scenes at no cost.
+Shapes: T frames, S segments, H, W pixels, K kinds. A clip is rendered once. Mixing two of them, as the paper does,
+makes new scenes at no cost.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ SEGMENTS = (FRAMES - SEGMENT) // STEP + 1
 
 
 class ClipBank:
-    """`clips` scenes of one source each and their frames; kinds take turns, so that labels are balanced.
+    """`clips` scenes of one source each, and their frames. The kinds alternate, so that labels are balanced.
 
-    With a `path` the frames are kept there (1.3 MB a clip), rendered when the file is not there yet.
+    With a `path` the frames are stored there (1.3 MB per clip), and rendered only if the file does not exist.
     """
 
     def __init__(self, clips: int, seed: int, path: Path | None = None) -> None:
@@ -41,7 +41,7 @@ class ClipBank:
                     mapped = np.lib.format.open_memmap(temporary, "w+", np.uint8, (clips, FRAMES, 3, SIZE, SIZE))
                     self._render(mapped)
                     mapped.flush()
-            frames = np.load(path, mmap_mode="c")  # torch asks for memory that it may write to
+            frames = np.load(path, mmap_mode="c")  # torch asks for writable memory
         self.frames = torch.from_numpy(frames)
         self.kinds = np.array([KINDS.index(scene.sources[0].kind) for scene in self.scenes])
         self.onsets_NT = torch.from_numpy(np.stack([onset_frames(scene) for scene in self.scenes]))
@@ -56,7 +56,7 @@ class ClipBank:
                 print(f"rendered {index + 1}/{len(self.scenes)} clips", file=sys.stderr, flush=True)
 
     def different_kind(self, rng: np.random.Generator, items: np.ndarray) -> np.ndarray:
-        """For each item one of another kind."""
+        """Draws for each item another one of a different kind."""
         others = rng.integers(len(self), size=items.size)
         while (same := self.kinds[others] == self.kinds[items]).any():
             others[same] = rng.integers(len(self), size=int(same.sum()))
@@ -64,7 +64,7 @@ class ClipBank:
 
 
 def onset_frames(scene: Scene) -> np.ndarray:
-    """(T,) bool: the frames that are the first to show an event."""
+    """(T,) bool: true for the first frame that shows an event."""
     shown = np.zeros(FRAMES, bool)
     for source in scene.sources:
         shown[np.minimum(np.ceil(source.events_s * FPS).astype(int), FRAMES - 1)] = True

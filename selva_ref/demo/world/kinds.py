@@ -1,4 +1,4 @@
-"""The eight kinds of sounding things in the demo's world, and the words for them."""
+"""The eight kinds of objects in the demo's world, and the words for them."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ CAPTIONS: dict[str, tuple[str, ...]] = {
     "drum": ("snare drum", "drum hit", "a drum is hit", "drumming", "drums"),
     "bird": ("bird chirping", "a bird chirps", "chirping bird", "bird", "bird singing"),
 }
-"""Several captions a kind; the first is the plain one that evaluations use."""
+"""Several captions per kind; the first is the plain one that evaluations use."""
 
 KINDS = tuple(CAPTIONS)
 
 SCENES = ("{}", "{} outdoors", "{} in a room", "the sound of {}", "loud {}", "{} in the distance")
-"""What may stand around a caption."""
+"""Templates for the words around a caption."""
 
 
 def known_words() -> list[str]:
-    """Every word of every caption and scene: what the text towers are trained with."""
+    """Every word of every caption and scene; the text towers are trained with these."""
     texts = [*SCENES, *(caption for captions in CAPTIONS.values() for caption in captions)]
     return sorted({word for text in texts for word in text.replace("{}", "").split()})
 

@@ -1,7 +1,7 @@
-"""What the things of the demo's world look like: each shows when it sounds, by its own motion.
+"""How the objects of the demo's world look: each has a motion that shows when it sounds.
 
-A look is drawn from two clocks of a source, the time since its last event and until its next one, both in seconds per
-frame. Positions are fractions of the frame; `Place` is the square that a thing moves in.
+A look is drawn from two clocks of a source: the time since its last event and the time until its next one, both in
+seconds per frame. Positions are fractions of the frame. `Place` is the square that an object moves in.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from selva_ref.demo.world.canvas import Array, Canvas, Colour
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """The square in which a thing stands and moves."""
+    """The square in which an object stands and moves."""
 
     x: float
-    """Its middle."""
+    """Horizontal centre."""
     y: float
     size: float
-    """Its side, of the frame's."""
+    """Side length, as a fraction of the frame."""
 
     def at(self, right: Array | float, down: Array | float) -> tuple[Array | float, Array | float]:
         """Frame coordinates of a point given from -0.5 to 0.5 within the square."""
@@ -31,24 +31,24 @@ class Place:
 
 @dataclass(frozen=True, kw_only=True)
 class Clocks:
-    """Seconds per frame, (T,) each; large where there is no event."""
+    """Seconds at each frame, (T,) each; large if there is no event."""
 
     since: Array
     until: Array
 
     def hit(self, approach_s: float, recover_s: float) -> Array:
-        """0 at the event, 1 at rest: falls within `approach_s` before it, recovers within `recover_s` after it."""
+        """0 at the event, 1 at rest: falls during `approach_s` before it, recovers during `recover_s` after it."""
         down = np.clip(self.until / approach_s, 0, 1)
         up = np.clip(self.since / recover_s, 0, 1)
         return np.minimum(down, up)
 
     def on(self, seconds: float) -> Array:
-        """1 for `seconds` from each event on, else 0."""
+        """1 for `seconds` after each event, else 0."""
         return (self.since < seconds).astype(np.float32)
 
 
 def shade(colour: Colour, factor: float) -> Colour:
-    """The colour made darker (below 1) or lighter."""
+    """Makes the colour darker (below 1) or lighter."""
     red, green, blue = (min(1.0, factor * level) for level in colour)
     return red, green, blue
 

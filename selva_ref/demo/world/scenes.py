@@ -1,7 +1,7 @@
-"""Scenes of the demo's world: things at random places with events at random times, rendered from a seed alone.
+"""Scenes of the demo's world: objects at random places with events at random times, rendered from only a seed.
 
-A training clip holds one sounding thing and distractors that move in silence. A composed scene holds two things in one
-frame whose events interleave; none is ever trained on.
+A training clip has one object that sounds, and distractors that move in silence. A composed scene has two sounding
+objects in one frame, with interleaved events; these are never used in training.
 """
 
 from __future__ import annotations
@@ -19,35 +19,35 @@ from selva_ref.demo.world.sounds import RATE_HZ, Sound, Voice, draw_voice, sound
 
 FPS = 25
 FRAMES = 104
-"""A length that the segments cover exactly: 12 of 16 frames, one every 8."""
+"""A length that the segments cover exactly: 12 segments of 16 frames, one every 8."""
 DURATION_S = FRAMES / FPS
 SAMPLES = FRAMES * RATE_HZ // FPS
 SIZE = 64
 FIRST_S, LAST_S = 0.3, 3.75
 MIN_GAP_S = 0.5
 FAR_S = 9.0
-"""What a clock says where there is no event."""
+"""The value of a clock if there is no event."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """One thing that sounds."""
+    """One object that sounds."""
 
     kind: str
     place: Place
     colour: Colour
     voice: Voice
     events_s: npt.NDArray[np.float64]
-    """When it sounds, seconds, ascending."""
+    """Times at which it sounds, seconds, ascending."""
 
     def sound(self) -> Sound:
-        """Its own stem, (SAMPLES,)."""
+        """The stem of this source alone, (SAMPLES,)."""
         return soundtrack(self.kind, self.voice, self.events_s, SAMPLES)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Distractor:
-    """Something that moves and makes no sound."""
+    """An object that moves and makes no sound."""
 
     shape: str
     x: Array
@@ -58,7 +58,7 @@ class Distractor:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """All that a clip shows."""
+    """Everything that a clip shows."""
 
     sources: tuple[Source, ...]
     distractors: tuple[Distractor, ...]
@@ -69,7 +69,7 @@ class Scene:
 
 
 def draw_events(rng: np.random.Generator) -> npt.NDArray[np.float64]:
-    """Two to five times at least `MIN_GAP_S` apart, uniform otherwise."""
+    """Draws two to five times at least `MIN_GAP_S` apart, otherwise uniform."""
     count = int(rng.integers(2, 6))
     slack = LAST_S - FIRST_S - (count - 1) * MIN_GAP_S
     return FIRST_S + np.sort(rng.uniform(0, slack, count)) + MIN_GAP_S * np.arange(count)
@@ -81,14 +81,14 @@ def _colour(rng: np.random.Generator, low: float, high: float) -> Colour:
 
 
 def draw_source(rng: np.random.Generator, kind: str, place: Place) -> Source:
-    """A thing of a kind with its own colour, voice and event times."""
+    """Draws an object of a kind with its own colour, voice and event times."""
     return Source(
         kind=kind, place=place, colour=_colour(rng, 0.45, 1.0), voice=draw_voice(rng), events_s=draw_events(rng)
     )
 
 
 def draw_place(rng: np.random.Generator, left: float = 0.0, right: float = 1.0) -> Place:
-    """Anywhere between two columns of the frame, wholly visible."""
+    """Draws a place between two columns of the frame, entirely visible."""
     size = float(rng.uniform(0.42, 0.6)) if right - left > 0.8 else float(rng.uniform(0.42, 0.49))
     margin = 0.48 * size
     return Place(
@@ -110,7 +110,7 @@ def _distractor(rng: np.random.Generator, time_s: Array) -> Distractor:
 
 
 def frame_times() -> Array:
-    """When each frame is shown, (FRAMES,) seconds."""
+    """Time of each frame, (FRAMES,) seconds."""
     return (np.arange(FRAMES) / FPS).astype(np.float32)
 
 
@@ -126,14 +126,14 @@ def _scene(rng: np.random.Generator, sources: Sequence[Source]) -> Scene:
 
 
 def single_scene(seed: Sequence[int], kind: str | None = None) -> Scene:
-    """One sounding thing and distractors; the same seed gives the same scene."""
+    """Makes one sounding object and distractors; the same seed gives the same scene."""
     rng = np.random.default_rng(list(seed))
     drawn = str(rng.choice(KINDS))
     return _scene(rng, [draw_source(rng, kind or drawn, draw_place(rng))])
 
 
 def composed_scene(seed: Sequence[int], kinds: tuple[str, str] | None = None) -> Scene:
-    """Two things of different kinds side by side in one frame, neither squeezed; their events interleave."""
+    """Makes two objects of different kinds side by side in one frame, neither squeezed; their events interleave."""
     rng = np.random.default_rng(list(seed))
     left, right = kinds or (str(k) for k in rng.choice(KINDS, 2, replace=False))
     return _scene(
@@ -142,7 +142,7 @@ def composed_scene(seed: Sequence[int], kinds: tuple[str, str] | None = None) ->
 
 
 def clocks(events_s: npt.NDArray[np.float64]) -> Clocks:
-    """Time since the last and until the next event at every frame."""
+    """Time since the last event and until the next one, at every frame."""
     gap = frame_times()[:, None] - events_s[None].astype(np.float32)
     since = np.where(gap >= 0, gap, FAR_S).min(1)
     until = np.where(gap < 0, -gap, FAR_S).min(1)
@@ -150,7 +150,7 @@ def clocks(events_s: npt.NDArray[np.float64]) -> Clocks:
 
 
 def render(scene: Scene, size: int = SIZE) -> npt.NDArray[np.uint8]:
-    """Frames (FRAMES, 3, size, size)."""
+    """Renders the frames, (FRAMES, 3, size, size)."""
     canvas = Canvas(FRAMES, size)
     canvas.gradient(scene.sky, scene.ground)
     for item in scene.distractors:

@@ -1,9 +1,9 @@
-"""What the things of the demo's world sound like: one short sound an event, its start sharp, its end within 0.45 s.
+"""How the objects of the demo's world sound: one short sound per event, with a sharp start, over within 0.45 s.
 
-Each source has its own pitch and loudness, so that clips differ. All tones are multiples of 62.5 Hz, the rate of mel
-frames, and their phase follows the clip's time: what a frame holds then says what its samples are. Higher tones are
-further apart, as mel bands are, so that each has its own. Both is for the sake of a small vocoder. Shapes: n samples at
-16 kHz.
+Each source has its own pitch and loudness, so that clips differ. Two rules help a small vocoder. All tones are
+multiples of 62.5 Hz, the rate of mel frames, and their phase follows the clip's time, so that the content of a frame
+determines its samples. Higher tones are further apart, as mel bands are, so that each tone has a band of its own.
+Shapes: n samples at 16 kHz.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Sound = npt.NDArray[np.float32]
 RATE_HZ = 16_000
 GRID_HZ = 62.5
 COARSER_FROM_HZ = (1200.0, 3000.0)
-"""Where the distance of neighbouring tones doubles."""
+"""Frequencies at which the distance between neighbouring tones doubles."""
 ATTACK_S = 0.002
 RELEASE_S = 0.01
 
@@ -29,21 +29,21 @@ class Voice:
     """How one source sounds throughout a clip."""
 
     pitch: float
-    """Factor on every frequency of its kind, before they are put on the grid."""
+    """Factor on every frequency of its kind, before rounding to the grid."""
     level: float
-    """Peak of a sound, of full scale."""
+    """Peak of a sound, relative to full scale."""
     grain: int
-    """Seed of the noise in it."""
+    """Seed of its noise."""
 
 
 def draw_voice(rng: np.random.Generator) -> Voice:
-    """A voice from the range the demo's world knows."""
+    """Draws a voice from the range used in the demo's world."""
     pitch, level = rng.uniform(0.88, 1.14), rng.uniform(0.35, 0.7)
     return Voice(pitch=float(pitch), level=float(level), grain=int(rng.integers(2**31)))
 
 
 def on_grid(hz: float) -> float:
-    """The nearest tone of this world."""
+    """The nearest tone on the grid."""
     step_hz = GRID_HZ * 2 ** sum(hz >= limit for limit in COARSER_FROM_HZ)
     return step_hz * max(1, round(hz / step_hz))
 
@@ -57,7 +57,7 @@ class Moment:
     clip_s: npt.NDArray[np.float64]
 
     def tone(self, hz: float) -> npt.NDArray[np.float64]:
-        """A sine at the voice's pitch, on the grid, its phase zero whenever a mel frame begins."""
+        """A sine at the voice's pitch, on the grid, with phase zero at the start of every mel frame."""
         return np.sin(2 * np.pi * on_grid(hz * self.voice.pitch) * self.clip_s)
 
     def struck(self, *partials: tuple[float, float, float]) -> npt.NDArray[np.float64]:
@@ -65,7 +65,7 @@ class Moment:
         return sum(level * self.tone(hz) * np.exp(-decay * self.since_s) for hz, level, decay in partials)
 
     def sung(self, notes: Sequence[float], each_s: float) -> npt.NDArray[np.float64]:
-        """Tones one after the other, each swelling and fading."""
+        """Tones one after the other, each fading in and out."""
         sound = np.zeros_like(self.since_s)
         for index, hz in enumerate(notes):
             place = (self.since_s - index * each_s) / each_s
@@ -128,11 +128,11 @@ SOUNDS: dict[str, tuple[float, Callable[[Moment], npt.NDArray[np.float64]]]] = {
     "drum": (0.2, _drum),
     "bird": (0.16, _bird),
 }
-"""Kind → length in seconds and what it sounds like."""
+"""Kind → length in seconds and the function that makes its sound."""
 
 
 def one_sound(kind: str, voice: Voice, start: int) -> Sound:
-    """One event of a kind that begins at sample `start`, (n,) float32, its peak at the voice's level."""
+    """One event of a kind that begins at sample `start`, (n,) float32, with its peak at the voice's level."""
     seconds, make = SOUNDS[kind]
     count = round(seconds * RATE_HZ)
     since_s = np.arange(count) / RATE_HZ
@@ -142,7 +142,7 @@ def one_sound(kind: str, voice: Voice, start: int) -> Sound:
 
 
 def soundtrack(kind: str, voice: Voice, events_s: npt.NDArray[np.float64], samples: int) -> Sound:
-    """Every event of one source, (samples,) float32 in [-1, 1]; a new event cuts the one before it short."""
+    """All events of one source, (samples,) float32 in [-1, 1]; a new event cuts off the previous one."""
     sound = np.zeros(samples, np.float32)
     starts = [round(event * RATE_HZ) for event in events_s]
     for start, following in zip(starts, [*starts[1:], samples], strict=True):

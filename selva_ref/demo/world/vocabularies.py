@@ -1,7 +1,7 @@
 """Makes the demo preset's two small tokenizers: `python -m selva_ref.demo.world.vocabularies`.
 
-They are learned from sound captions put together below, so that the demo needs no file of anyone else's. The result
-depends on this file alone: the same captions give the same bytes.
+They are learned from the sound captions below, so that the demo needs no third-party files. The result depends only on
+this file: the same captions give the same bytes.
 """
 
 from __future__ import annotations
@@ -43,19 +43,19 @@ _CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,:;!?'\"()-+/&%"
 
 
 def captions() -> list[str]:
-    """Every scene with every source."""
+    """Combines every scene with every source."""
     return [scene.format(source) for scene, source in product(_SCENES, _SOURCES.split(", "))]
 
 
 def make_t5() -> Tokenizer:
-    """Unigram in T5's manner: `<pad>`, `</s>`, `<unk>`, then words marked by a leading `▁`, their parts, characters."""
+    """Makes a Unigram tokenizer like T5's: `<pad>`, `</s>`, `<unk>`, words with a leading `▁`, parts, characters."""
     words = Counter(f"▁{word}" for caption in captions() for word in caption.split())
     characters = sorted({"▁", *_CHARACTERS, *"".join(words)})
     fragments = sorted(_fragments(words).items(), key=lambda item: (-item[1] * len(item[0]), item[0]))
     special = ["<pad>", T5_END, "<unk>"]
     room = TEXT.t5_vocabulary - len(special) - len(characters) - len(words)
     pieces = [*sorted(words), *(fragment for fragment, _ in fragments[:room])]
-    # scores that make the fewest pieces win, whole words before fragments
+    # scores that make the fewest pieces win, and whole words before fragments
     scored = [(piece, -10.0 - rank / 1024) for rank, piece in enumerate(pieces)]
     vocabulary = [(name, 0.0) for name in special] + scored + [(character, -20.0) for character in characters]
     tokenizer = Tokenizer(Unigram(vocabulary, unk_id=2, byte_fallback=False))
@@ -69,7 +69,7 @@ def make_t5() -> Tokenizer:
 
 
 def _fragments(words: Counter[str]) -> Counter[str]:
-    """Beginnings and endings of the words, from two characters on, that are not words themselves."""
+    """Beginnings and endings of the words, of two characters or more, that are not words themselves."""
     fragments: Counter[str] = Counter()
     for word, count in words.items():
         beginnings = {word[:end] for end in range(3, len(word))}
@@ -80,7 +80,7 @@ def _fragments(words: Counter[str]) -> Counter[str]:
 
 
 def make_clip() -> Tokenizer:
-    """Byte pairs in CLIP's manner: 256 bytes, the same at a word's end, the merges, then start and end."""
+    """Makes a byte-pair tokenizer like CLIP's: 256 bytes, the same at a word's end, the merges, then start and end."""
     alphabet = sorted(ByteLevel.alphabet())
     special = [CLIP_START, CLIP_END]
     vocabulary = [*alphabet, *(f"{character}</w>" for character in alphabet)]
@@ -95,7 +95,7 @@ def make_clip() -> Tokenizer:
 
 
 def _learn_merges(words: Counter[tuple[str, ...]], number: int) -> list[tuple[str, str]]:
-    """The `number` most frequent pairs, one after the other; ties go to the alphabetically first."""
+    """Returns the `number` most frequent pairs, one after the other; ties go to the alphabetically first."""
     merges = []
     for _ in range(number):
         pairs: Counter[tuple[str, str]] = Counter()

@@ -1,1 +1,1 @@
-"""Videos and lists into features on disk, once."""
+"""Turns videos and lists into features on disk, once."""

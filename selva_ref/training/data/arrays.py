@@ -1,4 +1,4 @@
-"""The arrays of extracted features: which there are, and opening one without trusting it."""
+"""The arrays of extracted features: their types and shapes, and how to open one safely."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Shape = tuple[int | None, ...]
 def layout(
     preset: Preset, duration_s: float, clips: int, labels: int
 ) -> dict[str, tuple[type, tuple[int | None, ...]]]:
-    """Name of each array → its type and shape."""
+    """Array name → its type and shape."""
     rules = sequence_rules(preset)
     lengths, text, width = rules.lengths(duration_s), preset.generator, preset.video.text_width
     return {
@@ -30,12 +30,16 @@ def layout(
 
 
 def open_array(path: Path, dtype: type, shape: Shape, mode: str = "r") -> np.memmap:
-    """A `.npy` file, memory-mapped; raises `TrainingError` unless it is whole and of this type and shape."""
+    """Opens a `.npy` file memory-mapped.
+
+    Raises:
+        TrainingError: the file is incomplete, or has another type or shape.
+    """
     try:
-        array = np.lib.format.open_memmap(path, mode="r")  # first: "r+" makes a file that is too short longer
+        array = np.lib.format.open_memmap(path, mode="r")  # first read-only: "r+" would extend a file that is too short
     except OSError:
         raise
-    except Exception as error:  # a damaged header makes NumPy raise nearly anything
+    except Exception as error:  # a damaged header can make NumPy raise almost anything
         raise TrainingError(f"{path}: damaged ({error}); extract into a new folder") from error
     fits = len(array.shape) == len(shape) and all(n in (have, None) for n, have in zip(shape, array.shape, strict=True))
     if array.dtype != dtype or not fits:

@@ -1,6 +1,6 @@
-"""What training takes from a video file: the frames of one clip, and once, for extraction, its sound.
+"""What training reads from a video file: the frames of one clip and, once, for extraction, its sound.
 
-Without PyTorch, so that the processes that decode start quickly.
+This module does not import PyTorch, so that the decoding processes start quickly.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from selva_runtime.media.video import VideoClip, read_clip
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Example:
-    """One clip as extraction sees it."""
+    """One clip, as used for extraction."""
 
     frames: NDArray[np.uint8]
     """(T, 3, size, size)."""
@@ -29,15 +29,19 @@ class Example:
 
 
 def read_frames(path: Path, rules: SequenceRules, duration_s: float) -> NDArray[np.uint8]:
-    """(T, 3, size, size), the first `duration_s` seconds of a video; raises as `read_example` does."""
+    """The first `duration_s` seconds of a video, (T, 3, size, size).
+
+    Raises:
+        SkippedClip: the video is missing, broken or too short; the reason names the file.
+    """
     return _clip(path, rules, duration_s).frames
 
 
 def read_example(path: Path, rules: SequenceRules, duration_s: float) -> Example:
-    """Frames and sound of the first `duration_s` seconds.
+    """Reads frames and sound of the first `duration_s` seconds.
 
     Raises:
-        SkippedClip: missing, broken, too short or silent; the reason names the file.
+        SkippedClip: the video is missing, broken, too short or silent; the reason names the file.
     """
     clip = _clip(path, rules, duration_s)
     samples = 2 * rules.hop * rules.lengths(duration_s).latent
@@ -68,14 +72,14 @@ def _clip(path: Path, rules: SequenceRules, duration_s: float) -> VideoClip:
 
 @dataclass(frozen=True, kw_only=True)
 class Reader:
-    """Row → the row and its clip, or "kind: reason" of its being skipped."""
+    """Reads clips by row, and reports a skipped clip as "kind: reason"."""
 
     paths: tuple[Path, ...]
     rules: SequenceRules
     duration_s: float
 
     def __call__(self, row: int) -> tuple[int, Example | str]:
-        """Never raises for what is wrong with the file."""
+        """Returns the row and its clip, or the reason it was skipped. Never raises for a fault in the file."""
         try:
             return row, read_example(self.paths[row], self.rules, self.duration_s)
         except SkippedClip as skipped:

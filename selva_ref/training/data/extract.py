@@ -1,7 +1,7 @@
-"""`selva-train extract`: everything that no stage trains, computed once.
+"""`selva-train extract`: computes everything that no stage trains, once.
 
-Worker processes decode; this process runs the networks and is the only one that writes. A clip that cannot be used is
-written down with its reason and never stops the others.
+Worker processes decode. This process runs the networks, and only it writes. An unusable clip is recorded with its
+reason and never stops the others.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from selva_ref.training.errors import TrainingError
 from selva_ref.training.workers import in_order
 
 FLUSH_CLIPS = 16
-"""Features go to disk, and then the journal says so, this many clips at a time."""
+"""Number of clips between flushes of the features to disk; the journal is written after each flush."""
 
 Progress = Callable[[str, int, int], None]
 
@@ -57,15 +57,15 @@ class ExtractRequest:
     duration_s: float
     """Length of every clip, seconds."""
     workers: int = 0
-    """Processes that decode beside this one."""
+    """Number of additional processes that decode."""
     device: str = "cpu"
     precision: str = "fp32"
-    """Of the teacher's matrix products; the VAE is always float32."""
+    """Precision of the teacher's matrix products; the VAE is always float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Extracted:
-    """What came out."""
+    """The result of an extraction."""
 
     ready: int
     skipped: dict[str, int]
@@ -80,10 +80,10 @@ class Extracted:
 
 
 def extract(request: ExtractRequest, progress: Progress) -> Extracted:
-    """Computes what is missing in `request.out`; the same request goes on where it was cut.
+    """Computes what is missing in `request.out`; repeating a request resumes it where it stopped.
 
     Raises:
-        TrainingError: the list, the folder, the duration, or no usable clip.
+        TrainingError: the list, the folder or the duration is unusable, or there is no usable clip.
         CheckpointError: a checkpoint is missing or does not fit.
     """
     rules, listed = sequence_rules(request.preset), read_lists(request.lists)
@@ -121,7 +121,7 @@ def _extract_text(request: ExtractRequest, labels: list[str]) -> None:
     if (request.out / "text_clip.npy").exists():
         return
     features = text_features(request.preset, request.checkpoints, labels, torch.device(request.device))
-    for name, array in features.items():  # text_clip comes last and says that all are there
+    for name, array in features.items():  # text_clip is written last, so its presence means all are there
         with written_whole(request.out / f"{name}.npy") as temporary, temporary.open("wb") as file:
             np.save(file, array)
 
@@ -151,16 +151,16 @@ def _rows(folder: Path, name: str, dtype: type, shape: tuple[int, ...]) -> np.me
     path = folder / f"{name}.npy"
     if not path.exists():
         with written_whole(path) as temporary:
-            np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)  # takes room as it is filled
+            np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)  # takes space as it fills
     return open_array(path, dtype, shape, mode="r+")
 
 
 @contextmanager
 def _journal(path: Path, arrays: tuple[np.memmap, ...]) -> Iterator[Callable[[int, str], None]]:
-    """Outcomes follow their features to disk: some clips at a time, and the rest on leaving, however that happens."""
+    """Records outcomes after flushing their features: every few clips, and the rest on leaving, even after an error."""
     path.touch()
     whole = path.read_bytes()
-    path.write_bytes(whole[: whole.rfind(b"\n") + 1])  # a line that was cut off is not continued
+    path.write_bytes(whole[: whole.rfind(b"\n") + 1])  # remove an incomplete last line
     waiting: list[str] = []
 
     def write_outcome(row: int, outcome: str) -> None:
@@ -182,7 +182,7 @@ def _journal(path: Path, arrays: tuple[np.memmap, ...]) -> Iterator[Callable[[in
 
 
 def _read_all(read: Reader, todo: list[int], workers: int) -> Iterator[tuple[int, Example | str]]:
-    """All of `todo` in order, also where a video crashes the decoder and with it a worker process."""
+    """Reads all of `todo` in order, even if a video crashes the decoder and with it a worker process."""
     done, alone = 0, False
     while done < len(todo):
         try:
@@ -192,7 +192,7 @@ def _read_all(read: Reader, todo: list[int], workers: int) -> Iterator[tuple[int
                 yield found
                 done += 1
         except BrokenProcessPool:
-            if alone:  # so it was this one
+            if alone:  # so this clip caused the crash
                 yield todo[done], f"broken: {read.paths[todo[done]]}: crashes the decoder"
                 done += 1
             alone = not alone

@@ -1,4 +1,4 @@
-"""The networks that no stage trains, on one label or one clip."""
+"""The networks that no stage trains, applied to labels and clips."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from selva_ref.weights.loading import load_part, load_tokenizers
 
 @torch.inference_mode()
 def text_features(preset: Preset, checkpoints: Path, labels: list[str], device: torch.device) -> dict[str, np.ndarray]:
-    """Both text towers on every label; they are loaded for this and let go.
+    """Runs both text towers on every label; loads them for this and frees them afterwards.
 
     Returns:
-        text_t5 float32 (labels, L, D) padded with zeros, text_t5_tokens int64 (labels,), text_clip float32
-        (labels, L, D).
+        text_t5 float32 (labels, L, D) padded with zeros, text_t5_tokens int64 (labels,), text_clip float32 (labels, L,
+            D).
     """
     towers = {name: load_part(f"text_{name}", preset, checkpoints).to(device) for name in ("t5", "clip")}
     tokenizers = load_tokenizers(preset, checkpoints)
@@ -45,7 +45,7 @@ def text_features(preset: Preset, checkpoints: Path, labels: list[str], device: 
 
 
 class FrozenNetworks:
-    """The VAE's encoder and the teacher."""
+    """Runs the VAE's encoder and the teacher."""
 
     def __init__(self, preset: Preset, checkpoints: Path, device: torch.device, precision: str) -> None:
         self.preset, self.device, self.precision = preset, device, precision
@@ -55,7 +55,7 @@ class FrozenNetworks:
 
     @torch.inference_mode()
     def __call__(self, example: Example) -> dict[str, np.ndarray]:
-        """posterior float32 (2, T, Z), mean and deviation; teacher float16 (N, D)."""
+        """Returns posterior float32 (2, T, Z), mean and deviation, and teacher float16 (N, D)."""
         wave = torch.from_numpy(example.wave)[None].to(self.device)
         mean, deviation = self.vae.encode(self.mel(wave))
         frames = preprocess(torch.from_numpy(example.frames).to(self.device), self.preset.video.image_size)[None]

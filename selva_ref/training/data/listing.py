@@ -17,19 +17,19 @@ class Listed:
 
     id: str
     label: str
-    """What is heard, in words: the prompt that the clip is trained with."""
+    """The sound in words: the prompt that the clip is trained with."""
 
     @property
     def file(self) -> str:
-        """Name of the video in the folder of videos."""
+        """File name of the video in the folder of videos."""
         return f"{self.id}.mp4"
 
 
 def read_lists(paths: Iterable[Path]) -> list[Listed]:
-    """The rows of all lists, in order; other columns are left aside.
+    """Returns the rows of all lists in order, ignoring other columns.
 
     Raises:
-        TrainingError: no such file, no such columns, an empty or doubled id, an id that is no file name.
+        TrainingError: a file or a column is missing, or an id is empty, repeated, or not usable as a file name.
     """
     rows = [row for path in paths for row in _read(path)]
     seen: set[str] = set()
@@ -65,5 +65,5 @@ def _checked(path: Path, line: int, clip: str | None, label: str | None) -> List
 
 
 def fingerprint(rows: Sequence[Listed]) -> str:
-    """SHA-256 of ids and labels in their order."""
+    """SHA-256 of the ids and labels in order."""
     return hashlib.sha256("\n".join(f"{row.id}\t{row.label}" for row in rows).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""The sound of a clip, mono, at the model's rate, aligned with its first picture."""
+"""The sound of a clip: mono, at the model's rate, aligned with the first picture."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ from selva_runtime.media.audio import check_rate, resample
 from selva_runtime.media.container import AV_ERRORS, open_media, packets
 
 SILENCE_PEAK = 1e-3
-"""A clip that never gets louder than -60 dB of full scale is silent."""
+"""A clip whose peak is below -60 dB of full scale is silent."""
 SLACK_S = 0.1
-"""Sound may end this much before the pictures: codecs cut in blocks."""
+"""The sound may end this much before the pictures, because codecs work in blocks."""
 
 
 def read_sound(path: Path, *, rate_hz: int, start_s: float, samples: int) -> NDArray[np.float32]:
-    """float32 (samples,) from `start_s` on the file's timeline; what is missing at the ends is silence.
+    """Reads float32 (samples,) starting at `start_s` on the file's timeline; missing parts at the ends become silence.
 
     Raises:
-        MediaError, RequestError: not a media file; a sample rate that cannot be meant.
-        SkippedClip: no sound, damaged, too short, or silent throughout.
+        MediaError: it is not a media file.
+        RequestError: the file states an impossible sample rate.
+        SkippedClip: there is no sound, or it is damaged, too short, or silent throughout.
     """
     with open_media(path) as container:
         streams = container.streams.audio
@@ -49,7 +50,7 @@ def read_sound(path: Path, *, rate_hz: int, start_s: float, samples: int) -> NDA
 def _placed(
     container: InputContainer, stream: AudioStream, path: Path, start_s: float, wanted: int
 ) -> tuple[NDArray[np.float32], int]:
-    """The first `wanted` samples at the stream's own rate, each frame at its time, and where the last one ends."""
+    """Returns the first `wanted` samples at the stream's own rate, each frame at its time, and the end of the last."""
     wave, end = np.zeros(wanted, np.float32), 0
     for frame in _mono(container, stream, path):
         sound = frame.to_ndarray()[0]

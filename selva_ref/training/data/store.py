@@ -1,14 +1,14 @@
-"""Precomputed features on disk: plain `.npy` files, memory-mapped, one row a listed clip.
+"""Precomputed features on disk: plain `.npy` files, memory-mapped, one row per listed clip.
 
     data.json           preset, duration, folder of videos, SHA-256 of the list
     list.tsv            the clips, row by row
     outcome.tsv         row, "ok" or why it was skipped; appended to after the features are on disk
     posterior.npy       float32 (rows, 2, T, Z): mean and deviation of the VAE's posterior
     teacher.npy         float16 (rows, N, D): the teacher on the clip alone
-    text_*.npy          T5 and CLIP features, one row a label
+    text_*.npy          T5 and CLIP features, one row per label
 
-`outcome.tsv` is the journal that extraction resumes from: a row that is not in it is not done. A clip's frames are not
-kept (30 MB each at 224 pixels) but decoded while training.
+`outcome.tsv` is the journal from which extraction resumes: a row that is not in it is not done. Frames are not stored
+(30 MB per clip at 224 pixels) but decoded during training.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class DataDescription:
-    """`data.json`."""
+    """The contents of `data.json`."""
 
     preset: str
     duration_s: float
@@ -51,7 +51,7 @@ class DataDescription:
 
 @dataclass(frozen=True, kw_only=True)
 class TextFeatures:
-    """What a label is to the two text towers."""
+    """Features of a label from the two text towers."""
 
     t5: Array
     """(L, D), padded with zeros to the longest label of the folder."""
@@ -62,7 +62,11 @@ class TextFeatures:
 
 
 def read_description(folder: Path) -> DataDescription:
-    """Raises `TrainingError` for what `selva-train extract` did not write."""
+    """Reads `data.json`.
+
+    Raises:
+        TrainingError: `selva-train extract` did not write the file.
+    """
     path = folder / "data.json"
     try:
         description = DataDescription(**json.loads(path.read_text(encoding="utf-8")))
@@ -80,7 +84,7 @@ def read_description(folder: Path) -> DataDescription:
 
 
 def _wrong_field(description: DataDescription) -> str | None:
-    """Name of a field of another type or out of its range."""
+    """Name of a field with the wrong type or out of range, if any."""
     duration_s, texts = description.duration_s, ("preset", "videos", "list_sha256")
     for name in texts:
         if not isinstance(getattr(description, name), str):
@@ -104,7 +108,7 @@ def write_description(folder: Path, description: DataDescription) -> None:
 
 
 def read_outcomes(folder: Path) -> dict[int, str]:
-    """Row → "ok" or "kind: reason"; a last line that was cut off does not count."""
+    """Row → "ok" or "kind: reason"; ignores an incomplete last line."""
     path = folder / "outcome.tsv"
     try:
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
@@ -115,7 +119,7 @@ def read_outcomes(folder: Path) -> dict[int, str]:
 
 
 class Features:
-    """Usable clips of an extracted folder. Cheap to pickle: another process opens the files itself."""
+    """The usable clips of an extracted folder. Cheap to pickle: each process opens the files itself."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -143,7 +147,7 @@ class Features:
 
     @cached_property
     def sha256(self) -> str:
-        """Of ids and labels of the usable clips: what the order of training follows from."""
+        """SHA-256 of the ids and labels of the usable clips; it determines the order of training."""
         return fingerprint([self.clip(row) for row in self.rows])
 
     def clip(self, row: int) -> Listed:
@@ -160,7 +164,7 @@ class Features:
         return mean, deviation
 
     def teacher(self, row: int) -> Array:
-        """(N, D) features of the teacher."""
+        """The teacher's features of a clip, (N, D)."""
         return self._row("teacher", row).astype(np.float32)
 
     def text(self, row: int) -> TextFeatures:
@@ -181,12 +185,12 @@ class Features:
 
 
 def label_names(listed: list[Listed]) -> list[str]:
-    """Each label once, sorted."""
+    """Every label once, sorted."""
     return sorted({clip.label for clip in listed})
 
 
 def write_table(path: Path, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    """A TSV file."""
+    """Writes a TSV file."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, delimiter="\t", quoting=csv.QUOTE_NONE, quotechar=None, lineterminator="\n")
         writer.writerows([header, *rows])

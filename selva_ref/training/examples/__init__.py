@@ -1,1 +1,1 @@
-"""What a step trains on: two clips mixed on the fly, every draw from (seed, step, item)."""
+"""Training examples: two clips mixed on the fly; all random numbers depend on (seed, step, item)."""

@@ -1,4 +1,4 @@
-"""Clips as a stage sees them: two videos mixed on the fly, and what the target alone should give.
+"""The input of a stage: two videos mixed on the fly, and the output expected for the target alone.
 
 Shapes: B batch, T frames, L text tokens, N sync features, D their width; latents are (B, latent length, latent width).
 """
@@ -22,22 +22,22 @@ from selva_ref.training.examples.mixing import different_label, draw_share, side
 from selva_ref.training.settings import RunSettings
 
 NULL_PROBABILITY = 0.1
-"""How often the generator's video, and independently its text, is the learned empty one."""
+"""Probability that the generator's video, and independently its text, is replaced by the learned empty one."""
 
 Batch = dict[str, Tensor]
 Targets = Callable[[Features, int, np.random.Generator], dict[str, np.ndarray]]
 
 
 def distillation_targets(features: Features, row: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Stage 1: the target's text, t5 (L, D) and t5_mask (L,), and teacher (N, D)."""
+    """Targets of stage 1: the target's text, t5 (L, D) and t5_mask (L,), and teacher (N, D)."""
     text = features.text(row)
     return {"t5": text.t5, "t5_mask": text.t5_mask, "teacher": features.teacher(row)}
 
 
 def flow_targets(features: Features, row: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Stage 2: both texts of the target, its latent drawn from the VAE's posterior, noise, t and null conditions.
+    """Targets of stage 2: both texts, a latent drawn from the VAE's posterior, noise, t and null conditions.
 
-    t = sigmoid(normal); null conditions with probability 0.1 for the video and, independently, the text.
+    t = sigmoid(normal). The video and, independently, the text are null with probability 0.1.
     """
     text = features.text(row)
     mean, deviation = features.posterior(row)
@@ -54,7 +54,7 @@ def flow_targets(features: Features, row: int, rng: np.random.Generator) -> dict
 
 
 class MixedClips(Dataset["Batch | str"]):
-    """Batches by their keys, (step, index in the global batch) of each item."""
+    """Batches of clips; a key holds (step, index in the global batch) of each item."""
 
     def __init__(self, features: Features, rules: SequenceRules, settings: RunSettings, targets: Targets) -> None:
         self.features, self.rules, self.settings, self.targets = features, rules, settings, targets
@@ -69,14 +69,14 @@ class MixedClips(Dataset["Batch | str"]):
             raise TrainingError(f"{features.folder}: mixing needs clips of at least two labels")
 
     def __getitem__(self, keys: list[tuple[int, int]]) -> Batch | str:
-        """A batch; or what is wrong, in words, which no traceback of another process then buries."""
+        """Returns a batch, or an error message instead of raising it, so that no worker traceback hides it."""
         try:
             return _stack([self._example(step, index) for step, index in keys])
         except SelvaError as error:
             return f"{error}; extract again, or bring the video back"
 
     def held_out(self, index: int) -> tuple[Batch, str]:
-        """Validation clip `index`, as a batch of one, and its label."""
+        """Returns validation clip `index`, as a batch of one, and its label."""
         row, rng = self.held_out_rows[index], held_out_generator(self.settings.seed, index)
         label = self.features.clip(row).label
         pair = different_label([label, *self.labels], 0, rng) - 1

@@ -1,8 +1,8 @@
-"""Two videos made one: the scene with two sources that no dataset has labels for.
+"""Combines two videos into one: a scene with two sources, for which no dataset has labels.
 
 The target and its pair stand side by side, each squeezed to its share of the columns (arXiv 2512.02650, section on
-self-supervised video mixing). The side of the target is drawn at random: were it always the left one, a model could
-learn "look left" instead of "look for the text".
+self-supervised video mixing). The side of the target is random. If it were always on the left, a model could learn
+"look left" instead of "look for the text".
 Shapes: T frames, H, W pixels.
 """
 
@@ -19,14 +19,14 @@ _TRIES = 32
 
 
 def draw_share(rng: np.random.Generator, alpha: float = 1.0, minimum: float = 0.05) -> float:
-    """The target's share of the columns: lambda ~ Beta(alpha, alpha), clipped to [minimum, 1 - minimum]."""
+    """Draws the target's share of the columns: lambda ~ Beta(alpha, alpha), clipped to [minimum, 1 - minimum]."""
     return float(np.clip(rng.beta(alpha, alpha), minimum, 1 - minimum))
 
 
 def side_by_side(target_T3HW: Tensor, pair_T3HW: Tensor, share: float, target_left: bool) -> Tensor:
-    """uint8 (T, 3, H, W): the target in int(share * W) columns, its pair in the rest.
+    """Returns uint8 (T, 3, H, W): the target in int(share * W) columns, its pair in the rest.
 
-    Bicubic with antialiasing on uint8, as every frame of the model is resized.
+    Resizes with antialiased bicubic on uint8, like every frame of the model.
     """
     height, width = target_T3HW.shape[-2:]
     columns = int(share * width)
@@ -39,7 +39,7 @@ def _squeezed(frames_T3HW: Tensor, height: int, columns: int) -> Tensor:
 
 
 def different_label(labels: Sequence[str], item: int, rng: np.random.Generator) -> int:
-    """Index of an item whose label is not that of `item`, each equally likely.
+    """Picks an item whose label differs from that of `item`, all equally likely, and returns its index.
 
     Raises:
         ValueError: all labels are the same.
@@ -48,7 +48,7 @@ def different_label(labels: Sequence[str], item: int, rng: np.random.Generator) 
         other = int(rng.integers(len(labels)))
         if labels[other] != labels[item]:
             return other
-    others = [index for index, label in enumerate(labels) if label != labels[item]]  # where one label is most of them
+    others = [index for index, label in enumerate(labels) if label != labels[item]]  # if most have this label
     if not others:
         raise ValueError(f"every clip is labelled {labels[item]!r}: mixing needs at least two labels")
     return others[int(rng.integers(len(others)))]
