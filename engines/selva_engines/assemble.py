@@ -44,13 +44,14 @@ class BuildRequest:
 def build_engines(request: BuildRequest, say: Callable[[str], None] = print) -> EngineSet:
     """Builds what is asked for, keeps the other engines of the same folder that are still current, and returns all.
 
+    After any error, and after Ctrl-C, the bundle is as it was.
+
     Raises:
         EngineLibraryError: the target's library is not installed, or needs a GPU that is not here.
         EngineSourceError: the bundle cannot be read, or a graph was altered.
         EngineRequestError: an unknown graph or capability, or too many stems.
         EngineBuildError: the library cannot build a graph.
         OSError: the bundle cannot be written to.
-        On any of these, and on Ctrl-C, the bundle is left as it was.
     """
     source = read_source(request.bundle)
     descriptions = describe(source, max_stems=request.max_stems)
