@@ -8,7 +8,7 @@ ONLY :=
 # Idle OpenMP threads sleep instead of spinning: on a busy machine that is the difference of minutes.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test test-full attack mutants lint clean help
+.PHONY: demo test test-full attack mutants lint docs clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -30,7 +30,10 @@ lint: .venv/installed  ## ruff, and mypy --strict on the runtime
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint  ## lint and the whole suite
+docs: .venv/installed  ## the documentation, in out/site; a dead link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+test: lint docs  ## lint, the documentation and the whole suite
 	$(BIN)/python -m pytest -m "not full_size"
 
 test-full: .venv/installed  ## exports and stems at official widths: 12 GB of disk, half an hour

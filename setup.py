@@ -37,6 +37,8 @@ EXPORT = [
 
 TRAIN = [*EXPORT, "tensorboard>=2.20", "ema-pytorch>=0.8", "matplotlib"]
 
+DOCS = ["mkdocs>=1.6.1,<2", "mkdocs-material>=9.8", "mkdocstrings[python]>=1.0.8"]
+
 CPU = "onnxruntime>=1.24"
 OPENVINO = "openvino>=2026.4"
 CUDA = "cuda-python>=13"
@@ -69,7 +71,8 @@ setup(
         "bench": [*EXPORT, "matplotlib"],
         "train": TRAIN,
         "mutants": ["mutmut>=3.8"],
-        "dev": [*TRAIN, OPENVINO, RTX, CUDA, "ruff", "mypy", "pytest", "build"],
+        "docs": DOCS,
+        "dev": [*TRAIN, *DOCS, OPENVINO, RTX, CUDA, "ruff", "mypy", "pytest", "build"],
     },
     entry_points={
         "console_scripts": [

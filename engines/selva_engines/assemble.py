@@ -47,6 +47,8 @@ def build_engines(request: BuildRequest, say: Callable[[str], None] = print) -> 
 
     On any error, and on Ctrl-C, the bundle is left as it was.
 
+    After any error, and after Ctrl-C, the bundle is as it was.
+
     Raises:
         EngineLibraryError: the target's library is not installed, or needs a GPU that is not here.
         EngineSourceError: the bundle cannot be read, or a graph was altered.
