@@ -58,11 +58,11 @@ def test_auto_says_why_it_is_the_cpu(opened, monkeypatch):
         raise BackendError(NO_GPU)
 
     monkeypatch.setattr(CudaDevice, "__init__", no_device)
-    monkeypatch.setattr(backends, "gpu_is_there", lambda: False)
+    monkeypatch.setattr(backends, "has_nvidia_gpu", lambda: False)
     executor = make_executor(opened, "auto", 1)
     assert (executor.backend, executor.reason) == ("cpu", f"no GPU backend: {NO_GPU}")
     assert executor.notice == "CPU (no NVIDIA GPU found)"
-    monkeypatch.setattr(backends, "gpu_is_there", lambda: True)
+    monkeypatch.setattr(backends, "has_nvidia_gpu", lambda: True)
     assert make_executor(opened, "auto", 1).notice == f"CPU (the NVIDIA GPU here cannot be used: {NO_GPU})"
     asked = make_executor(opened, "cpu", 1)
     assert (asked.reason, asked.notice) == ("asked for", "")
@@ -72,23 +72,23 @@ def test_openvino_is_named_in_the_notice(opened, monkeypatch):
     pytest.importorskip("openvino")
     monkeypatch.setattr(backends, "_WORTH_COMPILING_BYTES", 0)
     monkeypatch.setattr(backends, "CudaDevice", refusing(NO_GPU))
-    monkeypatch.setattr(backends, "gpu_is_there", lambda: False)
+    monkeypatch.setattr(backends, "has_nvidia_gpu", lambda: False)
     monkeypatch.setattr(backends.platform, "machine", lambda: "x86_64")
     assert make_executor(opened, "auto", 1).notice == "CPU with OpenVINO (no NVIDIA GPU found)"
 
 
 def test_a_gpu_is_seen_on_the_bus(tmp_path, monkeypatch):
     monkeypatch.setattr(cuda_device.shutil, "which", lambda name: None)
-    assert not cuda_device.gpu_is_there(tmp_path / "absent")
+    assert not cuda_device.has_nvidia_gpu(tmp_path / "absent")
     for name, vendor, kind in (("a", "0x10de", "0x0c0330"), ("b", "0x8086", "0x030000")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "vendor").write_text(f"{vendor}\n")
         (tmp_path / name / "class").write_text(f"{kind}\n")
-    assert not cuda_device.gpu_is_there(tmp_path)  # another vendor's GPU, and NVIDIA's USB port
+    assert not cuda_device.has_nvidia_gpu(tmp_path)  # another vendor's GPU, and NVIDIA's USB port
     (tmp_path / "b" / "vendor").write_text("0x10de\n")
-    assert cuda_device.gpu_is_there(tmp_path)
+    assert cuda_device.has_nvidia_gpu(tmp_path)
     monkeypatch.setattr(cuda_device.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
-    assert cuda_device.gpu_is_there(tmp_path / "absent")
+    assert cuda_device.has_nvidia_gpu(tmp_path / "absent")
 
 
 def test_auto_says_what_it_passed_over(opened, monkeypatch, a_gpu):

@@ -25,7 +25,7 @@ def listed(tmp_path, monkeypatch):
     monkeypatch.delenv("SELVA_BUNDLE", raising=False)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(backends, "CudaDevice", refuse)
-    monkeypatch.setattr(backends, "gpu_is_there", lambda: False)
+    monkeypatch.setattr(backends, "has_nvidia_gpu", lambda: False)
     for name in ("cuda", "tensorrt"):
         monkeypatch.setitem(backends.MAKERS, name, refuse)
 

@@ -9,7 +9,7 @@ import pytest
 from selva_bundle.errors import BackendError, DeviceMemoryError
 from selva_runtime.batches import in_batches
 from selva_runtime.flow import draw_noise, integrate
-from selva_runtime.recent import Recent
+from selva_runtime.lru_cache import LruCache
 
 
 def test_the_noise_is_the_documented_draw():
@@ -129,7 +129,7 @@ def test_a_row_that_does_not_fit_alone_is_an_error(start):
 
 
 def test_what_was_used_last_is_remembered():
-    recent = Recent(2)
+    recent = LruCache(2)
     recent["a"], recent["b"] = 1, 2
     assert recent["a"] == 1  # now b is the oldest
     recent["c"] = 3

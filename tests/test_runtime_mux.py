@@ -200,7 +200,7 @@ def test_an_interruption_leaves_nothing(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     source = video(tmp_path / "s.mp4")
-    monkeypatch.setattr(selva_runtime.media.mux.Rising, "fix", interrupt)
+    monkeypatch.setattr(selva_runtime.media.mux.IncreasingTimes, "fix", interrupt)
     with pytest.raises(KeyboardInterrupt):
         mux(source, click(1, 0.5, 16000), 16000, tmp_path / "o.mp4")
     assert [path.name for path in tmp_path.iterdir()] == ["s.mp4"]

@@ -1,16 +1,16 @@
-"""Decoding times as damaged files have them, and what `Rising` makes of them: packets are numbers here, no file."""
+"""Decoding times as damaged files have them, and what `IncreasingTimes` makes of them: numbers, no file."""
 
 from fractions import Fraction
 from types import SimpleNamespace
 
 import pytest
 
-from selva_runtime.media.mux import MAX_REORDERED_FRAMES, Rising
+from selva_runtime.media.mux import MAX_REORDERED_FRAMES, IncreasingTimes
 
 
 def fixed(*packets, shift=0):
     """(pts, dts) of packets given as (pts, dts) or (pts, dts, duration), at 1000 ticks a second."""
-    order, given = Rising(), []
+    order, given = IncreasingTimes(), []
     for pts, dts, *duration in packets:
         packet = SimpleNamespace(
             pts=pts, dts=dts, duration=(duration or [None])[0], time_base=Fraction(1, 1000), stream_index=0
@@ -49,7 +49,7 @@ def test_a_recording_that_began_later_begins_at_nought():
 
 
 def test_streams_rise_each_for_itself():
-    order = Rising()
+    order = IncreasingTimes()
     packets = [
         SimpleNamespace(pts=time, dts=time, duration=1, time_base=Fraction(1, 1000), stream_index=stream)
         for stream, time in ((0, 100), (1, 0), (0, 100), (1, 1))

@@ -27,7 +27,7 @@ from selva_runtime.backends import choose as backends
 from selva_runtime.backends.choose import make_executor
 from selva_runtime.backends.cores import usable_cores
 from selva_runtime.backends.executor import CpuSettings
-from selva_runtime.backends.mapped import KeptArrays, give_back, giving_back, mappings
+from selva_runtime.backends.mapped import FileBackedArrays, mappings, release_pages, releasing_pages
 from selva_runtime.backends.openvino.cosine import replace_cosines
 from selva_runtime.backends.openvino.executor import OpenVinoExecutor, import_openvino
 from selva_runtime.command.cli import main
@@ -168,13 +168,13 @@ def test_mappings_of_files_are_found():
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is Linux's")
 def test_arrays_kept_in_a_file_leave_the_process_and_return():
-    kept, rng = KeptArrays(), np.random.default_rng(0)
+    kept, rng = FileBackedArrays(), np.random.default_rng(0)
     values = [rng.standard_normal((513, 1001)).astype(np.float32) for _ in range(3)]
     held = [kept.keep(v) for v in values]
     assert [array.shape for array in held] == [(513, 1001)] * 3
     assert all(np.array_equal(a, b) for a, b in zip(held, values, strict=True))
     before_kb = mapped_kb()
-    assert give_back(kept.files) >= sum(v.nbytes for v in values)
+    assert release_pages(kept.files) >= sum(v.nbytes for v in values)
     assert before_kb - mapped_kb() > 5 << 10
     del kept  # the arrays need the file, not the name
     assert all(np.array_equal(a, b) for a, b in zip(held, values, strict=True))
@@ -185,7 +185,7 @@ def test_arrays_stay_in_memory_where_no_file_can_be(monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("tempfile.TemporaryFile", full)
-    kept, values = KeptArrays(), np.ones(3, np.float32)
+    kept, values = FileBackedArrays(), np.ones(3, np.float32)
     assert kept.keep(values) is values
     assert kept.files == []
 
@@ -195,11 +195,11 @@ def test_a_mapping_that_was_written_to_stays(tmp_path):
     file = tmp_path / "weights.data"
     np.zeros(1 << 20, np.uint8).tofile(file)
     mapped = np.memmap(file, np.uint8, mode="c")
-    assert give_back([file]) == mapped.nbytes
+    assert release_pages([file]) == mapped.nbytes
     mapped[5] = 1
-    with giving_back([file]):
+    with releasing_pages([file]):
         time.sleep(0.3)
-    assert (give_back([file]), mapped[5]) == (0, 1)
+    assert (release_pages([file]), mapped[5]) == (0, 1)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is Linux's")
@@ -209,7 +209,7 @@ def test_mapped_weights_leave_the_process_and_return(tmp_path):
     content.tofile(file)
     mapped = np.memmap(file, np.uint8, mode="r")
     total, before_kb = int(mapped.sum()), mapped_kb()
-    assert give_back([file]) == content.nbytes
+    assert release_pages([file]) == content.nbytes
     assert before_kb - mapped_kb() > 7 << 10
     assert (int(mapped.sum()), bytes(mapped[:99])) == (total, bytes(content[:99]))
 

@@ -7,7 +7,7 @@ import pytest
 
 openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed")
 
-from selva_runtime.backends.openvino.minimal_filtering import OUTPUTS, WORTH_FROM, filtering, multiply_less  # noqa: E402
+from selva_runtime.backends.openvino.minimal_filtering import OUTPUTS, WORTH_FROM, filtering, use_minimal_filtering  # noqa: E402
 
 ops = openvino.opset13
 WIDTH = WORTH_FROM // 3 + 1
@@ -67,7 +67,7 @@ def test_replaces_a_convolution(taps, dilation, length, batch, flat):
     if flat:  # as in the vocoder: (B, C, 1, T)
         x, weight, true = x[:, :, None], weight[:, :, None], true[:, :, None]
     model = model_of(x.shape, lambda value: convolution(value, weight, dilation))
-    assert multiply_less(openvino, model) == 1
+    assert use_minimal_filtering(openvino, model) == 1
     assert taps not in kernels(model)
     assert np.abs(run(model, x) - true).max() < 1e-5 * np.abs(true).max()
 
@@ -85,7 +85,7 @@ def test_between_two_of_them_channels_stay_last():
         return ops.transpose(convolution(hidden, w2), [0, 2, 1])
 
     plain, rewritten = model_of(x.shape, gated), model_of(x.shape, gated)
-    assert multiply_less(openvino, rewritten) == 3
+    assert use_minimal_filtering(openvino, rewritten) == 3
     before, after = run(plain, x), run(rewritten, x)
     assert np.abs(after - before).max() < 1e-5 * np.abs(before).max()
     compiled = openvino.Core().compile_model(rewritten, "CPU", FLOAT32)
@@ -105,11 +105,11 @@ def test_between_two_of_them_channels_stay_last():
 def test_leaves_alone_what_would_not_gain(shape, stride, length):
     weight = np.ones(shape, np.float32)
     model = model_of((1, shape[1], length), lambda value: convolution(value, weight, stride=stride))
-    assert multiply_less(openvino, model, tiles=4) == 0
+    assert use_minimal_filtering(openvino, model, tiles=4) == 0
     assert "Convolution" in types(model)
 
 
 def test_leaves_a_float16_graph_alone():
     x = ops.parameter([1, WIDTH, 32], np.float16, name="x")
     model = openvino.Model([ops.result(convolution(x, np.ones((WIDTH, WIDTH, 3), np.float16)))], [x])
-    assert multiply_less(openvino, model) == 0
+    assert use_minimal_filtering(openvino, model) == 0

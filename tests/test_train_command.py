@@ -162,5 +162,5 @@ def test_a_damaged_state_is_one_line(trained: Path, tmp_path: Path, capsys) -> N
     assert code == 2
     assert json.loads(out) == {"error": err.removeprefix("error: ").rstrip()}
     assert err == f"error: {state}: not the state of a run (damaged: its content does not have its hash); " + (
-        "move it away to start anew\n"
+        "move it away to start again\n"
     )

@@ -265,5 +265,5 @@ def test_a_state_is_never_unpickled(order, tmp_path) -> None:
     place = RunPlace(out=tmp_path / "out")
     (place.out / "stage1").mkdir(parents=True)
     save_hashed({"step": Path("x")}, place.out / "stage1" / "state.pt")
-    with pytest.raises(TrainingError, match=r"state.pt: not the state of a run \(.*\); move it away to start anew"):
+    with pytest.raises(TrainingError, match=r"state.pt: not the state of a run \(.*\); move it away to start again"):
         stage1(order, place)

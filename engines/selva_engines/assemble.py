@@ -65,7 +65,7 @@ def build_engines(request: BuildRequest, say: Callable[[str], None] = print) -> 
     out = source.path / FOLDER / set_name(request.target, library.version, request.capabilities)
     current = _current(out, source, request, descriptions)
     wanted = [name for name in descriptions if name in request.graphs or not request.graphs]
-    with _appears_whole(out) as folder:
+    with _atomic_folder(out) as folder:
         records = {name: _keep(current[name], out, folder) for name in current}
         for number, name in enumerate(wanted, start=1):
             if name in current:
@@ -207,7 +207,7 @@ def _line(record: EngineRecord) -> str:
 
 
 @contextmanager
-def _appears_whole(out: Path) -> Iterator[Path]:
+def _atomic_folder(out: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `out`. It replaces `out` at the end, or is removed on any error or interrupt."""
     made_root = not out.parent.exists()
     out.parent.mkdir(exist_ok=True)

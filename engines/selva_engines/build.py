@@ -144,12 +144,12 @@ def _why(library: Library, graph: str, strip_weights: bool, cancelled: Event | N
     if cancelled is not None and cancelled.is_set():
         return f"building {graph} was interrupted"
     said = library.log.error_line()
-    mend = ""
+    fix = ""
     if strip_weights and "cuda" in said.lower():
-        mend = " (engines without weights are compiled on a GPU, and none is usable here: leave out --strip-weights)"
+        fix = " (engines without weights are compiled on a GPU, and none is usable here: leave out --strip-weights)"
     elif "OutOfMemory" in said or "workspace" in said:
-        mend = " (fewer stems at a time take less memory: --max-stems)"
-    return f"{library.target.name} {library.version} cannot build {graph}: {said}{mend}"
+        fix = " (fewer stems at a time take less memory: --max-stems)"
+    return f"{library.target.name} {library.version} cannot build {graph}: {said}{fix}"
 
 
 def _monitor(api: Any, cancelled: Event) -> Any:

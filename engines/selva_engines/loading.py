@@ -74,4 +74,4 @@ class EngineLoader:
     def _refused(self, name: str, reason: str) -> EngineRefusedError:
         path = self._engines.folder / self._engines.engines[name].file
         command = self._engines.build_command
-        return EngineRefusedError(f"{self._library.target.name} refuses {path}: {reason}; to build it anew: {command}")
+        return EngineRefusedError(f"{self._library.target.name} refuses {path}: {reason}; to build it again: {command}")

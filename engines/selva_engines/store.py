@@ -134,20 +134,20 @@ def open_engines(folder: Path, source: Source) -> EngineSet:
     Raises:
         EngineRefusedError: its engines.json is missing or cannot be parsed, or the folder is outside of the bundle.
     """
-    mend = "remove the folder and run selva-engines again"
+    fix = "remove the folder and run selva-engines again"
     try:
         if not folder.resolve().is_relative_to(source.path):
-            raise EngineRefusedError(f"{folder} points outside of the bundle; {mend}")
+            raise EngineRefusedError(f"{folder} points outside of the bundle; {fix}")
         data = parse((folder / MANIFEST).read_text(encoding="utf-8"))
     except EngineRefusedError:
         raise
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: a link to itself
-        raise EngineRefusedError(f"{folder} is half-written: it has no readable {MANIFEST}; {mend}") from error
+        raise EngineRefusedError(f"{folder} is half-written: it has no readable {MANIFEST}; {fix}") from error
     try:
         return _parse(folder, source, section(data, "the file"))
     except (ValueError, KeyError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise EngineRefusedError(f"{folder / MANIFEST} cannot be understood ({reason}); {mend}") from error
+        raise EngineRefusedError(f"{folder / MANIFEST} cannot be understood ({reason}); {fix}") from error
 
 
 def set_name(target: str, version: str, capabilities: Sequence[str]) -> str:

@@ -74,7 +74,7 @@ def export_bundle(request: ExportRequest, say: Callable[[str], None] = print) ->
         CheckpointError: weights are missing, damaged or have the wrong shape.
         OSError: the folder cannot be written.
     """
-    with _appears_whole(request.out) as folder:
+    with _atomic_folder(request.out) as folder:
         sources = _sources(request)  # first, like the tokenizers, to report missing files at once
         _write_tokenizers(request, folder / "tokenizers")
         (folder / "graphs").mkdir()
@@ -114,7 +114,7 @@ def export_part(request: ExportRequest, signature: Signature, path: Path) -> lis
 
 
 @contextmanager
-def _appears_whole(out: Path) -> Iterator[Path]:
+def _atomic_folder(out: Path) -> Iterator[Path]:
     """Yields a temporary folder next to `out`. It becomes `out` at the end, or is removed on any error or interrupt."""
     if out.exists():
         raise ExportError(f"{out} exists; choose another --out or remove it")

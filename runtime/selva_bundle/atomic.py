@@ -17,7 +17,7 @@ from pathlib import Path
 
 from selva_bundle.errors import OutputError, SelvaError
 
-MENDS = {
+FIXES = {
     errno.ENOSPC: "make room on the disk",
     errno.EDQUOT: "make room on the disk",
     errno.ENOENT: "make the folder first",
@@ -50,8 +50,8 @@ def write_new(wanted: str | os.PathLike[str], fill: Callable[[Path], None]) -> P
 
 def output_error(path: Path, error: OSError) -> OutputError:
     """Turn a system error into one line that says how to fix it."""
-    mend = MENDS.get(error.errno or 0, "choose another folder")
-    return OutputError(f"{path}: cannot be written ({error.strerror or error}); {mend}")
+    fix = FIXES.get(error.errno or 0, "choose another folder")
+    return OutputError(f"{path}: cannot be written ({error.strerror or error}); {fix}")
 
 
 def publish(temporary: Path, wanted: Path) -> Path:

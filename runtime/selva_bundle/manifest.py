@@ -134,8 +134,8 @@ def _manifest(top: dict[str, Any]) -> Manifest:
         raise BundleError(f"this is not a {FORMAT} manifest; make one with selva-export")
     version = top.get("format_version")
     if version != FORMAT_VERSION or isinstance(version, bool):
-        what, mend = ("out of date", "export the bundle again") if version == 1 else ("unknown", "update selva-deploy")
-        raise BundleError(f"format version {version!r} is {what}: this runtime reads {FORMAT_VERSION}; {mend}")
+        what, fix = ("out of date", "export the bundle again") if version == 1 else ("unknown", "update selva-deploy")
+        raise BundleError(f"format version {version!r} is {what}: this runtime reads {FORMAT_VERSION}; {fix}")
     files = {_file_name(name): _file_entry(name, entry) for name, entry in section(top["files"], "files").items()}
     listed = section(top["graphs"], "graphs")
     if missing := [name for name in GRAPHS if name not in listed]:

@@ -19,7 +19,7 @@ from selva_runtime.backends.executor import Executor, Tensor, joined, stacked
 from selva_runtime.backends.gpu.device_array import DeviceArray
 from selva_runtime.batches import in_batches
 from selva_runtime.flow import draw_noise, finite, integrate
-from selva_runtime.recent import Recent
+from selva_runtime.lru_cache import LruCache
 from selva_runtime.request import StemRequest
 from selva_runtime.results import Clip, Stem
 from selva_runtime.text import TextEncoder
@@ -35,7 +35,7 @@ class Generation:
     text: TextEncoder
     rules: SequenceRules
     clip: Clip
-    selected: Recent[str, Tensor]
+    selected: LruCache[str, Tensor]
     request: StemRequest
     progress: Callable[[str, int, int], None]
     cancel: Event | None

@@ -25,7 +25,7 @@ from selva_runtime.backends.gpu.foreign import is_foreign, stream_handle
 from selva_runtime.batches import in_batches
 from selva_runtime.flow import finite
 from selva_runtime.generation import Generation
-from selva_runtime.recent import Recent
+from selva_runtime.lru_cache import LruCache
 from selva_runtime.request import check_span, stem_request
 from selva_runtime.results import Clip, SessionInfo, Stem
 from selva_runtime.text import TextEncoder
@@ -67,7 +67,7 @@ class Session:
         self._executor = make_executor(self._bundle, backend, threads, precision)
         keep = self._executor.keeps_text_towers if keep_text_towers is None else keep_text_towers
         self._text = TextEncoder(self._bundle, self._executor, keep=keep)
-        self._selections: WeakKeyDictionary[Clip, Recent[str, Tensor]] = WeakKeyDictionary()
+        self._selections: WeakKeyDictionary[Clip, LruCache[str, Tensor]] = WeakKeyDictionary()
         self._process = os.getpid()
         self._turn = RLock()
 
@@ -242,7 +242,7 @@ class Session:
             text=self._text,
             rules=self._rules,
             clip=clip,
-            selected=self._selections.setdefault(clip, Recent(_CACHED_SELECTIONS)),
+            selected=self._selections.setdefault(clip, LruCache(_CACHED_SELECTIONS)),
             request=request,
             progress=progress or _no_progress,
             cancel=cancel,

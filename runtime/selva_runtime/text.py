@@ -18,7 +18,7 @@ from tokenizers import Encoding, Tokenizer
 from selva_bundle.bundle import Bundle
 from selva_bundle.errors import BundleError, RequestError
 from selva_runtime.backends.executor import Array, Executor, Tensor
-from selva_runtime.recent import Recent
+from selva_runtime.lru_cache import LruCache
 
 MAX_PROMPT_CHARACTERS = 1000
 _CACHED_PROMPTS = 64
@@ -58,7 +58,7 @@ class TextTower:
         self._executor = executor
         self._graph = graph
         self._feeds = feeds
-        self._cache: Recent[str, Tensor] = Recent(_CACHED_PROMPTS)
+        self._cache: LruCache[str, Tensor] = LruCache(_CACHED_PROMPTS)
 
     def new(self, prompts: Sequence[str]) -> list[str]:
         """Return the prompts whose features are not cached, each once."""

@@ -77,8 +77,8 @@ class WeightAverages:
             if kept["step"].item() != int(step):
                 raise ValueError("of another step")
         except ValueError as error:
-            mend = "remove it and run the command again: the others make the average"
-            raise TrainingError(f"{path}: not a snapshot of these averages ({error}); {mend}") from error
+            fix = "remove it and run the command again: the others make the average"
+            raise TrainingError(f"{path}: not a snapshot of these averages ({error}); {fix}") from error
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors by name, for resuming."""

@@ -69,13 +69,13 @@ def resume(
         before = _settings(state)
         for name, value in asdict(settings).items():
             if before.get(name) != value:
-                mend = "give the same again, or another --out"
-                raise TrainingError(f"{path}: begun with {name} {before.get(name)}, not {value}; {mend}")
+                fix = "give the same again, or another --out"
+                raise TrainingError(f"{path}: begun with {name} {before.get(name)}, not {value}; {fix}")
         _check(state, settings, trained, averages)
     except TrainingError:
         raise
     except ValueError as error:
-        raise TrainingError(f"{path}: not the state of a run ({error}); move it away to start anew") from error
+        raise TrainingError(f"{path}: not the state of a run ({error}); move it away to start again") from error
     for name, parameter in trained.items():
         parameter.copy_(state["weights"][name])
     optimizer.load_state_dict(optimizer.state_dict() | {"state": state["optimizer"]})

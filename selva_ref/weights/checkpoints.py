@@ -201,11 +201,11 @@ def find_checkpoint(directory: str | Path, part: str, preset_name: str) -> Path:
         if path.is_file():
             return path
     if checkpoint.repo is None:
-        mend = "no published file is known: train one, or put yours there"
+        fix = "no published file is known: train one, or put yours there"
     else:
         teacher = " --with-teacher" if part == "teacher" else ""
-        mend = f"get it with: selva-fetch --preset {preset_name}{teacher} --out {directory}"
-    raise CheckpointNotFoundError(f"{directory}: no {checkpoint.file} (the {part} of preset {preset_name}); {mend}")
+        fix = f"get it with: selva-fetch --preset {preset_name}{teacher} --out {directory}"
+    raise CheckpointNotFoundError(f"{directory}: no {checkpoint.file} (the {part} of preset {preset_name}); {fix}")
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:

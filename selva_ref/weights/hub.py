@@ -187,7 +187,7 @@ def _checked(path: Path, file: HubFile, stated: str, repo: str, commit: str, *, 
         if path.is_symlink():
             Path(os.path.normpath(path.parent / os.readlink(path))).unlink(missing_ok=True)
         path.unlink()
-        raise FetchError(f"{repo}: {error}; removed it: run the command again to download it anew") from None
+        raise FetchError(f"{repo}: {error}; removed it: run the command again to download it again") from None
     return HubCopy(path=path, commit=commit, md5=md5, sha256=sha256, verified=verified, downloaded=downloaded)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from selva_bundle.bundle import Bundle
 from selva_bundle.errors import BackendError
 from selva_runtime.backends.executor import BF16, EXACT, CpuSettings, Executor
-from selva_runtime.backends.gpu.cuda_device import CudaDevice, gpu_is_there
+from selva_runtime.backends.gpu.cuda_device import CudaDevice, has_nvidia_gpu
 from selva_runtime.backends.gpu.device_array import Space
 
 _ON_GPU = ("tensorrt", "cuda")
@@ -72,7 +72,7 @@ def best(bundle: Bundle, settings: CpuSettings) -> Executor:
     try:
         CudaDevice()
     except BackendError as error:
-        short = f"the NVIDIA GPU here cannot be used: {error}" if gpu_is_there() else "no NVIDIA GPU found"
+        short = f"the NVIDIA GPU here cannot be used: {error}" if has_nvidia_gpu() else "no NVIDIA GPU found"
         return _noted(_best_on_cpu(bundle, settings, f"no GPU backend: {error}"), short)
     refused: list[str] = []
     for name in _ON_GPU:

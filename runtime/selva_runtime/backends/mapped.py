@@ -32,7 +32,7 @@ _FOR_LARGE_FILES = Path("/var/tmp")
 """A folder on a disk. /tmp may be in memory."""
 
 
-def give_back(files: Collection[Path]) -> int:
+def release_pages(files: Collection[Path]) -> int:
     """Drop the pages of unaltered mappings of these files, and return how many bytes were dropped.
 
     A page returns when it is read again. Where /proc cannot be read (not on Linux) nothing is done and 0 is returned.
@@ -53,8 +53,8 @@ def give_back(files: Collection[Path]) -> int:
 
 
 @contextmanager
-def giving_back(files: Collection[Path]) -> Iterator[None]:
-    """Call `give_back` repeatedly while the body runs, and once after it."""
+def releasing_pages(files: Collection[Path]) -> Iterator[None]:
+    """Call `release_pages` repeatedly while the body runs, and once after it."""
     if not files or not _LINUX:
         yield
         return
@@ -62,7 +62,7 @@ def giving_back(files: Collection[Path]) -> Iterator[None]:
 
     def work() -> None:
         while not done.wait(_EVERY_S):
-            give_back(files)
+            release_pages(files)
 
     thread = Thread(target=work, name="selva-give-back", daemon=True)
     thread.start()
@@ -71,11 +71,11 @@ def giving_back(files: Collection[Path]) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
-        give_back(files)
+        release_pages(files)
 
 
-class KeptArrays:
-    """Arrays in a file without a name, so that `give_back` can drop their pages too.
+class FileBackedArrays:
+    """Arrays in a file without a name, so that `release_pages` can drop their pages too.
 
     The file goes away with the last array. Where there is no such file (not on Linux, a full disk), the arrays stay in
     memory.
@@ -104,7 +104,7 @@ class KeptArrays:
 
     @property
     def files(self) -> list[Path]:
-        """The file under the name that the system lists, for `giving_back`."""
+        """The file under the name that the system lists, for `releasing_pages`."""
         return [] if self._file is None else [Path(os.readlink(f"/proc/self/fd/{self._file.fileno()}"))]
 
 

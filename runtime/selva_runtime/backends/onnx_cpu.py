@@ -17,7 +17,7 @@ from selva_bundle.errors import BackendError, BundleError
 from selva_bundle.manifest import Graph
 from selva_runtime.backends.cores import usable_cores
 from selva_runtime.backends.executor import POLL_S, Array, check_cancel
-from selva_runtime.backends.mapped import giving_back
+from selva_runtime.backends.mapped import releasing_pages
 from selva_runtime.backends.numpy_executor import NumpyExecutor
 
 _HOT = "guided_step"
@@ -64,7 +64,7 @@ class OnnxCpuExecutor(NumpyExecutor):
         names = [port.name for port in graph.outputs]
         options = self._ort.RunOptions()
         mapped = graph.data if graph.name in _ONCE_A_PROMPT else ()
-        with giving_back([self._bundle.path / file for file in mapped]):
+        with releasing_pages([self._bundle.path / file for file in mapped]):
             future = self._pool.submit(self._sessions[graph.name].run, names, dict(feeds), options)
             try:
                 while not wait([future], timeout=POLL_S).done:

@@ -22,7 +22,7 @@ SCANNED = frozenset(b"stsd meta wave iprp".split())
 """Boxes whose children follow fields of many layouts. They are searched for the names of children instead."""
 
 
-class TooMuch(Exception):  # noqa: N818 -- becomes a MediaError with the file's name
+class TooLarge(Exception):  # noqa: N818 -- becomes a MediaError with the file's name
     """The file has too much of something. The message says of what."""
 
 
@@ -70,7 +70,7 @@ class Walker:
         """Yield the boxes from `begin` to `end`. Stop at an impossible size. Cut a box that reaches past `end`.
 
         Raises:
-            TooMuch: the file has more than a million boxes.
+            TooLarge: the file has more than a million boxes.
         """
         while begin + 8 <= end:
             self._count()
@@ -92,7 +92,7 @@ class Walker:
         """Yield everything in the box that looks like one of the wanted boxes.
 
         Raises:
-            TooMuch: the file has more than a million boxes.
+            TooLarge: the file has more than a million boxes.
         """
         data = source.at(box.begin, box.end - box.begin)
         for found in self.names.finditer(data):
@@ -107,4 +107,4 @@ class Walker:
     def _count(self) -> None:
         self.boxes += 1
         if self.boxes > MAX_BOXES:
-            raise TooMuch(f"it has more than {MAX_BOXES:,} boxes")
+            raise TooLarge(f"it has more than {MAX_BOXES:,} boxes")

@@ -38,7 +38,7 @@ STILL = Disposition.attached_pic | Disposition.timed_thumbnails
 LIMITS = {"protocol_whitelist": "none", "max_pixels": str(MAX_SIDE_PIXELS**2)}
 
 
-class ForgivingFile(FileIO):
+class LenientFile(FileIO):
     """A file that returns -1 for a seek outside of the file, as FFmpeg's own files do. Some demuxers try such seeks."""
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
@@ -89,7 +89,7 @@ def open_media(path: str | os.PathLike[str], **options: str) -> Iterator[InputCo
     path = Path(path)
     check_regular_file(path)
     try:
-        file = ForgivingFile(os.fspath(path), "rb")
+        file = LenientFile(os.fspath(path), "rb")
     except OSError as error:
         raise MediaError(f"{path}: cannot be read ({reason(error)})") from error
     with file:

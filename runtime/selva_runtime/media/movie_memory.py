@@ -19,7 +19,7 @@ from io import BufferedReader, BytesIO, RawIOBase
 from pathlib import Path
 
 from selva_bundle.errors import MediaError
-from selva_runtime.media.boxes import MAX_DEPTH, PARENTS, SCANNED, Box, Source, TooMuch, Walker
+from selva_runtime.media.boxes import MAX_DEPTH, PARENTS, SCANNED, Box, Source, TooLarge, Walker
 from selva_runtime.media.movie_tracks import INDEX_BYTES, TIME_BYTES, Table, Track
 
 BASE_BYTES, MAX_BYTES = 512 << 20, 1 << 30
@@ -61,7 +61,7 @@ def check_movie(file: RawIOBase, path: str | os.PathLike[str]) -> None:
     try:
         size = buffered.seek(0, os.SEEK_END)
         Movie(min(MAX_BYTES, BASE_BYTES + size)).read(Source(buffered, size))
-    except TooMuch as error:
+    except TooLarge as error:
         raise MediaError(f"{Path(path)}: {error}; export it again, with few edits and in one piece") from None
     finally:
         buffered.detach()
@@ -87,7 +87,7 @@ class Movie:
         """Add up all boxes of a file.
 
         Raises:
-            TooMuch: the tables would need too much memory or time.
+            TooLarge: the tables would need too much memory or time.
         """
         met = array("q")
         for box in self.walker.children(source, 0, source.size):
@@ -110,11 +110,11 @@ class Movie:
         """Add `count` bytes.
 
         Raises:
-            TooMuch: the sum is more than what is allowed.
+            TooLarge: the sum is more than what is allowed.
         """
         self.spent_bytes += count
         if self.spent_bytes > self.allowed_bytes:
-            raise TooMuch(f"its tables need more than {self.allowed_bytes >> 20} MiB of memory")
+            raise TooLarge(f"its tables need more than {self.allowed_bytes >> 20} MiB of memory")
 
     def _read_claimed(self, source: Source, known: set[int]) -> None:
         while self.claimed:

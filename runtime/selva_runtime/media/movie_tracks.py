@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from selva_runtime.media.boxes import Box, Source, TooMuch
+from selva_runtime.media.boxes import Box, Source, TooLarge
 
 INDEX_BYTES, TIME_BYTES = 24, 12
 """Memory per sample: for its place, size and time, and for its duration and offset."""
@@ -37,10 +37,10 @@ class Table(NamedTuple):
         """Read one column (rows,). `types` are the NumPy types of a row.
 
         Raises:
-            TooMuch: the table has too many rows.
+            TooLarge: the table has too many rows.
         """
         if self.length > MAX_ROWS:
-            raise TooMuch(f"one of its tables has more than {MAX_ROWS:,} rows")
+            raise TooLarge(f"one of its tables has more than {MAX_ROWS:,} rows")
         layout = [(str(place), kind) for place, kind in enumerate(types)]
         rows: NDArray[Any] = self.source.rows(self.begin, layout, self.length)
         return rows[str(index)].astype(np.int64)
@@ -98,7 +98,7 @@ class Track:
         Tables are read only if the sum could be above `allowed` bytes.
 
         Raises:
-            TooMuch: a table has too many rows, or the edits would take minutes to follow.
+            TooLarge: a table has too many rows, or the edits would take minutes to follow.
         """
         plain = self._is_plain_sound()
         runs = self._sound_runs() if plain else np.array([[self.samples, 0]], np.int64)
@@ -111,7 +111,7 @@ class Track:
         if not edits:
             return index + kept, 0
         if self.count(b"ctts") and edits * entries > MAX_STEPS:
-            raise TooMuch("its edits would take minutes to follow")
+            raise TooLarge("its edits would take minutes to follow")
         covered, entry_bytes = edits * entries, INDEX_BYTES + TIME_BYTES * timed
         known = not self.doubled and self.time_scale and movie_scale and entries
         if known and covered * entry_bytes > allowed - index - kept:

@@ -184,7 +184,7 @@ class Job:
         Raises:
             Damaged: nothing of a stream can be copied.
         """
-        order, left_out, taken = Rising(), 0, set()
+        order, left_out, taken = IncreasingTimes(), 0, set()
         refused: dict[int, av.FFmpegError] = {}
         for packet in packets(source, *(source.streams[index] for index in copied)):
             if packet is None:
@@ -224,7 +224,7 @@ class Job:
         return copy
 
 
-class Rising:
+class IncreasingTimes:
     """Makes the decoding times of each stream increase. Containers require that, and damaged files break it."""
 
     def __init__(self) -> None:

@@ -74,7 +74,7 @@ class Request:
         return math.floor(self.duration * self.fps)
 
 
-class SeekMissed(Exception):  # noqa: N818 -- a signal within this module
+class SeekFailed(Exception):  # noqa: N818 -- a signal within this module
     """The file cannot be read from the middle. It must be decoded from the start."""
 
 
@@ -107,7 +107,7 @@ def checked_request(*, size: int, fps: float, start_s: float, duration_s: float,
     return request
 
 
-class Walk:
+class FrameCollector:
     """Collects the frames of one clip from the decoded frames."""
 
     def __init__(self, request: Request, pictures: Pictures, on_progress: Progress | None) -> None:
@@ -124,18 +124,18 @@ class Walk:
         request = self.request
         return self.taken == request.frames and self.end >= request.start + request.duration - SLACK_S
 
-    def expect(self, length: Fraction) -> None:
+    def set_expected_length(self, length: Fraction) -> None:
         """Use the length in the header (seconds) for the progress. Nothing else relies on it."""
         if length > self.request.start:
             self.total = min(self.total, math.floor((length - self.request.start) * self.request.fps))
 
-    def see(self, frame: VideoFrame, begin: Fraction, end: Fraction) -> None:
+    def add(self, frame: VideoFrame, begin: Fraction, end: Fraction) -> None:
         """Add a decoded frame. `begin` and `end` are seconds from the first presented frame."""
         self.last, self.end = frame, max(self.end, end)
         self.patched += frame.is_corrupt and end > self.request.start
-        self.take(frame, begin)
+        self.fill_until(frame, begin)
 
-    def take(self, frame: VideoFrame, until: Fraction) -> None:
+    def fill_until(self, frame: VideoFrame, until: Fraction) -> None:
         """Use `frame` for all due times up to and including `until`."""
         due = math.floor((until - self.request.start) * self.request.fps) + 1
         stop = min(due, len(self.frames))
@@ -158,7 +158,7 @@ class Walk:
             if length < mark <= min(request.duration, length + SLACK_S):
                 length = mark
         if self.last is not None and length > 0:
-            self.take(self.last, request.start + length)
+            self.fill_until(self.last, request.start + length)
         self.frames = self.frames[: max(0, math.floor(length * request.fps))]
         self.total = len(self.frames)
         self.report()
@@ -191,7 +191,7 @@ def read_clip(
     path = Path(path)
     try:
         return read(path, request, on_progress, cancelled, seek=request.start > 2 * SEEK_MARGIN_S)
-    except SeekMissed:
+    except SeekFailed:
         return read(path, request, on_progress, cancelled, seek=False)
 
 
@@ -206,17 +206,17 @@ def read(
     """Read a clip, from a key frame before its start (`seek`) or from the start of the file.
 
     Raises:
-        SeekMissed: `seek` is set and the file must be decoded from its start.
+        SeekFailed: `seek` is set and the file must be decoded from its start.
         MediaNotFoundError: there is no such file.
         MediaError: the file has no video that can be decoded, or it is too short or too large.
         RequestError: the start is past the end of the video.
         Cancelled: `cancelled` was set.
     """
-    walk = Walk(request, Pictures(request.size, path), on_progress)
+    collector = FrameCollector(request, Pictures(request.size, path), on_progress)
     with open_media(path) as container:
         stream = find_video_stream(container, path)
         promised = promised_length(container, stream)
-        walk.expect(promised)
+        collector.set_expected_length(promised)
         decoder = Decoder(container, stream, path, cancelled)
         frames = decoder.frames()
         first = next(frames, None)
@@ -227,22 +227,22 @@ def read(
         for begin, end, frame in frames:
             if end - origin <= request.start:
                 decoder.damaged_packets = 0  # damage before the clip does not matter
-            walk.see(frame, begin - origin, end - origin)
-            if walk.complete:
+            collector.add(frame, begin - origin, end - origin)
+            if collector.complete:
                 break
-        shown_end = walk.end
-        walk.end = max(walk.end, decoder.packets_end - origin)
-        length = walk.finish()
-    check_length(path, request, walk.end, length)
+        shown_end = collector.end
+        collector.end = max(collector.end, decoder.packets_end - origin)
+        length = collector.finish()
+    check_length(path, request, collector.end, length)
     return VideoClip(
         path=path,
-        frames=walk.frames,
+        frames=collector.frames,
         fps=float(request.fps),
         start_s=float(request.start),
         duration_s=float(length),
         source_duration_s=float(promised) or None,
         video_start_s=0.0 if decoder.by_order else float(origin),
-        warnings=damage(path.name, walk, decoder, shown_end, promised),
+        warnings=damage(path.name, collector, decoder, shown_end, promised),
     )
 
 
@@ -250,16 +250,16 @@ def seek_near(decoder: Decoder, target: Fraction) -> chain[tuple[Fraction, Fract
     """Seek, and return the frames from a key frame before `target` (seconds) on.
 
     Raises:
-        SeekMissed: the format cannot seek, or the first frame is after `target` or has no time.
+        SeekFailed: the format cannot seek, or the first frame is after `target` or has no time.
     """
     try:
         decoder.container.seek(int((target - SEEK_MARGIN_S) / decoder.time_base), stream=decoder.stream)
     except AV_ERRORS as error:
-        raise SeekMissed from error
+        raise SeekFailed from error
     frames = decoder.frames()
     first = next(frames, None)
     if first is None or first[0] > target or first[2].pts is None:
-        raise SeekMissed
+        raise SeekFailed
     return chain([first], frames)
 
 
@@ -286,20 +286,22 @@ def check_length(path: Path, request: Request, end: Fraction, length: Fraction) 
     if length <= 0:
         raise RequestError(f"start {start_s}: {path} ends at {end_s}; start earlier")
     if length < request.minimum:
-        mend = "start earlier" if end >= request.minimum else "use a longer video"
-        raise MediaError(f"{path}: {length_s} of video from {start_s} on, but {minimum_s} are needed; {mend}")
+        fix = "start earlier" if end >= request.minimum else "use a longer video"
+        raise MediaError(f"{path}: {length_s} of video from {start_s} on, but {minimum_s} are needed; {fix}")
 
 
-def damage(name: str, walk: Walk, decoder: Decoder, shown_end: Fraction, promised: Fraction) -> tuple[str, ...]:
+def damage(
+    name: str, collector: FrameCollector, decoder: Decoder, shown_end: Fraction, promised: Fraction
+) -> tuple[str, ...]:
     """Return warnings about a damaged file."""
     warnings = []
     if decoder.damaged_packets:
         warnings.append(f"{name}: {counted(decoder.damaged_packets, 'damaged packet')} skipped")
-    if walk.patched:
-        warnings.append(f"{name}: {counted(walk.patched, 'damaged frame')} patched by the decoder")
-    if not walk.complete and promised - walk.end > TRUNCATED_S:
-        warnings.append(f"{name}: ends after {float(walk.end):.2f} s, but its header says {float(promised):.2f} s")
-    if walk.end - shown_end > TRUNCATED_S:
+    if collector.patched:
+        warnings.append(f"{name}: {counted(collector.patched, 'damaged frame')} patched by the decoder")
+    if not collector.complete and promised - collector.end > TRUNCATED_S:
+        warnings.append(f"{name}: ends after {float(collector.end):.2f} s, but its header says {float(promised):.2f} s")
+    if collector.end - shown_end > TRUNCATED_S:
         warnings.append(f"{name}: no frame can be decoded after {float(shown_end):.2f} s; the last one is held")
     return tuple(warnings)
 

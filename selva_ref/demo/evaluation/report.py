@@ -56,7 +56,7 @@ def judge_of(shop: Workshop) -> Judge:
 
 def evaluate(shop: Workshop, ablations: bool) -> str:
     """Scores every trained variant, writes `evaluation.{json,md,png}` and returns the table."""
-    court = Court.of(shop)
+    court = EvaluationData.of(shop)
     variants = VARIANTS if ablations else VARIANTS[:1]
     rows = {variant.name: court.scores(shop, variant) for variant in variants}
     sounds = SoundBank(shop.mel, 32, shop.seed + TEST_SEED)
@@ -78,7 +78,7 @@ def evaluate(shop: Workshop, ablations: bool) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Court:
+class EvaluationData:
     """The judge, the test sets and their backbone tokens, which are the same for every variant."""
 
     judge: Judge
@@ -86,7 +86,7 @@ class Court:
     tokens: dict[str, Tensor]
 
     @classmethod
-    def of(cls, shop: Workshop) -> Court:
+    def of(cls, shop: Workshop) -> EvaluationData:
         """Makes both test sets of a run."""
         count, seed = shop.plan.tests, shop.seed + TEST_SEED
         tests = {"mixed": mixed_tests(count, seed), "composed": composed_tests(count, seed)}

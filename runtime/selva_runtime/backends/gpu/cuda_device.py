@@ -31,7 +31,7 @@ _NVIDIA, _DISPLAY = "0x10de", "0x03"
 """PCI vendor of NVIDIA, and the first digits of the PCI class of display and compute devices."""
 
 
-def gpu_is_there(devices: Path = Path("/sys/bus/pci/devices")) -> bool:
+def has_nvidia_gpu(devices: Path = Path("/sys/bus/pci/devices")) -> bool:
     """Whether the machine seems to have an NVIDIA GPU: it has nvidia-smi, or such a GPU on the PCI bus."""
     if shutil.which("nvidia-smi"):
         return True

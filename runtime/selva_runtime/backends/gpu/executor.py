@@ -23,7 +23,7 @@ from selva_runtime.backends.gpu.device import Graphs
 from selva_runtime.backends.gpu.device_array import Array, DeviceArray, Space
 from selva_runtime.backends.gpu.flow_plan import FlowPlan
 from selva_runtime.backends.gpu.foreign import adopt
-from selva_runtime.recent import Recent
+from selva_runtime.lru_cache import LruCache
 
 _PLANS = 4
 """Combinations of stems and length whose buffers and recordings are kept."""
@@ -49,7 +49,7 @@ class DeviceExecutor:
         self.stems_per_batch = self.stems_per_decode = graphs.stems_per_batch
         self._manifest = bundle.manifest
         self._graphs = graphs
-        self._plans: Recent[tuple[Any, ...], FlowPlan] = Recent(_PLANS)
+        self._plans: LruCache[tuple[Any, ...], FlowPlan] = LruCache(_PLANS)
 
     def load(self, name: str) -> None:
         """Verify the files of graph `name` and load it, unless it is loaded."""
@@ -161,7 +161,7 @@ class DeviceExecutor:
             return work()
         except DeviceMemoryError:
             self.space.device.synchronise()
-            self._plans = Recent(_PLANS)
+            self._plans = LruCache(_PLANS)
             for name in ("text_t5", "text_clip"):
                 self._graphs.release(name)
             self.space.trim()

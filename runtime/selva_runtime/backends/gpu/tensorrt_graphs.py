@@ -34,7 +34,7 @@ def open_graphs(bundle: Bundle, device: CudaDevice, space: Space) -> TensorRtGra
     try:
         engines = import_module("selva_engines")
     except ImportError as error:
-        raise BackendError("the tensorrt backend needs the package selva_engines; install selva-deploy anew") from error
+        raise BackendError("the tensorrt backend needs the package selva_engines; reinstall selva-deploy") from error
     refused = []
     for target in engines.TARGETS:
         try:
@@ -102,7 +102,7 @@ class TensorRtGraphs:
         for port in self._bundle.manifest.graphs[name].inputs:
             if not context.set_input_shape(port.name, arrays[port.name].shape):
                 shape = list(arrays[port.name].shape)
-                raise self._failure(f"the engine of {name} does not take {port.name} {shape}: export or build it anew")
+                raise self._failure(f"the engine of {name} does not take {port.name} {shape}: export or build it again")
         for port_name, array in arrays.items():
             if not context.set_tensor_address(port_name, array.pointer):
                 raise self._failure(f"the engine of {name} has no {port_name}")

@@ -26,11 +26,11 @@ from selva_bundle.manifest import Graph
 from selva_bundle.ports import Port
 from selva_runtime.backends.cores import usable_cores
 from selva_runtime.backends.executor import BF16, EXACT, POLL_S, Array, Tensor, check_cancel
-from selva_runtime.backends.mapped import KeptArrays, giving_back
+from selva_runtime.backends.mapped import FileBackedArrays, releasing_pages
 from selva_runtime.backends.numpy_executor import NumpyExecutor
 from selva_runtime.backends.onnx_cpu import OnnxCpuExecutor
 from selva_runtime.backends.openvino.cosine import replace_cosines
-from selva_runtime.backends.openvino.minimal_filtering import multiply_less
+from selva_runtime.backends.openvino.minimal_filtering import use_minimal_filtering
 
 _OPEN_AXIS = "tokens"
 _ON_ONNX_RUNTIME = ("text_t5", "text_clip")
@@ -132,13 +132,13 @@ class OpenVinoExecutor(NumpyExecutor):
         self._compiled.pop(graph.name, None)
         for _, other in self._compiled.values():  # compiling needs memory; scratch is made again later
             other.get_compiled_model().release_memory()
-        model, kept = self._models[graph.name], KeptArrays()
+        model, kept = self._models[graph.name], FileBackedArrays()
         try:
             model.reshape({port.name: list(shape) for port, shape in zip(graph.inputs, sizes, strict=True)})
             if graph.name in _WITH_WIDE_FILTERS and self._precision != BF16:
                 model = model.clone()  # the rewritten model fits only these sizes
-                multiply_less(self._ov, model, tiles=_WITH_WIDE_FILTERS[graph.name], keep=kept.keep)
-            with giving_back([*(self._bundle.path / file for file in graph.data), *kept.files]):
+                use_minimal_filtering(self._ov, model, tiles=_WITH_WIDE_FILTERS[graph.name], keep=kept.keep)
+            with releasing_pages([*(self._bundle.path / file for file in graph.data), *kept.files]):
                 compiled = self._core.compile_model(model, "CPU", self._settings(graph.name))
                 request = compiled.create_infer_request()
         except Exception as error:

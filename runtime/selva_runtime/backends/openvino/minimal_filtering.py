@@ -58,7 +58,7 @@ def filtering(taps: int) -> Filtering:
     )
 
 
-def multiply_less(openvino: Any, model: Any, *, tiles: int = 1, keep: Keep = lambda weights: weights) -> int:
+def use_minimal_filtering(openvino: Any, model: Any, *, tiles: int = 1, keep: Keep = lambda weights: weights) -> int:
     """Rewrite the wide convolutions over time of an OpenVINO model, and return how many. All its sizes must be known.
 
     A convolution with fewer than `tiles` tiles in a batch is not rewritten, because the new weights take twice the

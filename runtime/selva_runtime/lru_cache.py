@@ -10,7 +10,7 @@ K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 
-class Recent(Generic[K, V]):
+class LruCache(Generic[K, V]):
     """A dictionary that keeps the `capacity` values that were used last."""
 
     def __init__(self, capacity: int) -> None:
