@@ -30,8 +30,9 @@ lint: .venv/installed  ## ruff, and mypy --strict on the runtime
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Not --quiet: mkdocs counts only the warnings that it prints.
 docs: .venv/installed  ## the documentation, in out/site; a dead link is an error
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 test: lint docs  ## lint, the documentation and the whole suite
 	$(BIN)/python -m pytest -m "not full_size"
