@@ -58,6 +58,7 @@ setup(
     package_data={
         "selva_ref": ["py.typed", "data/*", "data/*/*"],
         "selva_runtime": ["py.typed", "demo_bundle/*", "demo_bundle/*/*"],
+        "selva_bundle": ["py.typed"],
         "selva_engines": ["py.typed"],
     },
     install_requires=["numpy>=1.26", "av>=17", "soundfile>=0.12", "tokenizers>=0.20", "click>=8.1"],
