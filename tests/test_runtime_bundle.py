@@ -173,6 +173,8 @@ def pad_id(value):
         (set_top(format_version=3), r"version 3 is unknown: this runtime reads 2; update"),
         (set_top(format_version=None), "version None is unknown"),
         (set_top(format="zip"), "not a selva-bundle manifest"),
+        (set_top(precision="int4"), "precision is 'int4'"),
+        (set_top(weights="mine"), "weights is 'mine'"),
         (set_top(graphs={}), "no graph text_t5"),
         (set_top(sequence={}), "damaged .*sample_rate_hz"),
         (set_top(sequence=[]), "sequence is not an object"),

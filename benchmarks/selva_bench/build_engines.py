@@ -16,7 +16,6 @@ import platform
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -119,7 +118,7 @@ def _description(preset: Preset, signature: Signature) -> EngineDescription:
         path=Path(),
         preset=preset.name,
         precision="fp16",
-        sequence=asdict(sequence_rules(preset)),
+        sequence=sequence_rules(preset),
         default_duration_s=8.0,
         max_tokens=preset.text.t5_max_tokens,
         graphs={signature.name: GraphSource(name=signature.name, hashes={}, inputs=signature.inputs)},

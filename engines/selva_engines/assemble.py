@@ -133,17 +133,17 @@ def _build(
     library: Library, source: Source, description: EngineDescription, request: BuildRequest, folder: Path
 ) -> EngineRecord:
     name = description.graph
-    path = source.verified_graph(name)
-    built = run_cancellable(
-        lambda cancelled: build_engine(
-            library,
-            path,
-            description,
-            capabilities=request.capabilities,
-            strip_weights=request.strip_weights,
-            cancelled=cancelled,
+    with source.verified_graph(name) as path:
+        built = run_cancellable(
+            lambda cancelled: build_engine(
+                library,
+                path,
+                description,
+                capabilities=request.capabilities,
+                strip_weights=request.strip_weights,
+                cancelled=cancelled,
+            )
         )
-    )
     layers = json.dumps([_layer_entry(layer) for layer in built.layers], indent=0).encode()
     (folder / f"{name}.engine").write_bytes(built.blob)
     (folder / f"{name}.layers.json").write_bytes(layers)

@@ -46,7 +46,8 @@ class EngineLoader:
         if engine is None:
             raise self._refused(name, self._library.log.error_line())
         if self._engines.weights_stripped:
-            self._refit(name, engine, self._engines.source.verified_graph(name))
+            with self._engines.source.verified_graph(name) as path:
+                self._refit(name, engine, path)
         return engine
 
     def _check_validity(self, name: str, blob: bytes) -> None:

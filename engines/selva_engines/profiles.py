@@ -6,13 +6,11 @@ runtime always uses one size: for a dynamic axis the kernels must suit a whole r
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from fractions import Fraction
+from dataclasses import asdict, dataclass
 
 from selva_bundle.ports import Port, Size, split_axis
-from selva_engines.errors import EngineRequestError, EngineSourceError
+from selva_engines.errors import EngineRequestError
 from selva_engines.source import GraphSource, Source
 
 MAX_STEMS = 8
@@ -125,30 +123,17 @@ def _range(size: Size, axes: Mapping[str, Range]) -> Range:
     factor, axis = split_axis(size)
     if not axis:
         return Range(min=factor, opt=factor, max=factor)
-    if axis not in axes:
-        raise EngineSourceError(f"axis {size!r} is unknown: the bundle is another version's; export it again")
     return axes[axis].times(factor)
 
 
 def _axes(source: Source, max_stems: int) -> dict[str, Range]:
     rules = source.sequence
-    durations = (rules["min_duration_s"], source.default_duration_s, rules["max_duration_s"])
-    low, mid, high = (_lengths(rules, duration_s) for duration_s in durations)
-    lengths = {axis: Range(min=low[axis], opt=mid[axis], max=high[axis]) for axis in low}
+    durations = (rules.min_duration_s, source.default_duration_s, rules.max_duration_s)
+    low, mid, high = (asdict(rules.lengths(duration_s)) for duration_s in durations)
+    lengths = {axis: Range(min=low[axis], opt=mid[axis], max=high[axis]) for axis in ("segments", "latent", "clip")}
     return {
         "prompts": Range(min=1, opt=1, max=1),  # the runtime runs prompts one by one
         "tokens": Range(min=1, opt=min(OPTIMAL_TOKENS, source.max_tokens), max=source.max_tokens),
         "stems": Range(min=1, opt=1, max=max_stems),
         **lengths,
-    }
-
-
-def _lengths(rules: Mapping[str, float], duration_s: float) -> dict[str, int]:
-    """Compute lengths as `selva_bundle.lengths.SequenceRules.lengths` does. A test compares the two."""
-    seconds = Fraction(duration_s).limit_denominator(1_000_000)
-    frames = math.floor(seconds * int(rules["fps"]))
-    return {
-        "segments": (frames - int(rules["segment_frames"])) // int(rules["segment_step"]) + 1,
-        "latent": math.ceil(seconds * int(rules["sample_rate_hz"]) / (2 * int(rules["hop"]))),
-        "clip": max(1, math.floor(seconds * int(rules["clip_fps"]))),
     }

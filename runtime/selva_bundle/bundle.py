@@ -106,11 +106,23 @@ class Bundle:
                 list.
         """
         entry = self.manifest.graphs[graph]
-        model = self.read(entry.file)
-        self._check_references(entry, model)
-        if not entry.data:
+        if entry.data:
+            with self.held(graph) as path:
+                yield path
+        else:
+            model = self.read(entry.file)
+            self._check_references(entry, model)
             yield model
-            return
+
+    @contextmanager
+    def held(self, graph: str) -> Iterator[Path]:
+        """Yield the path of a graph's ONNX file. It and its weights are those that were hashed until the block ends.
+
+        Raises:
+            BundleError: as `loading` does.
+        """
+        entry = self.manifest.graphs[graph]
+        self._check_references(entry, self.read(entry.file))
         names = (entry.file, *entry.data)
         paths = [self.verified(name) for name in names]
         yield paths[0]

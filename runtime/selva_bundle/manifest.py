@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from selva_bundle.errors import BundleError
 from selva_bundle.fields import SHA256, items, section
+from selva_bundle.fields import text as one_of
 from selva_bundle.lengths import SequenceRules
 from selva_bundle.ports import PORTS, Port, check_ports, known_sizes
 
@@ -148,8 +149,8 @@ def _manifest(top: dict[str, Any]) -> Manifest:
         check_ports(name, graph.inputs, graph.outputs, sizes)
     return Manifest(
         preset=_text(top["preset"], "preset"),
-        precision=_text(top["precision"], "precision"),
-        weights=_text(top["weights"], "weights"),
+        precision=one_of(top["precision"], "precision", "fp32|fp16"),
+        weights=one_of(top["weights"], "weights", "official|trained|random"),
         notice=" ".join(_text(top["notice"], "notice").split()),
         sequence=sequence,
         defaults=_defaults(section(top.get("defaults", {}), "defaults"), sequence),

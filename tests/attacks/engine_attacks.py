@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ LAYERS = [{"name": "x", "group": "gemm", "precision": "float16", "launches": Tru
 
 
 class SmallSet:
-    """A bundle with the demo's manifest and one fake engine, that of the decoder, which is its only graph."""
+    """The demo bundle with one fake engine, that of the decoder."""
 
     def __init__(self, bundle: Path) -> None:
         demo = Path(selva_runtime.__file__).with_name("demo_bundle")
         self.bundle, self.folder = bundle, bundle / "engines" / f"tensorrt-rtx-{VERSION}-portable"
+        shutil.copytree(demo, bundle)
         self.folder.mkdir(parents=True)
         self.files = {
             "manifest": bundle / "manifest.json",
@@ -30,8 +32,6 @@ class SmallSet:
             "layers": self.folder / "decoder.layers.json",
         }
         manifest = json.loads((demo / "manifest.json").read_bytes())
-        for part, wanted in (("graphs", "decoder"), ("files", "graphs/decoder.onnx")):
-            manifest[part] = {wanted: manifest[part][wanted]}
         manifest = {key: manifest[key] for key in manifest if key not in ("parity", "sources", "created_with")}
         self.content: dict[str, Any] = {"manifest": manifest, "layers": LAYERS}
         (self.folder / "decoder.engine").write_bytes(BLOB)
