@@ -102,7 +102,7 @@ def test_positions_count_in_latents():
         ("min_duration_s", 0.1),
         ("max_duration_s", 0.5),
         ("sample_rate_hz", "16000"),
-        ("sample_rate_hz", 1_000_001),
+        ("sample_rate_hz", 192_001),
     ],
 )
 def test_rules_that_cannot_be_meant_are_refused(name, value):
@@ -111,7 +111,7 @@ def test_rules_that_cannot_be_meant_are_refused(name, value):
 
 
 def test_rules_up_to_each_limit_are_taken():
-    assert rules(sample_rate_hz=1_000_000, image_size=4096).image_size == 4096
+    assert rules(sample_rate_hz=192_000, image_size=4096).image_size == 4096
     assert rules(min_duration_s=0.64, max_duration_s=0.64).lengths(0.64).frames == 16
 
 

@@ -94,6 +94,10 @@ class Bundle:
         self._check_hash(name, hashlib.sha256(content).hexdigest())
         return content
 
+    def onnx_path(self, graph: str) -> Path:
+        """Where a graph's ONNX file is: for messages, for nothing has been checked."""
+        return self.path / self.manifest.graphs[graph].file
+
     @contextmanager
     def loading(self, graph: str) -> Iterator[bytes | Path]:
         """Yield what a library loads `graph` from: the hashed bytes, or a path if the weights are in separate files.

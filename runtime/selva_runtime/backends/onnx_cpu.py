@@ -102,15 +102,15 @@ def open_session(ort: Any, bundle: Bundle, name: str, options: Any, providers: S
         BundleError: a file was altered.
         BackendError: ONNX Runtime cannot load the graph.
     """
-    folder = (bundle.path / bundle.manifest.graphs[name].file).parent
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    path = bundle.onnx_path(name)
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     try:
         with bundle.loading(name) as source:
             return ort.InferenceSession(source, options, providers=providers, **more)
     except BundleError:
         raise
     except Exception as error:
-        raise BackendError(f"ONNX Runtime cannot load graph {name}: {first_line(error)}") from error
+        raise BackendError(f"ONNX Runtime cannot load {path}: {first_line(error)}") from error
 
 
 def first_line(error: Exception) -> str:

@@ -85,7 +85,7 @@ class OpenVinoExecutor(NumpyExecutor):
         except BundleError:
             raise
         except Exception as error:
-            raise BackendError(f"OpenVINO cannot load graph {name}: {last_line(error)}") from error
+            raise BackendError(f"OpenVINO cannot load {self._bundle.onnx_path(name)}: {last_line(error)}") from error
         return model
 
     def run(self, name: str, feeds: Mapping[str, Tensor], cancel: Event | None = None) -> dict[str, Tensor]:
