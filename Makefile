@@ -43,7 +43,7 @@ test-full: .venv/installed  ## exports and stems at official widths: 12 GB of di
 attack: .venv/installed  ## a thousand attacks of each kind: some hours; ATTACKS=100 for fewer
 	SELVA_ATTACKS=$(or $(ATTACKS),1000) $(BIN)/python -m pytest tests/test_attack_*.py
 
-mutants: .venv/installed  ## change the runtime's code in a thousand places, and list what no fast test notices; an hour
+mutants: .venv/installed  ## change the runtime's code in a thousand places, and list what no fast test notices; hours
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[mutants]'
 	@rm -rf $(MUTANTS) && mkdir -p $(MUTANTS)/bundles
 	@ln -s ../../runtime/selva_runtime ../../runtime/selva_bundle ../../tests ../../pyproject.toml $(MUTANTS)/
