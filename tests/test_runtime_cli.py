@@ -22,8 +22,8 @@ from selva_ref.demo.world.kinds import KINDS, prompt
 from selva_runtime import Cancelled
 from selva_runtime.command.cli import main
 from selva_runtime.command.deliver import generate_files
-from selva_runtime.command.job import Job
 from selva_runtime.command.progress import ProgressBars
+from selva_runtime.command.records import GenerateRequest
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +149,7 @@ def test_a_program_can_call_it_and_cancel_it(demo_bundle, video, tmp_path):
         if stage == "step":
             cancel.set()
 
-    job = Job(video=video, prompts=("rain",), out=tmp_path / "new" / "out", bundle=demo_bundle)
+    job = GenerateRequest(video=video, prompts=("rain",), out=tmp_path / "new" / "out", bundle=demo_bundle)
     with pytest.raises(Cancelled):
         generate_files(job, progress=progress, cancel=cancel)
     assert names(tmp_path) == []

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from selva_bundle.errors import RequestError
-from selva_runtime.request import StemRequest, check_span, check_whole, stem_request
+from selva_runtime.request import StemRequest, check_span, check_whole
 
 PLAIN = {"negative": None, "seed": 7, "steps": 25, "guidance": 4.5, "takes": 1}
 
@@ -30,16 +30,14 @@ PLAIN = {"negative": None, "seed": 7, "steps": 25, "guidance": 4.5, "takes": 1}
     ],
 )
 def test_requests_up_to_each_limit_are_taken(options):
-    given = {"prompts": ["rain"], **PLAIN, **options}
-    made = stem_request(given.pop("prompts"), **given)
-    assert made == StemRequest(prompts=tuple({"prompts": ["rain"], **options}["prompts"]), **given)
+    StemRequest(**{"prompts": ["rain"], **PLAIN, **options})
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"prompts": []}, r"no prompt; say what should be heard, such as 'dog barking'"),
-        ({"prompts": "rain"}, r"prompts is a list of texts; put the one prompt in brackets"),
+        ({"prompts": "rain"}, r"prompts is a list of strings; put the one prompt in brackets"),
         ({"prompts": [" "]}, r"a prompt is empty; say what"),
         ({"prompts": ["rain", ""]}, r"a prompt is empty; say what"),
         ({"prompts": [7]}, r"a prompt is a text, not int"),
@@ -67,16 +65,15 @@ def test_requests_up_to_each_limit_are_taken(options):
     ],
 )
 def test_requests_out_of_range_are_refused(options, message):
-    given = {"prompts": ["rain"], **PLAIN, **options}
     with pytest.raises(RequestError, match=f"^{message}") as caught:
-        stem_request(given.pop("prompts"), **given)
+        StemRequest(**{"prompts": ["rain"], **PLAIN, **options})
     assert "\n" not in str(caught.value)
 
 
 def test_long_prompts_are_quoted_up_to_forty_characters():
     for length, quoted in ((40, "a" * 39 + "\\n"), (41, "a" * 39 + "…")):
         with pytest.raises(RequestError) as caught:
-            stem_request(["a" * (length - 1) + "\n"], **PLAIN)
+            StemRequest(prompts=["a" * (length - 1) + "\n"], **PLAIN)
         assert f"the prompt '{quoted}' holds" in str(caught.value)
 
 

@@ -318,7 +318,7 @@ def test_values_that_are_not_finite_never_become_sound(recorded, graph):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"prompts": "rain"}, "list of texts"),
+        ({"prompts": "rain"}, "list of strings"),
         ({"negative": "   "}, "empty"),
         ({"steps": 0}, "steps is 0"),
         ({"guidance": -1}, "guidance"),

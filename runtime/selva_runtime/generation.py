@@ -6,7 +6,6 @@ do not affect each other. So a stem is the same whichever stems run beside it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from threading import Event
 
@@ -20,6 +19,7 @@ from selva_runtime.backends.gpu.device_array import DeviceArray
 from selva_runtime.batches import in_batches
 from selva_runtime.flow import draw_noise, finite, integrate
 from selva_runtime.lru_cache import LruCache
+from selva_runtime.progress import Progress
 from selva_runtime.request import StemRequest
 from selva_runtime.results import Clip, Stem
 from selva_runtime.text import TextEncoder
@@ -37,7 +37,7 @@ class Generation:
     clip: Clip
     selected: LruCache[str, Tensor]
     request: StemRequest
-    progress: Callable[[str, int, int], None]
+    progress: Progress
     cancel: Event | None
     device_output: bool
     notes: list[str] = field(default_factory=list)
@@ -68,7 +68,6 @@ class Generation:
         jobs = [(prompt, take) for prompt in prompts for take in range(takes)]
         latents = self._flow([(sync[prompt], clip_text[prompt]) for prompt, _ in jobs], negative, noise)
         sounds = self._decode(latents)
-        warnings = {prompt: self.text.warnings(prompt) for prompt in prompts}
         return [
             Stem(
                 prompt=prompt,
@@ -76,7 +75,7 @@ class Generation:
                 seed=self.request.seed,
                 audio=audio,
                 sample_rate_hz=self.rules.sample_rate_hz,
-                warnings=(*warnings[prompt], *self.notes),
+                warnings=(*self.request.warnings[prompt], *self.notes),
                 device_audio=device_audio,
             )
             for (prompt, take), (audio, device_audio) in zip(jobs, sounds, strict=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from selva_bundle.errors import RequestError
 from selva_bundle.manifest import MAX_GUIDANCE, MAX_STEPS
@@ -18,21 +18,25 @@ MAX_SEED = 2**63 - 1
 
 @dataclass(frozen=True, kw_only=True)
 class StemRequest:
-    """The checked arguments of `Session.generate`.
+    """The checked arguments of `Session.generate`. `Session.request` makes one, with the bundle's defaults for None.
 
     Raises:
-        RequestError: an argument is out of range.
+        RequestError: an argument is out of range, or `prompts` is one string, which would be read letter by letter.
     """
 
-    prompts: tuple[str, ...]
+    prompts: Sequence[str]
     negative: str | None
     """None means no negative prompt. An empty text counts as one."""
     seed: int
     steps: int
     guidance: float
     takes: int
+    warnings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """What the model ignores in each prompt."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.prompts, str):
+            raise RequestError("prompts is a list of strings; put the one prompt in brackets")
         if not self.prompts:
             raise RequestError("no prompt; say what should be heard, such as 'dog barking'")
         for prompt in self.prompts:
@@ -43,21 +47,6 @@ class StemRequest:
         check_whole(self.steps, "steps", 1, MAX_STEPS)
         check_whole(self.takes, "takes", 1, MAX_TAKES)
         _check_number(self.guidance, "guidance", 0.0, MAX_GUIDANCE)
-
-
-def stem_request(
-    prompts: Sequence[str], *, negative: str | None, seed: int, steps: int, guidance: float, takes: int
-) -> StemRequest:
-    """Make a request from the caller's arguments.
-
-    Raises:
-        RequestError: an argument is out of range, or `prompts` is one text, which would be read letter by letter.
-    """
-    if isinstance(prompts, str):
-        raise RequestError("prompts is a list of texts; put the one prompt in brackets")
-    return StemRequest(
-        prompts=tuple(prompts), negative=negative, seed=seed, steps=steps, guidance=guidance, takes=takes
-    )
 
 
 def check_span(start_s: float, duration_s: float, min_duration_s: float, max_duration_s: float) -> None:

@@ -7,8 +7,9 @@ nothing, so each is the same whichever stems run beside it.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from threading import Event, RLock
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -26,13 +27,10 @@ from selva_runtime.batches import in_batches
 from selva_runtime.flow import finite
 from selva_runtime.generation import Generation
 from selva_runtime.lru_cache import LruCache
-from selva_runtime.request import check_span, stem_request
+from selva_runtime.progress import Progress, no_progress
+from selva_runtime.request import StemRequest, check_span
 from selva_runtime.results import Clip, SessionInfo, Stem
 from selva_runtime.text import TextEncoder
-
-Progress = Callable[[str, int, int], None]
-"""Called with a stage ("verify", "decode", "encode", "text", "select", "conditions", "step", "vocode"), the number
-done and the total."""
 
 _CACHED_SELECTIONS = 64
 
@@ -62,7 +60,6 @@ class Session:
     ) -> None:
         self._bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         self._rules = self._bundle.manifest.sequence
-        self._defaults = self._bundle.manifest.defaults
         self._precision = precision
         self._executor = make_executor(self._bundle, backend, threads, precision)
         keep = self._executor.keeps_text_towers if keep_text_towers is None else keep_text_towers
@@ -114,7 +111,8 @@ class Session:
     ) -> Clip:
         """Read a part of a video file and run the backbone on it. The clip is shorter if the video ends early.
 
-        `duration_s` None means the bundle's default, 8 s.
+        `path` may also be a `VideoFile`, which is read from where it is open. `duration_s` None means the bundle's
+        default, 8 s.
 
         Raises:
             MediaNotFoundError: there is no such file.
@@ -125,9 +123,9 @@ class Session:
         """
         from selva_runtime.media.video import read_clip
 
-        duration_s = self._defaults.duration_s if duration_s is None else duration_s
+        duration_s = self._bundle.manifest.defaults.duration_s if duration_s is None else duration_s
         check_span(start_s, duration_s, self._rules.min_duration_s, self._rules.max_duration_s)
-        video = read_clip(
+        part = read_clip(
             path,
             size=self._rules.image_size,
             fps=self._rules.fps,
@@ -138,15 +136,15 @@ class Session:
             cancelled=cancel,
         )
         with self._taking_turns(cancel):
-            tokens, warnings = self._backbone(video.frames, self._rules.lengths(video.duration_s), progress, cancel)
+            tokens, warnings = self._backbone(part.frames, self._rules.lengths(part.duration_s), progress, cancel)
         return Clip(
-            duration_s=video.duration_s,
+            duration_s=part.duration_s,
             start_s=start_s,
             tokens=tokens,
             source=os.fspath(path),
-            source_duration_s=video.source_duration_s,
-            video_start_s=video.video_start_s,
-            warnings=(*video.warnings, *warnings),
+            source_duration_s=part.source_duration_s,
+            video_start_s=part.video_start_s,
+            warnings=(*part.warnings, *warnings),
             backbone=self._bundle.graph_hash("video_backbone"),
         )
 
@@ -227,14 +225,49 @@ class Session:
             BackendError: the backend failed, or the session was opened before a fork.
             Cancelled: `cancel` was set.
         """
-        request = stem_request(
-            prompts,
+        request = self.request(prompts, negative=negative, seed=seed, steps=steps, guidance=guidance, takes=takes)
+        return self.generate_request(
+            clip, request, noise=noise, progress=progress, cancel=cancel, stream=stream, device_output=device_output
+        )
+
+    def request(
+        self,
+        prompts: Sequence[str],
+        *,
+        negative: str | None = None,
+        seed: int = 0,
+        steps: int | None = None,
+        guidance: float | None = None,
+        takes: int = 1,
+    ) -> StemRequest:
+        """Check the arguments of `generate` before anything is computed, and replace None by the bundle's defaults.
+
+        Raises:
+            RequestError: an argument is out of range.
+        """
+        defaults = self._bundle.manifest.defaults
+        request = StemRequest(
+            prompts=prompts if isinstance(prompts, str) else tuple(prompts),
             negative=negative,
             seed=seed,
-            steps=self._defaults.steps if steps is None else steps,
-            guidance=self._defaults.guidance if guidance is None else guidance,
+            steps=defaults.steps if steps is None else steps,
+            guidance=defaults.guidance if guidance is None else guidance,
             takes=takes,
         )
+        return replace(request, warnings={prompt: self._text.warnings(prompt) for prompt in request.prompts})
+
+    def generate_request(
+        self,
+        clip: Clip,
+        request: StemRequest,
+        *,
+        noise: npt.NDArray[np.float32] | None = None,
+        progress: Progress | None = None,
+        cancel: Event | None = None,
+        stream: Any = None,
+        device_output: bool = False,
+    ) -> list[Stem]:
+        """Do the work of `generate` for a request that was checked before. Arguments and errors are the same."""
         if clip.backbone != self._bundle.graph_hash("video_backbone"):
             raise RequestError("the clip was encoded with another bundle; encode the video again with this one")
         generation = Generation(
@@ -244,7 +277,7 @@ class Session:
             clip=clip,
             selected=self._selections.setdefault(clip, LruCache(_CACHED_SELECTIONS)),
             request=request,
-            progress=progress or _no_progress,
+            progress=progress or no_progress,
             cancel=cancel,
             device_output=device_output,
         )
@@ -298,7 +331,3 @@ class Session:
         assert tokens is not None
         executor.finish()
         return tokens, tuple(warnings)
-
-
-def _no_progress(stage: str, done: int, total: int) -> None:
-    """Do nothing. Used if the caller wants no progress."""

@@ -106,8 +106,8 @@ def main(stop: Event, /, listing: bool, as_json: bool, quiet: bool, **options: A
         return
     from selva_runtime.backends.executor import check_cancel
     from selva_runtime.command.deliver import generate_files
-    from selva_runtime.command.job import Job
     from selva_runtime.command.progress import ProgressBars
+    from selva_runtime.command.records import GenerateRequest
 
     check_cancel(stop)
     bars = ProgressBars(sys.stderr) if sys.stderr.isatty() and not quiet else None
@@ -124,7 +124,7 @@ def main(stop: Event, /, listing: bool, as_json: bool, quiet: bool, **options: A
             bars(stage, done, total)
 
     try:
-        report = generate_files(Job(**options), say=say, progress=progress, cancel=stop)
+        report = generate_files(GenerateRequest(**options), say=say, progress=progress, cancel=stop)
     finally:
         if bars is not None:
             bars.close()

@@ -15,15 +15,16 @@ from pathlib import Path
 from threading import Event
 
 from selva_bundle.errors import BundleError, SelvaError
-from selva_runtime.command.job import Job, Report, StemFile
 from selva_runtime.command.output import output_folder
 from selva_runtime.command.progress import StageClock
+from selva_runtime.command.records import GenerateReport, GenerateRequest, StemFile
 from selva_runtime.media.audio import check_rate, resample, stem_file_name, write_wav
-from selva_runtime.media.container import find_video_stream, open_media
 from selva_runtime.media.mux import mux
-from selva_runtime.request import StemRequest, check_span, check_whole, stem_request
-from selva_runtime.results import Clip, SessionInfo, Stem
-from selva_runtime.session import Progress, Session
+from selva_runtime.media.video import VideoFile
+from selva_runtime.progress import Progress
+from selva_runtime.request import check_span, check_whole
+from selva_runtime.results import Clip, Stem
+from selva_runtime.session import Session
 from selva_runtime.text import short
 
 DEMO_BUNDLE = Path(__file__).parents[1] / "demo_bundle"
@@ -48,8 +49,8 @@ def default_bundle() -> Path:
 
 
 def generate_files(
-    job: Job, *, say: Say | None = None, progress: Progress | None = None, cancel: Event | None = None
-) -> Report:
+    request: GenerateRequest, *, say: Say | None = None, progress: Progress | None = None, cancel: Event | None = None
+) -> GenerateReport:
     """Write one 24-bit WAV per prompt and take, then the copies of the video. Nothing is overwritten.
 
     If a copy cannot be written, the stems are kept and the report's `error` says why.
@@ -63,54 +64,52 @@ def generate_files(
         OutputError: the output folder cannot be written to, or has too little space.
         Cancelled: `cancel` was set.
     """
-    return _Run(job, say or _say_nothing, progress, cancel).report()
+    run = _Run(request, say or _say_nothing, progress, cancel)
+    with run.video:
+        return run.report()
 
 
 class _Run:
-    """One job. Its None values are replaced, and everything is checked that can be checked before the work."""
+    """One request. Its None values are replaced, and everything is checked that can be checked before the work."""
 
-    def __init__(self, job: Job, say: Say, progress: Progress | None, cancel: Event | None) -> None:
-        self.job, self.cancel = job, cancel
+    def __init__(self, asked: GenerateRequest, say: Say, progress: Progress | None, cancel: Event | None) -> None:
+        self.asked, self.cancel = asked, cancel
         self.clock = StageClock(progress)
         self.warnings: list[str] = []
         self.error: str | None = None
         self._say = say
-        self.bundle = default_bundle() if job.bundle is None else Path(job.bundle)
-        self.session = Session(self.bundle, backend=job.backend, threads=job.threads, precision=job.precision)
+        self.bundle = default_bundle() if asked.bundle is None else Path(asked.bundle)
+        self.session = Session(self.bundle, backend=asked.backend, threads=asked.threads, precision=asked.precision)
         self.info = self.session.info
-        self.request = _request(job, self.info)
-        self.duration_s = self.info.defaults.duration_s if job.duration_s is None else job.duration_s
-        check_span(job.start_s, self.duration_s, self.info.min_duration_s, self.info.max_duration_s)
-        self.rate_hz = self.info.sample_rate_hz if job.sample_rate_hz is None else job.sample_rate_hz
+        self.request = self.session.request(
+            asked.prompts,
+            negative=asked.negative,
+            seed=asked.seed,
+            steps=asked.steps,
+            guidance=asked.guidance,
+            takes=asked.takes,
+        )
+        self.duration_s = self.info.defaults.duration_s if asked.duration_s is None else asked.duration_s
+        check_span(asked.start_s, self.duration_s, self.info.min_duration_s, self.info.max_duration_s)
+        self.rate_hz = self.info.sample_rate_hz if asked.sample_rate_hz is None else asked.sample_rate_hz
         check_rate(self.rate_hz)
-        for number in job.mux:
+        for number in asked.mux:
             check_whole(number, "mux", 1, len(self.request.prompts))
-        with open_media(job.video) as container:
-            find_video_stream(container, job.video)
+        self.video = VideoFile(asked.video)
 
-    def report(self) -> Report:
-        with output_folder(self.job.out, self._needed_bytes()) as folder:
+    def report(self) -> GenerateReport:
+        with output_folder(self.asked.out, self._needed_bytes()) as folder:
             self._announce()
             self.session.verify(self.clock)
             clip = self.session.encode(
-                self.job.video,
+                self.video,
                 duration_s=self.duration_s,
-                start_s=self.job.start_s,
+                start_s=self.asked.start_s,
                 progress=self.clock,
                 cancel=self.cancel,
             )
             self._tell_what_was_used(clip)
-            stems = self.session.generate(
-                clip,
-                self.request.prompts,
-                negative=self.request.negative,
-                seed=self.request.seed,
-                steps=self.request.steps,
-                guidance=self.request.guidance,
-                takes=self.request.takes,
-                progress=self.clock,
-                cancel=self.cancel,
-            )
+            stems = self.session.generate_request(clip, self.request, progress=self.clock, cancel=self.cancel)
             for warning in dict.fromkeys(warning for stem in stems for warning in stem.warnings):
                 if warning not in self.warnings:
                     self._warn(warning)
@@ -132,10 +131,10 @@ class _Run:
         for prompt, times in Counter(self.request.prompts).items():
             if times > 1:
                 self._warn(f"the prompt {short(prompt)} is given {times} times; its stems differ only in their noise")
-            for warning in self.session.prompt_warnings(prompt):
+            for warning in self.request.warnings[prompt]:
                 self._warn(warning)
         if self.info.preset == "demo":
-            which = "" if self.job.bundle or os.environ.get("SELVA_BUNDLE") else " that comes with the software"
+            which = "" if self.asked.bundle or os.environ.get("SELVA_BUNDLE") else " that comes with the software"
             self._say("notice", f"this is the toy demo model{which}, not SelVA's quality; --bundle names another")
         if self.info.weights == "random":
             self._say("notice", "the weights of this bundle are random: the stems are noise, made only to try it out")
@@ -144,16 +143,16 @@ class _Run:
         for warning in clip.warnings:
             self._warn(warning)
         end_s, whole_s = clip.start_s + clip.duration_s, clip.source_duration_s
-        if self.job.duration_s is not None and clip.duration_s < self.job.duration_s:
+        if self.asked.duration_s is not None and clip.duration_s < self.asked.duration_s:
             self._warn(f"the video ends at {end_s:.2f} s: the stems are {clip.duration_s:.2f} s long")
-        if self.job.duration_s is None and whole_s is not None and whole_s > end_s + 0.1:
+        if self.asked.duration_s is None and whole_s is not None and whole_s > end_s + 0.1:
             used = f"used {clip.start_s:.1f}-{end_s:.1f} s of {whole_s:.1f} s"
             self._say("notice", f"{used} (choose with --start, --duration)")
 
     def _write(self, folder: Path, stems: list[Stem], clip: Clip) -> list[StemFile]:
         """Write all stems before the copies: a copy of the video may fail, and the stems took the time."""
         takes = self.request.takes
-        films = [(number - 1) * takes for number in sorted(set(self.job.mux))]
+        films = [(number - 1) * takes for number in sorted(set(self.asked.mux))]
         total = len(stems) + len(films)
         files = []
         for stem in stems:
@@ -189,7 +188,7 @@ class _Run:
 
     def _mux(self, out: Path, stem: Stem, clip: Clip) -> str:
         result = mux(
-            self.job.video,
+            self.asked.video,
             resample(stem.audio, stem.sample_rate_hz, self.rate_hz),
             self.rate_hz,
             out,
@@ -206,13 +205,13 @@ class _Run:
         stem_bytes = int(self.duration_s * self.rate_hz) * _WAV_BYTES_PER_SAMPLE + _WAV_HEADER_BYTES
         video_bytes = 0
         with suppress(OSError, ValueError):
-            video_bytes = Path(self.job.video).stat().st_size
-        return stems * stem_bytes + len(set(self.job.mux)) * (video_bytes + stem_bytes)
+            video_bytes = Path(self.asked.video).stat().st_size
+        return stems * stem_bytes + len(set(self.asked.mux)) * (video_bytes + stem_bytes)
 
-    def _report(self, clip: Clip, files: list[StemFile]) -> Report:
-        return Report(
+    def _report(self, clip: Clip, files: list[StemFile]) -> GenerateReport:
+        return GenerateReport(
             stems=tuple(files),
-            video=os.fspath(self.job.video),
+            video=os.fspath(self.asked.video),
             video_duration_s=clip.source_duration_s,
             start_s=clip.start_s,
             duration_s=clip.duration_s,
@@ -232,17 +231,6 @@ class _Run:
             timings_s={stage: round(seconds, 3) for stage, seconds in self.clock.seconds.items()},
             error=self.error,
         )
-
-
-def _request(job: Job, info: SessionInfo) -> StemRequest:
-    return stem_request(
-        job.prompts,
-        negative=job.negative,
-        seed=job.seed,
-        steps=info.defaults.steps if job.steps is None else job.steps,
-        guidance=info.defaults.guidance if job.guidance is None else job.guidance,
-        takes=job.takes,
-    )
 
 
 def _say_nothing(kind: str, text: str) -> None:

@@ -1,42 +1,36 @@
-"""Read the frames of one clip from a video file, as the model was trained to see them.
+"""Read the frames of one clip from a video file.
 
-Frames are chosen by presentation time, counted from the first presented frame. Each due time (start + k / fps) takes
-the first decoded frame that is not earlier. Times are exact fractions, because a sum of floats would choose the
-neighbour of a frame that lies exactly on a due time. A file may be damaged, truncated or malicious: every frame that
-can be decoded is used, and the memory is limited to the clip and a few frames.
+A file may be damaged, truncated or malicious: every frame that can be decoded is used, and the memory is limited to
+the clip and a few frames.
 """
 
 from __future__ import annotations
 
-import math
 import os
 import threading
-from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import av
-import numpy as np
 from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from selva_bundle.errors import MediaError, RequestError
 from selva_runtime.media.container import AV_ERRORS, Decoder, find_video_stream, open_media
+from selva_runtime.media.frames import FrameCollector, FrameRequest, OnFrames, checked_request
 from selva_runtime.media.pictures import Pictures
 from selva_runtime.media.resize import Planes
 
-MAX_CLIP_BYTES = 4 << 30
 SEEK_MARGIN_S = 5
 """Seek this much before the start, because in some formats a seek ends after the key frame that was asked for."""
-SLACK_S = Fraction(2, 1000)
-"""Matroska and others round times to milliseconds, so an end this close to a due time or to the request is on it."""
 TRUNCATED_S = Fraction(1, 2)
 """A video that ends this much before its header's length gets a warning."""
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -58,111 +52,42 @@ class VideoClip:
     warnings: tuple[str, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """A checked request with exact times in seconds. `size` is in pixels."""
+class VideoFile(os.PathLike[str]):
+    """A video file that is open and has a video stream. It can be read once; `with` closes it.
 
-    size: int
-    fps: Fraction
-    start: Fraction
-    duration: Fraction
-    minimum: Fraction
+    Raises:
+        MediaNotFoundError: there is no such file.
+        MediaError: it is not a video that can be read.
+    """
 
-    @property
-    def frames(self) -> int:
-        """Number of frames."""
-        return math.floor(self.duration * self.fps)
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._given = os.fspath(path)
+        self._open_files = ExitStack()
+        self.reopen()
+
+    def __fspath__(self) -> str:
+        return self._given
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open_files.close()
+
+    def reopen(self) -> None:
+        """Open the file again, to read it from its start."""
+        self._open_files.close()
+        with ExitStack() as opened:
+            self.container = opened.enter_context(open_media(self.path))
+            self.stream = find_video_stream(self.container, self.path)
+            self._open_files = opened.pop_all()
 
 
 class SeekFailed(Exception):  # noqa: N818 -- a signal within this module
     """The file cannot be read from the middle. It must be decoded from the start."""
-
-
-def exact(value: float) -> Fraction:
-    """Return the fraction that was meant, not the nearest binary one: 1/25 for 0.04, and 3/10 for 0.1 + 0.2."""
-    return Fraction(value).limit_denominator(1_000_000)
-
-
-def checked_request(*, size: int, fps: float, start_s: float, duration_s: float, min_duration_s: float) -> Request:
-    """Make a request with exact times.
-
-    Raises:
-        RequestError: an argument is out of range, or the frames would not fit in memory.
-    """
-    if not (math.isfinite(start_s) and start_s >= 0):
-        raise RequestError(f"start {start_s} s: must be 0 or more seconds into the video")
-    if not (math.isfinite(duration_s) and exact(duration_s) >= exact(min_duration_s)):
-        raise RequestError(f"duration {duration_s} s: must be at least {min_duration_s} s (one segment)")
-    if not (math.isfinite(fps) and fps > 0 and size > 0):
-        raise RequestError(f"{fps} frames a second of {size} pixels: both must be above 0")
-    request = Request(
-        size=size,
-        fps=exact(fps),
-        start=exact(start_s),
-        duration=exact(duration_s),
-        minimum=exact(min_duration_s),
-    )
-    if request.frames * 3 * size * size > MAX_CLIP_BYTES:
-        raise RequestError(f"duration {duration_s} s: the frames would not fit in memory; ask for less at a time")
-    return request
-
-
-class FrameCollector:
-    """Collects the frames of one clip from the decoded frames."""
-
-    def __init__(self, request: Request, pictures: Pictures, on_progress: Progress | None) -> None:
-        self.request, self.pictures, self.on_progress = request, pictures, on_progress
-        self.frames = np.empty((request.frames, 3, request.size, request.size), np.uint8)
-        self.total = request.frames
-        self.taken = self.patched = 0
-        self.last: VideoFrame | None = None
-        self.end = Fraction(0)
-
-    @property
-    def complete(self) -> bool:
-        """Whether all frames are there and the end of the clip was reached."""
-        request = self.request
-        return self.taken == request.frames and self.end >= request.start + request.duration - SLACK_S
-
-    def set_expected_length(self, length: Fraction) -> None:
-        """Use the length in the header (seconds) for the progress. Nothing else relies on it."""
-        if length > self.request.start:
-            self.total = min(self.total, math.floor((length - self.request.start) * self.request.fps))
-
-    def add(self, frame: VideoFrame, begin: Fraction, end: Fraction) -> None:
-        """Add a decoded frame. `begin` and `end` are seconds from the first presented frame."""
-        self.last, self.end = frame, max(self.end, end)
-        self.patched += frame.is_corrupt and end > self.request.start
-        self.fill_until(frame, begin)
-
-    def fill_until(self, frame: VideoFrame, until: Fraction) -> None:
-        """Use `frame` for all due times up to and including `until`."""
-        due = math.floor((until - self.request.start) * self.request.fps) + 1
-        stop = min(due, len(self.frames))
-        if stop <= self.taken:
-            return
-        self.frames[self.taken : stop] = self.pictures(frame)
-        self.taken = stop
-        self.report()
-
-    def report(self) -> None:
-        """Call `on_progress`."""
-        if self.on_progress:
-            self.on_progress(min(self.taken, self.total), self.total)
-
-    def finish(self) -> Fraction:
-        """Repeat the last frame until the end of the video. Return the real length of the clip in seconds."""
-        request = self.request
-        length = min(request.duration, self.end - request.start)
-        for mark in (math.ceil(length * request.fps) / request.fps, request.duration):
-            if length < mark <= min(request.duration, length + SLACK_S):
-                length = mark
-        if self.last is not None and length > 0:
-            self.fill_until(self.last, request.start + length)
-        self.frames = self.frames[: max(0, math.floor(length * request.fps))]
-        self.total = len(self.frames)
-        self.report()
-        return length
 
 
 def read_clip(
@@ -173,13 +98,14 @@ def read_clip(
     start_s: float = 0.0,
     duration_s: float = 8.0,
     min_duration_s: float = 0.64,
-    on_progress: Progress | None = None,
+    on_progress: OnFrames | None = None,
     cancelled: threading.Event | None = None,
 ) -> VideoClip:
     """Read `duration_s` seconds of a video from `start_s` on, at `fps` frames a second of `size` x `size` pixels.
 
     If the video ends early, the clip is shorter and its `duration_s` says so. The last frame is repeated until the end
-    of the stream. `on_progress(done, total)` counts frames and is called from this thread.
+    of the stream. `on_progress(done, total)` counts frames and is called from this thread. `path` may be a `VideoFile`,
+    which is closed after it was read.
 
     Raises:
         MediaNotFoundError: there is no such file.
@@ -188,17 +114,18 @@ def read_clip(
         Cancelled: `cancelled` was set.
     """
     request = checked_request(size=size, fps=fps, start_s=start_s, duration_s=duration_s, min_duration_s=min_duration_s)
-    path = Path(path)
-    try:
-        return read(path, request, on_progress, cancelled, seek=request.start > 2 * SEEK_MARGIN_S)
-    except SeekFailed:
-        return read(path, request, on_progress, cancelled, seek=False)
+    with path if isinstance(path, VideoFile) else VideoFile(path) as opened:
+        try:
+            return read(opened, request, on_progress, cancelled, seek=request.start > 2 * SEEK_MARGIN_S)
+        except SeekFailed:
+            opened.reopen()
+            return read(opened, request, on_progress, cancelled, seek=False)
 
 
 def read(
-    path: Path,
-    request: Request,
-    on_progress: Progress | None,
+    video: VideoFile,
+    request: FrameRequest,
+    on_progress: OnFrames | None,
     cancelled: threading.Event | None,
     *,
     seek: bool,
@@ -207,32 +134,30 @@ def read(
 
     Raises:
         SeekFailed: `seek` is set and the file must be decoded from its start.
-        MediaNotFoundError: there is no such file.
         MediaError: the file has no video that can be decoded, or it is too short or too large.
         RequestError: the start is past the end of the video.
         Cancelled: `cancelled` was set.
     """
+    path = video.path
     collector = FrameCollector(request, Pictures(request.size, path), on_progress)
-    with open_media(path) as container:
-        stream = find_video_stream(container, path)
-        promised = promised_length(container, stream)
-        collector.set_expected_length(promised)
-        decoder = Decoder(container, stream, path, cancelled)
-        frames = decoder.frames()
-        first = next(frames, None)
-        if first is None:
-            raise MediaError(f"{path}: not one frame can be decoded; the file is damaged, export it again")
-        origin = first[0]
-        frames = seek_near(decoder, origin + request.start) if seek else chain([first], frames)
-        for begin, end, frame in frames:
-            if end - origin <= request.start:
-                decoder.damaged_packets = 0  # damage before the clip does not matter
-            collector.add(frame, begin - origin, end - origin)
-            if collector.complete:
-                break
-        shown_end = collector.end
-        collector.end = max(collector.end, decoder.packets_end - origin)
-        length = collector.finish()
+    promised = promised_length(video.container, video.stream)
+    collector.set_expected_length(promised)
+    decoder = Decoder(video.container, video.stream, path, cancelled)
+    frames = decoder.frames()
+    first = next(frames, None)
+    if first is None:
+        raise MediaError(f"{path}: not one frame can be decoded; the file is damaged, export it again")
+    origin = first[0]
+    frames = seek_near(decoder, origin + request.start) if seek else chain([first], frames)
+    for begin, end, frame in frames:
+        if end - origin <= request.start:
+            decoder.damaged_packets = 0  # damage before the clip does not matter
+        collector.add(frame, begin - origin, end - origin)
+        if collector.complete:
+            break
+    shown_end = collector.end
+    collector.end = max(collector.end, decoder.packets_end - origin)
+    length = collector.finish()
     check_length(path, request, collector.end, length)
     return VideoClip(
         path=path,
@@ -273,7 +198,7 @@ def promised_length(container: InputContainer, stream: VideoStream) -> Fraction:
     return Fraction(end - begin, av.time_base)
 
 
-def check_length(path: Path, request: Request, end: Fraction, length: Fraction) -> None:
+def check_length(path: Path, request: FrameRequest, end: Fraction, length: Fraction) -> None:
     """Check that the clip is long enough. `end` of the video and `length` of the clip are in seconds.
 
     Raises:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class GenerateRequest:
     """What to generate. None means the bundle's default."""
 
     video: str | os.PathLike[str]
@@ -51,7 +51,7 @@ class StemFile:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class GenerateReport:
     """What was made, and how. The command prints it with --json."""
 
     stems: tuple[StemFile, ...]
