@@ -162,8 +162,8 @@ MAPS = """\
 
 def test_mappings_of_files_are_found():
     files = {"/bundle/graphs/decoder.onnx.data", "/bundle/my graphs/step.onnx.data", "/var/tmp/#14 (deleted)"}
-    found = [(start & 0xFFFFF, end & 0xFFFFF, private) for start, end, private in mappings(MAPS, files)]
-    assert found == [(0, 0x3000, False), (0x3000, 0x4000, True), (0x5000, 0x7000, False), (0x10000, 0x11000, False)]
+    found = [(start & 0xFFFFF, end & 0xFFFFF) for start, end in mappings(MAPS, files)]
+    assert found == [(0, 0x3000), (0x5000, 0x7000), (0xA000, 0xB000), (0x10000, 0x11000)]
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is Linux's")
@@ -191,11 +191,10 @@ def test_arrays_stay_in_memory_where_no_file_can_be(monkeypatch):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is Linux's")
-def test_a_mapping_that_was_written_to_stays(tmp_path):
+def test_a_private_mapping_that_can_be_written_to_stays(tmp_path):
     file = tmp_path / "weights.data"
     np.zeros(1 << 20, np.uint8).tofile(file)
     mapped = np.memmap(file, np.uint8, mode="c")
-    assert release_pages([file]) == mapped.nbytes
     mapped[5] = 1
     with releasing_pages([file]):
         time.sleep(0.3)

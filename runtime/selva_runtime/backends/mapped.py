@@ -2,14 +2,12 @@
 
 OpenVINO maps the files of a graph as long as the graph is loaded, so every weight counts twice in the memory of the
 process. It reads the mapped weights only when it compiles the graph, and can read them from the file again. The same
-holds for weights that this package computes, once they are in a file. If ONNX Runtime is told not to pack weights, it
-computes with the mapped ones and reads each once a run.
+holds for weights that this package computes, once they are in a file.
 """
 
 from __future__ import annotations
 
 import ctypes
-import mmap
 import os
 import sys
 import tempfile
@@ -22,9 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-_MAPS, _PAGES = Path("/proc/self/maps"), Path("/proc/self/pagemap")
-_FILE_PAGE, _HELD = np.uint64(61), np.uint64(62)
-"""Bits of a page's entry in pagemap (Linux, admin-guide/mm/pagemap): 61 of a file, 62 swapped, 63 present."""
+_MAPS = Path("/proc/self/maps")
 _MADV_DONTNEED = 4
 _EVERY_S = 0.1
 _LINUX = sys.platform.startswith("linux")
@@ -33,7 +29,7 @@ _FOR_LARGE_FILES = Path("/var/tmp")
 
 
 def release_pages(files: Collection[Path]) -> int:
-    """Drop the pages of unaltered mappings of these files, and return how many bytes were dropped.
+    """Drop the pages of these files from the process, and return how many bytes were dropped.
 
     A page returns when it is read again. Where /proc cannot be read (not on Linux) nothing is done and 0 is returned.
     """
@@ -44,9 +40,7 @@ def release_pages(files: Collection[Path]) -> int:
     libc = ctypes.CDLL(None, use_errno=True)
     libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     given_bytes = 0
-    for start, end, private in mappings(maps, {str(file) for file in files}):
-        if private and _was_written_to(start, end):
-            continue
+    for start, end in mappings(maps, {str(file) for file in files}):
         if libc.madvise(start, end - start, _MADV_DONTNEED) == 0:
             given_bytes += end - start
     return given_bytes
@@ -89,7 +83,7 @@ class FileBackedArrays:
                 self._file = tempfile.TemporaryFile(prefix="selva-", dir=folder)  # noqa: SIM115 -- the arrays outlive this
 
     def keep(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Return the same values, mapped from the file. A write does not change the file."""
+        """Return the same values, mapped from the file."""
         if self._file is None:
             return values
         try:
@@ -97,7 +91,7 @@ class FileBackedArrays:
             self._file.seek(start)
             self._file.write(np.ascontiguousarray(values).data)
             self._file.flush()
-            return np.memmap(self._file, values.dtype, "c", start, values.shape)
+            return np.memmap(self._file, values.dtype, "r+", start, values.shape)
         except OSError:
             self._file = None
             return values
@@ -108,27 +102,14 @@ class FileBackedArrays:
         return [] if self._file is None else [Path(os.readlink(f"/proc/self/fd/{self._file.fileno()}"))]
 
 
-def mappings(maps: str, files: Collection[str]) -> Iterator[tuple[int, int, bool]]:
-    """Yield the mappings of `files` in the text of `/proc/PID/maps`: start, end, and whether it is private.
+def mappings(maps: str, files: Collection[str]) -> Iterator[tuple[int, int]]:
+    """Yield start and end of the mappings of `files` in the text of `/proc/PID/maps` whose pages can be dropped.
 
-    A private mapping (ONNX Runtime's kind) may have pages of the process's own. Only read-only and private mappings
-    count: a write to any other changes the file.
+    A dropped page is read from the file again. So a private mapping that can be written to is left out: it may hold
+    values that are not in the file.
     """
     for line in maps.splitlines():
         fields = line.split(maxsplit=5)
-        if len(fields) == 6 and fields[5] in files and (fields[1].startswith("r--") or fields[1] == "rw-p"):
+        if len(fields) == 6 and fields[5] in files and (fields[1][1] == "-" or fields[1][3] == "s"):
             start, end = (int(address, 16) for address in fields[0].split("-"))
-            yield start, end, fields[1] == "rw-p"
-
-
-def _was_written_to(start: int, end: int) -> bool:
-    """Whether a private mapping has a page that is not the file's. True if that cannot be known."""
-    page = mmap.PAGESIZE
-    try:
-        with _PAGES.open("rb", buffering=0) as file:
-            file.seek(start // page * 8)
-            entries = np.frombuffer(file.read((end - start) // page * 8), np.uint64)
-    except OSError:
-        return True
-    own = (entries >> _HELD != 0) & (entries >> _FILE_PAGE & np.uint64(1) == 0)
-    return len(entries) * page < end - start or bool(own.any())
+            yield start, end

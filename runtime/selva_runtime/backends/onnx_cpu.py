@@ -17,7 +17,6 @@ from selva_bundle.errors import BackendError, BundleError
 from selva_bundle.manifest import Graph
 from selva_runtime.backends.cores import usable_cores
 from selva_runtime.backends.executor import POLL_S, Array, check_cancel
-from selva_runtime.backends.mapped import releasing_pages
 from selva_runtime.backends.numpy_executor import NumpyExecutor
 
 _HOT = "guided_step"
@@ -63,16 +62,14 @@ class OnnxCpuExecutor(NumpyExecutor):
         self.load(graph.name)
         names = [port.name for port in graph.outputs]
         options = self._ort.RunOptions()
-        mapped = graph.data if graph.name in _ONCE_A_PROMPT else ()
-        with releasing_pages([self._bundle.path / file for file in mapped]):
-            future = self._pool.submit(self._sessions[graph.name].run, names, dict(feeds), options)
-            try:
-                while not wait([future], timeout=POLL_S).done:
-                    check_cancel(cancel)
-            except BaseException:
-                options.terminate = True
-                wait([future])
-                raise
+        future = self._pool.submit(self._sessions[graph.name].run, names, dict(feeds), options)
+        try:
+            while not wait([future], timeout=POLL_S).done:
+                check_cancel(cancel)
+        except BaseException:
+            options.terminate = True
+            wait([future])
+            raise
         try:
             return dict(zip(names, future.result(), strict=True))
         except Exception as error:
