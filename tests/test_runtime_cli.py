@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from selva_runtime.command.cli import main
 from selva_runtime.command.deliver import generate_files
 from selva_runtime.command.progress import ProgressBars
 from selva_runtime.command.records import GenerateRequest
+from selva_runtime.media.container import open_media
 
 
 @pytest.fixture(scope="module")
@@ -149,11 +151,26 @@ def test_a_program_can_call_it_and_cancel_it(demo_bundle, video, tmp_path):
         if stage == "step":
             cancel.set()
 
-    job = GenerateRequest(video=video, prompts=("rain",), out=tmp_path / "new" / "out", bundle=demo_bundle)
+    request = GenerateRequest(video=video, prompts=("rain",), out=tmp_path / "new" / "out", bundle=demo_bundle)
     with pytest.raises(Cancelled):
-        generate_files(job, progress=progress, cancel=cancel)
+        generate_files(request, progress=progress, cancel=cancel)
     assert names(tmp_path) == []
-    assert Path(generate_files(job).stems[0].file).is_file()
+    assert Path(generate_files(request).stems[0].file).is_file()
+
+
+def test_the_video_is_opened_once_and_closed(demo_bundle, video, tmp_path, monkeypatch):
+    opened = []
+
+    @contextmanager
+    def watched(path):
+        with open_media(path) as container:
+            opened.append(path)
+            yield container
+        opened.append("closed")
+
+    monkeypatch.setattr(selva_runtime.media.video, "open_media", watched)
+    generate_files(GenerateRequest(video=video, prompts=("rain",), out=tmp_path, bundle=demo_bundle))
+    assert opened == [Path(video), "closed"]
 
 
 def test_help_tells_what_the_demo_hears():
