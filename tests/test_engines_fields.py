@@ -9,6 +9,7 @@ import pytest
 from attacks.damage import VALUES, changed, places
 from attacks.engine_attacks import SmallSet
 from click.testing import CliRunner
+from platforms import needs_posix
 
 from selva_engines import EngineError, EngineRefusedError, EngineSourceError, find_engines
 from selva_engines.cli import main
@@ -108,6 +109,7 @@ def test_the_command_on_files_that_are_none(small: SmallSet, file: str, content:
     assert str(small.files[file].parent) in line
 
 
+@needs_posix
 def test_the_command_on_paths_that_are_no_bundle(small: SmallSet, tmp_path: Path) -> None:
     loose = tmp_path / "loose.engine"
     loose.write_bytes(b"x")

@@ -14,6 +14,7 @@ from pkgutil import iter_modules
 
 import pytest
 from click.testing import CliRunner
+from platforms import needs_posix
 
 import selva_engines
 from selva_engines import (
@@ -186,6 +187,7 @@ def test_a_damaged_set_does_not_hide_a_good_one(bundle: Path) -> None:
     assert find_engines(bundle, TARGET, VERSION, "8.6").read("decoder") == BLOB
 
 
+@needs_posix
 def test_refuses_folders_that_lead_out_of_the_bundle(bundle: Path, tmp_path: Path) -> None:
     folder = write_engines(bundle)
     folder.rename(tmp_path / folder.name)

@@ -17,6 +17,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from huggingface_hub import constants, hf_hub_download
+from platforms import needs_posix
 from safetensors import safe_open
 from small_hub import (
     CHUNK_BYTES,
@@ -283,6 +284,7 @@ def until(condition: Callable[[], bool]) -> None:
     pytest.fail("waited for ten seconds")
 
 
+@needs_posix
 def test_the_command_interrupted_then_run_again(hub, tmp_path):
     hub.stall = threading.Event()
     process = start(hub, tmp_path)

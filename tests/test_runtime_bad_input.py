@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import pytest
 import soundfile
 from click.testing import CliRunner
 from clips import numbered, write_video
+from platforms import file_size_limit, needs_posix
 
 import selva_runtime.command.deliver
 import selva_runtime.command.output
@@ -300,19 +300,16 @@ def command(bundle, video, out) -> list[str]:
     return [sys.executable, "-c", code, *common, "--quiet"]
 
 
+@needs_posix
 def test_a_disk_that_fills_up_while_writing(demo_bundle, video, out):
-    done = subprocess.run(
-        command(demo_bundle, video, out),
-        capture_output=True,
-        text=True,
-        check=False,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000)),
-    )
+    with file_size_limit(10_000):
+        done = subprocess.run(command(demo_bundle, video, out), capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
     assert done.stderr.startswith("error: ")
     assert names(out) == ["rain.wav"]
 
 
+@needs_posix
 def test_an_output_folder_that_is_read_only(demo_bundle, video, out):
     as_user = []
     if os.geteuid() == 0:  # root can write anywhere, unless that right is removed

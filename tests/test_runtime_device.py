@@ -8,35 +8,20 @@ cancel.
 from __future__ import annotations
 
 import threading
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from test_runtime_session import SAMPLE_RATE_HZ, encode, few_steps, moving_frames
+from clips import numbered, write_video
+from gpus import on_host
+from sessions import SAMPLE_RATE_HZ, encode, few_steps, moving_frames
 
 from selva_bundle.manifest import Graph, Port
 from selva_runtime import BackendError, Cancelled, DeviceMemoryError, RequestError, Session
-from selva_runtime.backends import choose as backends
 from selva_runtime.backends.gpu.device_array import STAGING_BYTES, DeviceArray, Space
-from selva_runtime.backends.gpu.executor import DeviceExecutor
 from selva_runtime.backends.gpu.flow_plan import STEPS_PER_LAUNCH, FlowPlan
 from selva_runtime.backends.gpu.host_device import HostDevice
-from selva_runtime.backends.gpu.onnx_graphs import OnnxGraphs
 
 CLOSE = {"rtol": 0, "atol": 1e-5}
-
-
-@contextmanager
-def on_host(bundle, device=None, **options):
-    """Opens a session whose `cuda` backend runs in ordinary memory."""
-
-    def make(opened, _threads, reason):
-        graphs = OnnxGraphs(opened, device or HostDevice(), threads=1)
-        return DeviceExecutor(opened, Space(graphs._device), graphs, backend="cuda", reason=reason, **options)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(backends.MAKERS, "cuda", make)
-        yield Session(bundle, backend="cuda")
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +69,6 @@ def test_clips_go_from_one_backend_to_another(cpu, session, clip):
 
 
 def test_a_file_is_read_as_its_frames(session, tmp_path):
-    from clips import numbered, write_video
-
     video = write_video(tmp_path / "video.mp4", map(numbered, range(25)))
     assert few_steps(session, session.encode(video, duration_s=1.0), ["rain"])[0].audio.shape == (SAMPLE_RATE_HZ,)
 

@@ -8,8 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
+from platforms import needs_posix
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals are sent the POSIX way")
+pytestmark = needs_posix
 
 COMMAND = """
 import signal, sys, time, click

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from platforms import needs_posix
 from train_samples import CLIPS, DURATION_S, curve, write_checkpoints, write_features, write_videos
 
 from selva_ref.model.presets import get_preset
@@ -73,6 +74,7 @@ def test_two_processes_give_the_losses_of_one(trained: Path, tmp_path: Path) -> 
     assert curve(out / "stage2") == pytest.approx(expected, rel=1e-5)
 
 
+@needs_posix
 def test_ctrl_c_ends_with_130_and_a_state(trained: Path, tmp_path: Path) -> None:
     arguments = [sys.executable, "-m", MODULE, "stage1", *options(trained, tmp_path / "out", steps=10_000)]
     arguments += ["--workers", 1]
