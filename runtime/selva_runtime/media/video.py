@@ -103,7 +103,7 @@ def checked_request(*, size: int, fps: float, start_s: float, duration_s: float,
         minimum=exact(min_duration_s),
     )
     if request.frames * 3 * size * size > MAX_CLIP_BYTES:
-        raise RequestError(f"duration {duration_s} s: the frames would not fit in memory; ask for less at a time")
+        raise RequestError(f"duration {duration_s} s: the frames would not fit in memory; use a shorter duration")
     return request
 
 
@@ -221,7 +221,7 @@ def read(
         frames = decoder.frames()
         first = next(frames, None)
         if first is None:
-            raise MediaError(f"{path}: not one frame can be decoded; the file is damaged, export it again")
+            raise MediaError(f"{path}: no frame can be decoded; the file is damaged, export it again")
         origin = first[0]
         frames = seek_near(decoder, origin + request.start) if seek else chain([first], frames)
         for begin, end, frame in frames:
@@ -298,11 +298,11 @@ def damage(
     if decoder.damaged_packets:
         warnings.append(f"{name}: {counted(decoder.damaged_packets, 'damaged packet')} skipped")
     if collector.patched:
-        warnings.append(f"{name}: {counted(collector.patched, 'damaged frame')} patched by the decoder")
+        warnings.append(f"{name}: {counted(collector.patched, 'damaged frame')} concealed by the decoder")
     if not collector.complete and promised - collector.end > TRUNCATED_S:
         warnings.append(f"{name}: ends after {float(collector.end):.2f} s, but its header says {float(promised):.2f} s")
     if collector.end - shown_end > TRUNCATED_S:
-        warnings.append(f"{name}: no frame can be decoded after {float(shown_end):.2f} s; the last one is held")
+        warnings.append(f"{name}: no frame can be decoded after {float(shown_end):.2f} s; the last one is repeated")
     return tuple(warnings)
 
 
