@@ -54,7 +54,7 @@ def stem_request(
         RequestError: an argument is out of range, or `prompts` is one text, which would be read letter by letter.
     """
     if isinstance(prompts, str):
-        raise RequestError("prompts is a list of texts; put the one prompt in brackets")
+        raise RequestError("prompts must be a list of strings; put a single prompt in brackets")
     return StemRequest(
         prompts=tuple(prompts), negative=negative, seed=seed, steps=steps, guidance=guidance, takes=takes
     )
