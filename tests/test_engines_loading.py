@@ -48,7 +48,7 @@ def test_altered_engines_never_reach_the_library(engines: EngineSet, monkeypatch
     path.write_bytes(path.read_bytes()[:-1])
     loader = EngineLoader(load_library(TARGET), engines)
     monkeypatch.setattr(loader, "_runtime", None)
-    with pytest.raises(EngineRefusedError, match="altered or is half-written"):
+    with pytest.raises(EngineRefusedError, match="altered or is incomplete"):
         loader.load("text_t5")
 
 
@@ -60,13 +60,13 @@ def test_what_is_no_engine_is_refused_by_its_header(engines: EngineSet) -> None:
     manifest["engines"]["text_t5"]["sha256"] = hashlib.sha256(content).hexdigest()
     (engines.folder / "engines.json").write_text(json.dumps(manifest))
     forged = find_engines(engines.source.path, TARGET, engines.version, "8.6")
-    with pytest.raises(EngineRefusedError, match=r"refuses .*text_t5\.engine: .*malformed engine.*selva-engines"):
+    with pytest.raises(EngineRefusedError, match=r"rejected .*text_t5\.engine: .*malformed engine.*selva-engines"):
         EngineLoader(load_library(TARGET), forged).load("text_t5")
 
 
 @needs_no_gpu
 def test_without_a_gpu_the_library_refuses_in_one_line(engines: EngineSet) -> None:
-    with pytest.raises(EngineRefusedError, match="tensorrt-rtx refuses") as caught:
+    with pytest.raises(EngineRefusedError, match="tensorrt-rtx rejected") as caught:
         EngineLoader(load_library(TARGET), engines).load("text_t5")
     assert "\n" not in str(caught.value)
 

@@ -123,7 +123,7 @@ def test_files_have_the_usual_permissions(tmp_path, monkeypatch, links):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("missing/a.wav", "make the folder first"),
+        ("missing/a.wav", "create the folder first"),
         ("file/a.wav", r"\(Not a directory\); choose another folder$"),
         ("a" * 300 + ".wav", "choose a shorter name"),
     ],

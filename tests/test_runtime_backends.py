@@ -51,7 +51,7 @@ def test_auto_says_why_it_is_the_cpu(opened, monkeypatch):
     assert (executor.backend, executor.reason) == ("cpu", f"no GPU backend: {NO_GPU}")
     assert executor.notice == "CPU (no NVIDIA GPU found)"
     monkeypatch.setattr(backends, "has_nvidia_gpu", lambda: True)
-    assert make_executor(opened, "auto", 1).notice == f"CPU (the NVIDIA GPU here cannot be used: {NO_GPU})"
+    assert make_executor(opened, "auto", 1).notice == f"CPU (the NVIDIA GPU cannot be used: {NO_GPU})"
     asked = make_executor(opened, "cpu", 1)
     assert (asked.reason, asked.notice) == ("asked for", "")
 
@@ -85,10 +85,10 @@ def test_auto_says_what_it_passed_over(opened, monkeypatch, a_gpu):
     executor = make_executor(opened, "auto", 1)
     assert executor.backend == "cpu"
     assert executor.reason == "tensorrt: no engines; run: selva-engines; cuda: no CUDA provider"
-    assert executor.notice == f"CPU (the NVIDIA GPU here cannot be used: {executor.reason})"
+    assert executor.notice == f"CPU (the NVIDIA GPU cannot be used: {executor.reason})"
     monkeypatch.setitem(backends.MAKERS, "cuda", lambda _, __, reason: SimpleNamespace(reason=reason, backend="cuda"))
     chosen = make_executor(opened, "auto", 1)
-    assert chosen.reason == "the fastest that runs here; tensorrt: no engines; run: selva-engines"
+    assert chosen.reason == "the fastest backend that runs on this machine; tensorrt: no engines; run: selva-engines"
     assert chosen.notice == "NVIDIA GPU with CUDA (the faster tensorrt: no engines; run: selva-engines)"
 
 
@@ -139,7 +139,7 @@ def test_steps_that_no_cuda_graph_can_hold_run_without_one_and_it_says_so(opened
     monkeypatch.setattr(OnnxGraphs, "_session", session)
     executor = make_executor(opened, "cuda", None)
     assert asked == [True, False]
-    assert executor.reason == "asked for; on Fake 4090; its steps without a CUDA graph (a node is on the CPU)"
+    assert executor.reason == "asked for; on Fake 4090; steps run without a CUDA graph (a node is on the CPU)"
 
 
 class FakeCuda:

@@ -212,7 +212,7 @@ def test_more_than_the_gpu_holds_is_a_typed_error(device):
 def test_auto_takes_a_gpu(bundles, backend):
     info = Session(bundles["fp32"]).info
     assert info.backend in GPU_BACKENDS
-    assert info.backend_reason.startswith("the fastest that runs here")
+    assert info.backend_reason.startswith("the fastest backend that runs on this machine")
 
 
 START = """

@@ -327,7 +327,7 @@ def test_a_cpu_without_bf16_says_so(opened, monkeypatch):
 
 
 def test_a_precision_that_is_none_is_refused(demo_bundle):
-    with pytest.raises(RequestError, match="no precision 'int8'; choose one of exact, bf16"):
+    with pytest.raises(RequestError, match="unknown precision 'int8'; choose one of exact, bf16"):
         Session(demo_bundle, precision="int8")
 
 

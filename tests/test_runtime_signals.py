@@ -61,7 +61,7 @@ def ended(process: subprocess.Popen[str], *signals: signal.Signals, apart_s: flo
 
 
 def stopped(number: signal.Signals, output: str = "") -> tuple[int, str, str]:
-    return 128 + number, output, f"error: {WORDS[number]}: nothing unfinished was left behind\n"
+    return 128 + number, output, f"error: {WORDS[number]}: no partial file was left\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

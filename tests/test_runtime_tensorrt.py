@@ -55,7 +55,7 @@ def test_a_failing_engine_is_one_typed_line(on_tensorrt, monkeypatch):
     session, _ = on_tensorrt
     clip = encode(session)
     monkeypatch.setattr(FakeContext, "execute_async_v3", lambda self, stream: False)
-    with pytest.raises(BackendError, match=r"tensorrt-rtx 1.7.1: the engine of text_t5 did not run \(the library's"):
+    with pytest.raises(BackendError, match=r"tensorrt-rtx 1.7.1: the engine for text_t5 failed to run \(the library's"):
         few_steps(session, clip, ["a new prompt"])
     monkeypatch.setattr(session._executor._graphs._api.log, "error_line", lambda: "CUDA error: out of memory")
     with pytest.raises(DeviceMemoryError):
