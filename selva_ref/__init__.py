@@ -46,5 +46,5 @@ def build(part: str, preset: str | Preset) -> OfficialModule:
         "text_clip": lambda: ClipTower(config.text),
     }
     if part not in makers:
-        raise ValueError(f"no part {part!r}; choose one of {', '.join(PARTS)}")
+        raise ValueError(f"unknown part {part!r}; choose one of {', '.join(PARTS)}")
     return makers[part]().eval()

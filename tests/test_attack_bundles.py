@@ -10,6 +10,7 @@ from attacks.bundle_attacks import BundleAttacks
 from attacks.campaign import campaign
 from attacks.changed_graphs import change_output
 from attacks.outside_weights import move_weights_out
+from platforms import needs_posix
 
 import selva_runtime
 
@@ -24,6 +25,7 @@ def bundles(tmp_path_factory):
     attacks.close()
 
 
+@needs_posix
 @pytest.mark.parametrize(
     ("edits", "bounded"),
     [

@@ -1,10 +1,10 @@
 """Forks one session, or calls it from two threads at once, a few times."""
 
-import os
 from random import Random
 
 import pytest
 from attacks.campaign import DiedError, Fault, Worker, campaign
+from platforms import needs_posix
 
 
 @pytest.fixture(scope="module")
@@ -14,7 +14,7 @@ def worker():
     child.close()
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@needs_posix
 @pytest.mark.parametrize(("kind", "bounded"), [("fork", 2), ("threads", 2)])
 def test_a_session_works_or_refuses(worker, kind, bounded):
     def attack(random: Random) -> Fault | None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from platforms import needs_posix
 
 from selva_bundle.lengths import SequenceRules
 from selva_bundle.manifest import GRAPHS
@@ -183,7 +184,7 @@ def running(fresh: Path) -> Iterator[subprocess.Popen[str]]:
     process.wait()
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
+@needs_posix
 def test_ctrl_c_leaves_nothing(fresh: Path, running: subprocess.Popen[str]) -> None:
     assert running.stderr is not None
     for line in running.stderr:

@@ -9,6 +9,7 @@ import pytest
 from attacks.damage import VALUES, changed, places
 from attacks.engine_attacks import SmallSet
 from click.testing import CliRunner
+from platforms import needs_posix
 
 from selva_engines import EngineError, EngineRefusedError, EngineSourceError, find_engines
 from selva_engines.cli import main
@@ -66,7 +67,7 @@ def test_every_field_of_every_type(small: SmallSet, file: str) -> None:
 )
 def test_refuses_fields_of_engines_json(small: SmallSet, path: tuple[str, ...], value: object) -> None:
     small.write("engines", changed(small.content["engines"], path, lambda _: value))
-    with pytest.raises(EngineRefusedError, match=r"engines\.json cannot be understood \(.*\); remove the folder"):
+    with pytest.raises(EngineRefusedError, match=r"engines\.json cannot be parsed \(.*\); remove the folder"):
         find_engines(small.bundle, "tensorrt-rtx", "1.7.1.116", "8.6")
 
 
@@ -74,7 +75,7 @@ def test_refuses_fields_of_engines_json(small: SmallSet, path: tuple[str, ...], 
 def test_refuses_tables_of_layers(small: SmallSet, layers: object) -> None:
     small.write("layers", layers)
     engines = find_engines(small.bundle, "tensorrt-rtx", "1.7.1.116", "8.6")
-    with pytest.raises(EngineRefusedError, match=r"decoder\.layers\.json cannot be understood"):
+    with pytest.raises(EngineRefusedError, match=r"decoder\.layers\.json cannot be parsed"):
         engines.read_layers("decoder")
 
 
@@ -108,27 +109,30 @@ def test_the_command_on_files_that_are_none(small: SmallSet, file: str, content:
     assert str(small.files[file].parent) in line
 
 
+@needs_posix
 def test_the_command_on_paths_that_are_no_bundle(small: SmallSet, tmp_path: Path) -> None:
     loose = tmp_path / "loose.engine"
     loose.write_bytes(b"x")
     (tmp_path / "engines" / "set").mkdir(parents=True)
     nested = tmp_path / "engines" / "set" / "x.engine"
     nested.write_bytes(b"x")
-    assert "is neither a bundle nor an engine in one" in refusal("inspect", loose)
-    assert "is neither a bundle nor an engine in one" in refusal("inspect", small.files["manifest"])
-    assert "is neither a bundle nor an engine in one" in refusal("inspect", tmp_path / "nowhere")
-    assert "has no manifest.json, so it is no bundle; make a bundle with selva-export" in refusal("inspect", nested)
-    assert "has no manifest.json, so it is no bundle; make a bundle with selva-export" in refusal("inspect", tmp_path)
+    assert "is neither a bundle nor an engine in a bundle" in refusal("inspect", loose)
+    assert "is neither a bundle nor an engine in a bundle" in refusal("inspect", small.files["manifest"])
+    assert "is neither a bundle nor an engine in a bundle" in refusal("inspect", tmp_path / "nowhere")
+    assert "has no manifest.json, so it is not a bundle; make a bundle with selva-export" in refusal("inspect", nested)
+    assert "has no manifest.json, so it is not a bundle; make a bundle with selva-export" in refusal(
+        "inspect", tmp_path
+    )
     for name in ("loop", "file"):
         path = small.bundle / "engines" / name
         path.symlink_to(path) if name == "loop" else path.write_bytes(b"x")
-        assert "half-written: it has no readable engines.json" in refusal("inspect", small.bundle)
+        assert "incomplete: it has no readable engines.json" in refusal("inspect", small.bundle)
         path.unlink()
 
 
 def test_an_engine_at_the_root_of_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "is_file", lambda _: True)
-    assert refusal("inspect", "/any.engine") == "error: /any.engine is neither a bundle nor an engine in one\n"
+    assert refusal("inspect", "/any.engine") == "error: /any.engine is neither a bundle nor an engine in a bundle\n"
 
 
 def test_what_is_whole_is_shown(small: SmallSet) -> None:

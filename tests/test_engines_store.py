@@ -14,6 +14,7 @@ from pkgutil import iter_modules
 
 import pytest
 from click.testing import CliRunner
+from platforms import needs_posix
 
 import selva_engines
 from selva_engines import (
@@ -106,7 +107,7 @@ def test_targets_are_not_mixed_up(bundle: Path) -> None:
     folder = write_engines(bundle, target="tensorrt", version="11.4.0.1", capabilities=("9.0",))
     assert find_engines(bundle, "tensorrt", "11.4.0.1", "9.0").folder == folder.resolve()
     with pytest.raises(
-        EngineRefusedError, match=r"are for compute capability 9\.0, this GPU has 8\.0; run: .* tensorrt$"
+        EngineRefusedError, match=r"are for compute capability 9\.0, but this GPU has 8\.0; run: .* tensorrt$"
     ):
         find_engines(bundle, "tensorrt", "11.4.0.1", "8.0")
 
@@ -114,10 +115,12 @@ def test_targets_are_not_mixed_up(bundle: Path) -> None:
 def test_refuses_another_version_and_another_capability(bundle: Path) -> None:
     write_engines(bundle, capabilities=("8.6",))
     with pytest.raises(
-        EngineRefusedError, match=r"are for tensorrt-rtx 1\.7\.1\.116, this is 1\.8\.0; run: selva-engines"
+        EngineRefusedError, match=r"are for tensorrt-rtx 1\.7\.1\.116, but this is 1\.8\.0; run: selva-engines"
     ):
         find_engines(bundle, TARGET, "1.8.0", "8.6")
-    with pytest.raises(EngineRefusedError, match=r"8\.6, this GPU has 8\.9; run: selva-engines .* --capability 8\.9"):
+    with pytest.raises(
+        EngineRefusedError, match=r"8\.6, but this GPU has 8\.9; run: selva-engines .* --capability 8\.9"
+    ):
         find_engines(bundle, TARGET, VERSION, "8.9")
     write_engines(bundle)
     with pytest.raises(EngineRefusedError, match=r"this GPU has 7\.5; run: selva-engines .* --capability 7\.5"):
@@ -140,7 +143,7 @@ def test_refuses_an_engine_of_another_graph(bundle: Path) -> None:
     write_engines(bundle)
     edit(bundle / "manifest.json", lambda m: m["files"]["graphs/decoder.onnx"].update(sha256="0" * 64))
     engines = find_engines(bundle, TARGET, VERSION, "8.9")
-    with pytest.raises(EngineRefusedError, match="of another decoder graph; run: selva-engines"):
+    with pytest.raises(EngineRefusedError, match="built from another decoder graph; run: selva-engines"):
         engines.read("decoder")
 
 
@@ -148,7 +151,7 @@ def test_names_what_is_missing(bundle: Path) -> None:
     with pytest.raises(EnginesMissingError, match="no tensorrt-rtx engines"):
         find_engines(bundle, TARGET, VERSION, "8.9")
     write_engines(bundle)
-    with pytest.raises(EnginesMissingError, match="no engine of guided_step"):
+    with pytest.raises(EnginesMissingError, match="no engine for guided_step"):
         find_engines(bundle, TARGET, VERSION, "8.9").read("guided_step")
     assert issubclass(EnginesMissingError, FileNotFoundError)
 
@@ -166,7 +169,7 @@ def test_names_what_is_missing(bundle: Path) -> None:
 )
 def test_refuses_manifests_that_it_does_not_understand(bundle: Path, change: Callable[[dict], object]) -> None:
     edit(write_engines(bundle) / "engines.json", change)
-    with pytest.raises(EngineRefusedError, match=r"engines\.json cannot be understood"):
+    with pytest.raises(EngineRefusedError, match=r"engines\.json cannot be parsed"):
         find_engines(bundle, TARGET, VERSION, "8.9")
 
 
@@ -176,7 +179,7 @@ def test_refuses_half_written_folders(bundle: Path, content: str | None) -> None
     path.unlink()
     if content is not None:
         path.write_text(content, errors="surrogateescape")
-    with pytest.raises(EngineRefusedError, match="half-written"):
+    with pytest.raises(EngineRefusedError, match="incomplete"):
         find_engines(bundle, TARGET, VERSION, "8.9")
 
 
@@ -186,11 +189,12 @@ def test_a_damaged_set_does_not_hide_a_good_one(bundle: Path) -> None:
     assert find_engines(bundle, TARGET, VERSION, "8.6").read("decoder") == BLOB
 
 
+@needs_posix
 def test_refuses_folders_that_lead_out_of_the_bundle(bundle: Path, tmp_path: Path) -> None:
     folder = write_engines(bundle)
     folder.rename(tmp_path / folder.name)
     folder.symlink_to(tmp_path / folder.name)
-    with pytest.raises(EngineRefusedError, match="outside of the bundle"):
+    with pytest.raises(EngineRefusedError, match="outside the bundle"):
         find_engines(bundle, TARGET, VERSION, "8.9")
 
 
@@ -219,7 +223,7 @@ def test_builds_from_no_graph_that_changes_meanwhile(bundle: Path) -> None:
             path.unlink()
             path.write_bytes(content)
 
-    with pytest.raises(EngineSourceError, match=r"text_t5\.onnx was replaced while it was loaded"):
+    with pytest.raises(EngineSourceError, match=r"text_t5\.onnx changed while it was being loaded"):
         swap_while_reading()
 
 
@@ -237,7 +241,7 @@ def test_a_library_that_is_not_there_names_its_extra(bundle: Path, monkeypatch: 
 def test_old_libraries_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", type(sys)("tensorrt"))
     monkeypatch.setattr(sys.modules["tensorrt"], "__version__", "10.16.1", raising=False)
-    with pytest.raises(EngineLibraryError, match=r"tensorrt 10\.16\.1 is too old, 11\.0 is needed"):
+    with pytest.raises(EngineLibraryError, match=r"tensorrt 10\.16\.1 is too old; version 11\.0 or later is needed"):
         load_library("tensorrt")
 
 

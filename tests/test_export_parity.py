@@ -54,7 +54,7 @@ def test_a_right_graph_passes(graph: Path) -> None:
 )
 @pytest.mark.parametrize("order", [1, -1], ids=["last", "first"])
 def test_one_bad_size_is_enough(graph: Path, bad: tuple, order: int) -> None:
-    with pytest.raises(ParityError, match="graph root is off the reference by more than"):
+    with pytest.raises(ParityError, match="graph root differs from the reference by more than"):
         compare(graph, SIGNATURE, [GOOD, bad][::order], 1e-4)
 
 
@@ -73,5 +73,5 @@ def test_the_command_ends_with_one_line(graph: Path, tmp_path: Path, monkeypatch
     monkeypatch.setattr(bundle_module, "export_part", lambda *_: compare(graph, SIGNATURE, [GOOD, bad], 1e-4))
     result = CliRunner().invoke(main, ["--preset", "demo", "--random-weights", "--out", str(tmp_path / "b")])
     assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr == "error: graph root is off the reference by more than 1e-04: y inf\n"
+    assert result.stderr == "error: graph root differs from the reference by more than 1e-04: y inf\n"
     assert not (tmp_path / "b").exists()

@@ -48,7 +48,7 @@ def test_a_content_without_end_is_cut_at_its_stated_size(hub: SmallHub, tmp_path
     hub.endless.add(name)
     line = refusal(command(tmp_path))
     assert line.endswith(
-        f"sends more than the {len(FILES[name])} bytes that it states; look at HF_ENDPOINT and proxies"
+        f"sent more than the {len(FILES[name])} bytes that it announced; check HF_ENDPOINT and the proxy settings"
     )
     assert hub.sent_bytes < 1 << 26  # limited by the socket buffers
     assert not partials(tmp_path)
@@ -58,7 +58,7 @@ def test_a_content_without_end_is_cut_at_its_stated_size(hub: SmallHub, tmp_path
 def test_a_hub_that_states_no_size_is_refused(hub: SmallHub, tmp_path: Path, size: str | None) -> None:
     hub.answers[VAE] = (302, {"X-Linked-Size": size})
     hub.endless.add(VAE)
-    assert refusal(command(tmp_path)).endswith("states no size for it; look at HF_ENDPOINT and proxies")
+    assert refusal(command(tmp_path)).endswith("does not give its size; check HF_ENDPOINT and the proxy settings")
     assert not hub.gets(VAE)
 
 

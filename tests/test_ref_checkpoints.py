@@ -197,7 +197,7 @@ def test_a_recorded_file_must_be_as_recorded(tmp_path):
 def test_a_damaged_record_is_one_error(tmp_path, record):
     path = write(tmp_path / "x.pth")
     (tmp_path / RECORD).write_text(record)
-    with pytest.raises(CheckpointError, match="not a record"):
+    with pytest.raises(CheckpointError, match="not written by selva-fetch"):
         read_checkpoint(path)
 
 
@@ -295,9 +295,9 @@ def test_says_what_is_missing_and_how_to_get_it(tmp_path):
         find_checkpoint(tmp_path, "vae", "large_44k")
     with pytest.raises(CheckpointNotFoundError, match="--with-teacher"):
         find_checkpoint(tmp_path / "nowhere", "teacher", "small_16k")
-    with pytest.raises(CheckpointNotFoundError, match=r"generator_demo\.safetensors.*put yours there"):
+    with pytest.raises(CheckpointNotFoundError, match=r"generator_demo\.safetensors.*put your own there"):
         find_checkpoint(tmp_path, "generator", "demo")
-    with pytest.raises(ValueError, match="no part 'decoder'; choose one of"):
+    with pytest.raises(ValueError, match="unknown part 'decoder'; choose one of"):
         find_checkpoint(tmp_path, "decoder", "demo")
-    with pytest.raises(ValueError, match="no preset 'tiny'"):
+    with pytest.raises(ValueError, match="unknown preset 'tiny'"):
         find_checkpoint(tmp_path, "vae", "tiny")

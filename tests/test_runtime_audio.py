@@ -3,13 +3,13 @@
 import itertools
 import math
 import os
-import resource
 import unicodedata
 from fractions import Fraction
 
 import numpy as np
 import pytest
 import soundfile
+from platforms import file_size_limit, needs_posix
 
 import selva_bundle.atomic
 from selva_bundle.atomic import write_new
@@ -123,7 +123,7 @@ def test_files_have_the_usual_permissions(tmp_path, monkeypatch, links):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("missing/a.wav", "make the folder first"),
+        ("missing/a.wav", "create the folder first"),
         ("file/a.wav", r"\(Not a directory\); choose another folder$"),
         ("a" * 300 + ".wav", "choose a shorter name"),
     ],
@@ -136,14 +136,10 @@ def test_places_that_cannot_be_written(tmp_path, name, words):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+@needs_posix
 def test_a_full_disk_leaves_nothing(tmp_path):
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
-    try:
-        with pytest.raises(OutputError, match="cannot be written"):
-            write_wav(tmp_path / "a.wav", np.zeros(9000, np.float32), 16000)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with file_size_limit(10_000), pytest.raises(OutputError, match="cannot be written"):
+        write_wav(tmp_path / "a.wav", np.zeros(9000, np.float32), 16000)
     assert not list(tmp_path.iterdir())
 
 

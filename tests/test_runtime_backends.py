@@ -9,6 +9,8 @@ from types import SimpleNamespace
 
 import onnxruntime
 import pytest
+from clips import numbered, write_video
+from gpus import WHY_NO_GPU, FakeGpu, needs_no_gpu
 
 from selva_bundle.bundle import Bundle
 from selva_runtime import BackendError, DeviceMemoryError, Session
@@ -16,7 +18,6 @@ from selva_runtime.backends import choose as backends
 from selva_runtime.backends.choose import make_executor
 from selva_runtime.backends.gpu import cuda_device
 from selva_runtime.backends.gpu.cuda_device import CudaDevice
-from selva_runtime.backends.gpu.host_device import HostDevice
 from selva_runtime.backends.gpu.onnx_graphs import OnnxGraphs
 
 NO_GPU = "no NVIDIA GPU with a driver for CUDA 13 can be used here"
@@ -33,24 +34,11 @@ def a_gpu(monkeypatch):
     monkeypatch.setattr(backends, "CudaDevice", FakeGpu)
 
 
-class FakeGpu(HostDevice):
-    name, capability, stream = "Fake 4090", "8.9", 7
-
-
 def refusing(message):
     def make(*_):
         raise BackendError(message)
 
     return make
-
-
-def gpu_missing():
-    """Why there is no GPU; None if there is one."""
-    try:
-        CudaDevice()
-    except BackendError as error:
-        return str(error)
-    return None
 
 
 def test_auto_says_why_it_is_the_cpu(opened, monkeypatch):
@@ -63,7 +51,7 @@ def test_auto_says_why_it_is_the_cpu(opened, monkeypatch):
     assert (executor.backend, executor.reason) == ("cpu", f"no GPU backend: {NO_GPU}")
     assert executor.notice == "CPU (no NVIDIA GPU found)"
     monkeypatch.setattr(backends, "has_nvidia_gpu", lambda: True)
-    assert make_executor(opened, "auto", 1).notice == f"CPU (the NVIDIA GPU here cannot be used: {NO_GPU})"
+    assert make_executor(opened, "auto", 1).notice == f"CPU (the NVIDIA GPU cannot be used: {NO_GPU})"
     asked = make_executor(opened, "cpu", 1)
     assert (asked.reason, asked.notice) == ("asked for", "")
 
@@ -97,20 +85,19 @@ def test_auto_says_what_it_passed_over(opened, monkeypatch, a_gpu):
     executor = make_executor(opened, "auto", 1)
     assert executor.backend == "cpu"
     assert executor.reason == "tensorrt: no engines; run: selva-engines; cuda: no CUDA provider"
-    assert executor.notice == f"CPU (the NVIDIA GPU here cannot be used: {executor.reason})"
+    assert executor.notice == f"CPU (the NVIDIA GPU cannot be used: {executor.reason})"
     monkeypatch.setitem(backends.MAKERS, "cuda", lambda _, __, reason: SimpleNamespace(reason=reason, backend="cuda"))
     chosen = make_executor(opened, "auto", 1)
-    assert chosen.reason == "the fastest that runs here; tensorrt: no engines; run: selva-engines"
+    assert chosen.reason == "the fastest backend that runs on this machine; tensorrt: no engines; run: selva-engines"
     assert chosen.notice == "NVIDIA GPU with CUDA (the faster tensorrt: no engines; run: selva-engines)"
 
 
+@needs_no_gpu
 @pytest.mark.parametrize("backend", ["cuda", "tensorrt"])
 def test_a_gpu_backend_is_refused_where_it_cannot_run(demo_bundle, backend):
-    if gpu_missing() is None:
-        pytest.skip("there is a GPU")
     with pytest.raises(BackendError) as caught:
         Session(demo_bundle, backend=backend)
-    assert str(caught.value) == gpu_missing()
+    assert str(caught.value) == WHY_NO_GPU
     assert "\n" not in str(caught.value)
 
 
@@ -152,7 +139,7 @@ def test_steps_that_no_cuda_graph_can_hold_run_without_one_and_it_says_so(opened
     monkeypatch.setattr(OnnxGraphs, "_session", session)
     executor = make_executor(opened, "cuda", None)
     assert asked == [True, False]
-    assert executor.reason == "asked for; on Fake 4090; its steps without a CUDA graph (a node is on the CPU)"
+    assert executor.reason == "asked for; on Fake 4090; steps run without a CUDA graph (a node is on the CPU)"
 
 
 class FakeCuda:
@@ -214,8 +201,6 @@ def test_the_names_used_of_cuda_exist():
 def test_the_command_says_which_backend_and_why(demo_bundle, tmp_path):
     import json
     import subprocess
-
-    from clips import numbered, write_video
 
     video = write_video(tmp_path / "video.mp4", map(numbered, range(20)))
     command = [sys.executable, "-c", "from selva_runtime.command.cli import main; main()", str(video), "-p", "rain"]

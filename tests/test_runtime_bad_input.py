@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import pytest
 import soundfile
 from click.testing import CliRunner
 from clips import numbered, write_video
+from platforms import file_size_limit, needs_posix
 
 import selva_runtime.command.deliver
 import selva_runtime.command.output
@@ -186,7 +186,7 @@ def test_frames_of_any_size_work(generate, out, tmp_path, width, height, codec, 
     [
         (["-p", ""], ("prompt is empty",)),
         (["-p", "  "], ("prompt is empty",)),
-        (["-p", "a" * 10_000], ("10000 characters; use 1000 at most",)),
+        (["-p", "a" * 10_000], ("10000 characters; use at most 1000",)),
         (["-p", "rain\nwind"], ("control",)),
         ([], ("Missing option '-p'",)),
         (["-p", "rain", "--negative", "a" * 10_000], ("10000 characters",)),
@@ -210,7 +210,7 @@ def test_frames_of_any_size_work(generate, out, tmp_path, width, height, codec, 
         (["-p", "rain", "--sample-rate", "5"], ("sample rate 5 Hz",)),
         (["-p", "rain", "--mux", "2"], ("mux is 2",)),
         (["-p", "rain", "--threads", "-4"], ("threads is -4",)),
-        (["-p", "rain", "--backend", "abacus"], ("no backend 'abacus'",)),
+        (["-p", "rain", "--backend", "abacus"], ("unknown backend 'abacus'",)),
         (["-p", "rain", "--loudness", "3"], ("No such option", "--help")),
     ],
 )
@@ -224,7 +224,7 @@ def test_a_prompt_in_another_script_is_made_with_a_warning(generate, out):
 
 
 def test_a_prompt_past_the_window_is_made_with_a_warning(generate, out):
-    assert_made(generate("-p", "dogs bark loudly " * 50), out, "longer than the model reads: its first")
+    assert_made(generate("-p", "dogs bark loudly " * 50), out, "longer than the model reads: only its first")
 
 
 def test_the_same_prompt_twice_is_two_files(generate, out):
@@ -268,7 +268,7 @@ def edit_manifest(change):
             edit_manifest(lambda manifest: manifest["graphs"]["decoder"].update(file="../../decoder.onnx")),
             ("'../../decoder.onnx' is not a plain relative path",),
         ),
-        (shutil.rmtree, ("is not there", "selva-export")),
+        (shutil.rmtree, ("there is no bundle", "selva-export")),
     ],
 )
 def test_bundles_that_cannot_be_trusted(generate, bundle, out, damage, words):
@@ -290,8 +290,8 @@ def test_an_output_that_is_a_file(generate, out):
 def test_an_output_folder_without_room(generate, out, monkeypatch):
     usage = namedtuple("usage", "total used free")(10**9, 10**9, 1000)
     monkeypatch.setattr(selva_runtime.command.output.shutil, "disk_usage", lambda folder: usage)
-    assert_refused(generate("-p", "rain"), out, "0.0 MB free", "make room")
-    assert_refused(generate("-p", "rain", out=out / "new" / "folder"), out, "make room")
+    assert_refused(generate("-p", "rain"), out, "0.0 MB free", "free some space")
+    assert_refused(generate("-p", "rain", out=out / "new" / "folder"), out, "free some space")
 
 
 def command(bundle, video, out) -> list[str]:
@@ -300,19 +300,16 @@ def command(bundle, video, out) -> list[str]:
     return [sys.executable, "-c", code, *common, "--quiet"]
 
 
+@needs_posix
 def test_a_disk_that_fills_up_while_writing(demo_bundle, video, out):
-    done = subprocess.run(
-        command(demo_bundle, video, out),
-        capture_output=True,
-        text=True,
-        check=False,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000)),
-    )
+    with file_size_limit(10_000):
+        done = subprocess.run(command(demo_bundle, video, out), capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
     assert done.stderr.startswith("error: ")
     assert names(out) == ["rain.wav"]
 
 
+@needs_posix
 def test_an_output_folder_that_is_read_only(demo_bundle, video, out):
     as_user = []
     if os.geteuid() == 0:  # root can write anywhere, unless that right is removed

@@ -1,7 +1,6 @@
 """A bundle is used only if it is complete, unchanged and of a known version."""
 
 import hashlib
-import json
 import os
 import shutil
 import subprocess
@@ -11,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from bundles import add_file, edit
+from platforms import needs_posix
 
 from selva_bundle.ports import PORTS, check_ports, known_sizes
 from selva_export.signatures import signatures
@@ -25,20 +26,6 @@ from selva_runtime.text import TextEncoder
 @pytest.fixture
 def bundle(demo_bundle, tmp_path) -> Path:
     return Path(shutil.copytree(demo_bundle, tmp_path / "bundle"))
-
-
-def edit(bundle: Path, change) -> None:
-    path = bundle / "manifest.json"
-    manifest = json.loads(path.read_text())
-    change(manifest)
-    path.write_text(json.dumps(manifest))
-
-
-def add_file(bundle: Path, name: str, data: bytes = b"data") -> None:
-    (bundle / name).parent.mkdir(parents=True, exist_ok=True)
-    (bundle / name).write_bytes(data)
-    entry = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-    edit(bundle, lambda manifest: manifest["files"].update({name: entry}))
 
 
 def flip_last_bit(path: Path) -> None:
@@ -83,6 +70,7 @@ def test_engines_and_file_manager_litter_are_no_strangers(bundle):
     Bundle.open(bundle)
 
 
+@needs_posix
 def test_a_link_to_a_bundle_is_a_bundle(bundle, tmp_path):
     (tmp_path / "link").symlink_to(bundle)
     assert Bundle.open(tmp_path / "link").path == bundle.resolve()
@@ -157,17 +145,17 @@ def pad_id(value):
     [
         (remove_graph_file, r"decoder\.onnx is missing"),
         (extra_file, r"extra\.onnx is not part of the bundle"),
-        (extra_link_to_folder, "more is not part of the bundle"),
+        pytest.param(extra_link_to_folder, "more is not part of the bundle", marks=needs_posix),
         (shorter_file, r"decoder\.onnx has \d+ bytes, not \d+"),
-        (file_linked_outside, "points outside"),
-        (manifest_linked_outside, r"manifest\.json points outside"),
+        pytest.param(file_linked_outside, "points outside", marks=needs_posix),
+        pytest.param(manifest_linked_outside, r"manifest\.json points outside", marks=needs_posix),
         (sequence(clip_fps=1_000_000), "sequence.clip_fps is 1000000, not a number above 0 and up to 240"),
         (sequence(hop=512), r"axis of '512\*latent', not '1024\*latent'"),
         (sequence(fps=True), "sequence.fps is True, not a number"),
         (lambda bundle: (bundle / "two\nlines").write_bytes(b""), "two lines is not part of the bundle"),
         (list_file("x" * 100_000 + "?"), "not a plain relative path"),
-        (named_pipe, r"decoder\.onnx"),
-        (shutil.rmtree, "is not there; make a bundle with selva-export"),
+        pytest.param(named_pipe, r"decoder\.onnx", marks=needs_posix),
+        (shutil.rmtree, "there is no bundle .*; make a bundle with selva-export"),
         (lambda bundle: (bundle / "manifest.json").unlink(), "has no manifest.json"),
         (set_top(format_version=1), r"version 1 is out of date: this runtime reads 2; export the bundle again"),
         (set_top(format_version=3), r"version 3 is unknown: this runtime reads 2; update"),
@@ -196,7 +184,7 @@ def pad_id(value):
         (pad_id(2**63), "text.clip.pad_id is 9223372036854775808"),
         (pad_id(-1), "text.clip.pad_id is -1"),
         (graph_file("graphs/absent.onnx"), "used but not listed"),
-        (graph_file(7), "not a text"),
+        (graph_file(7), "not a string"),
         (list_file("../outside.onnx"), "not a plain relative path"),
         (list_file("/etc/passwd"), "not a plain relative path"),
         (list_file("graphs/../../x"), "not a plain relative path"),
@@ -209,7 +197,7 @@ def pad_id(value):
         (list_file("manifest.json"), "not a plain relative path"),
         (write_manifest("{"), "damaged"),
         (write_manifest("[]"), "not an object"),
-        (write_manifest('{"format": 1, "format": 2}'), "given twice"),
+        (write_manifest('{"format": 1, "format": 2}'), "appears twice"),
         (write_manifest('{"format": NaN}'), "NaN is not a number"),
         (write_manifest("[" * 100_000), "damaged"),
         (write_manifest(b"\xff\xfe"), "damaged"),
@@ -228,7 +216,7 @@ def test_a_file_is_no_bundle(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(BundleError, match="is not a folder"):
         Bundle.open(tmp_path / "file")
-    with pytest.raises(BundleError, match="is not there"):
+    with pytest.raises(BundleError, match="there is no bundle"):
         Bundle.open("a\0b")
 
 
@@ -289,7 +277,7 @@ def test_weights_swapped_while_they_are_loaded_are_refused(bundle):
             data.rename(data.with_suffix(".hashed"))
             data.write_bytes(data.with_suffix(".hashed").read_bytes())
 
-    with pytest.raises(BundleError, match=r"video_select\.onnx\.data was replaced while it was loaded"):
+    with pytest.raises(BundleError, match=r"video_select\.onnx\.data changed while it was being loaded"):
         swap_while_loading()
 
 
@@ -303,7 +291,7 @@ def test_a_graph_that_gives_something_else_than_the_manifest_says_is_refused(bun
     del model.graph.output[0].type.tensor_type.shape.dim[:]
     onnx.save(model, path)
     add_file(bundle, "graphs/video_select.onnx", path.read_bytes())
-    with pytest.raises(BackendError, match=r"gave sync as float32 \[2, 8, 96\], not float32 \[1, 8, 96\]"):
+    with pytest.raises(BackendError, match=r"returned sync as float32 \[2, 8, 96\], not float32 \[1, 8, 96\]"):
         executor(Bundle.open(bundle)).run("video_select", FEEDS)
 
 
@@ -323,7 +311,7 @@ def test_a_sparse_giant_is_not_read(bundle):
     with (bundle / "graphs" / "decoder.onnx").open("r+b") as file:
         file.truncate(1 << 35)
     edit(bundle, lambda manifest: manifest["files"]["graphs/decoder.onnx"].update(bytes=1 << 35))
-    with pytest.raises(BundleError, match="more than 2147483648"), Bundle.open(bundle).loading("decoder"):
+    with pytest.raises(BundleError, match="more than the limit of 2147483648"), Bundle.open(bundle).loading("decoder"):
         pass
 
 
@@ -343,7 +331,7 @@ def test_a_file_is_hashed_once_until_it_changes(bundle, monkeypatch):
         opened.verified("graphs/decoder.onnx")
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@needs_posix
 @pytest.mark.parametrize("backend", ["cpu", "openvino"])
 def test_a_session_says_in_a_forked_process_that_it_must_be_opened_there(demo_bundle, backend):
     """Runs in a separate process, because a fork in pytest's own is not safe."""

@@ -17,6 +17,7 @@ import pytest
 import soundfile
 from click.testing import CliRunner
 from clips import numbered, write_video
+from platforms import needs_posix
 
 import selva_runtime.command.deliver
 from selva_ref.demo.world.kinds import KINDS, prompt
@@ -200,8 +201,10 @@ def test_bars_count_up_in_place_and_end_their_line():
     assert lines[-1] == ""
 
 
+@needs_posix
 def test_bars_appear_on_a_terminal(demo_bundle, video, tmp_path):
-    pty = pytest.importorskip("pty")
+    import pty
+
     ours, theirs = pty.openpty()
     command = generate_command(demo_bundle, video, tmp_path / "out", "--steps", "2")
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs, close_fds=True) as process:
@@ -228,7 +231,7 @@ def generate_command(bundle, video, out, *arguments) -> list[str]:
     return [sys.executable, "-c", code, *common, *arguments]
 
 
-@pytest.mark.skipif(os.name == "nt", reason="signals are sent the POSIX way")
+@needs_posix
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_ctrl_c_leaves_nothing_half_written(demo_bundle, tmp_path, number, code):
     video = write_video(tmp_path / "video.mp4", map(numbered, range(60)), rate=2)

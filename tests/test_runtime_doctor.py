@@ -63,7 +63,7 @@ def test_every_bundle_is_found_once_and_its_state_said(listed, tmp_path, monkeyp
     ]
     assert [len(one["problems"]) for one in found] == [1, 1, 0, 1]
     assert found[0]["problems"][0].startswith(f"{graph} was altered")
-    assert "is not there; make a bundle with selva-export" in found[1]["problems"][0]
+    assert found[1]["problems"][0].startswith("there is no bundle ")
     assert "is damaged" in found[3]["problems"][0]
 
 

@@ -12,7 +12,8 @@ import threading
 
 import numpy as np
 import pytest
-from test_runtime_session import encode, few_steps, moving_frames
+from gpus import needs_gpu
+from sessions import encode, few_steps, moving_frames
 
 from selva_bundle.bundle import Bundle
 from selva_runtime import BackendError, Cancelled, DeviceMemoryError, RequestError, Session
@@ -22,17 +23,7 @@ from selva_runtime.backends.gpu.device_array import Space
 from selva_runtime.backends.gpu.flow_plan import STEPS_PER_LAUNCH
 from selva_runtime.backends.gpu.kernel_cache import cache_folder
 
-
-def _why_not() -> str | None:
-    try:
-        CudaDevice()
-    except BackendError as error:
-        return str(error)
-    return None
-
-
-WHY_NOT = _why_not()
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))]
+pytestmark = [pytest.mark.gpu, needs_gpu]
 GPU_BACKENDS = ("cuda", "tensorrt")
 LEAST_SNR_DB = 35.0
 
@@ -221,7 +212,7 @@ def test_more_than_the_gpu_holds_is_a_typed_error(device):
 def test_auto_takes_a_gpu(bundles, backend):
     info = Session(bundles["fp32"]).info
     assert info.backend in GPU_BACKENDS
-    assert info.backend_reason.startswith("the fastest that runs here")
+    assert info.backend_reason.startswith("the fastest backend that runs on this machine")
 
 
 START = """

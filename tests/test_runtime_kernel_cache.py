@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from platforms import needs_posix
 
 from selva_runtime.backends.gpu.kernel_cache import CacheFile, cache_folder
 
@@ -34,7 +35,7 @@ def test_a_damaged_cache_is_not_used(cache, cut):
     assert cache.read() == b"again"
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="rights and links are POSIX's")
+@needs_posix
 def test_a_cache_that_others_may_write_is_not_used(cache, tmp_path):
     cache.write(b"kernels")
     cache.path.chmod(0o622)

@@ -1,7 +1,6 @@
 """Memory for the tables of a movie: too large a movie is refused before FFmpeg sees the file, and no other is."""
 
 import struct
-import sys
 from io import FileIO
 
 import av
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 from clips import click, numbered, write_video
 from movies import box, build, compressed, edits, full, parse, peaks_mib, replaced, table, with_samples
+from platforms import needs_linux
 
 import selva_runtime.media.boxes
 from selva_bundle.errors import MediaError
@@ -133,7 +133,7 @@ def reckoned_mib(path):
         return movie.spent_bytes / 2**20
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="memory is measured through /proc")
+@needs_linux
 def test_ffmpeg_takes_no_more_than_what_was_reckoned(tmp_path, movie, sound, fragmented):
     paths = [tmp_path / f"{kind}.mp4" for kind in HOSTILE]
     for path in paths:

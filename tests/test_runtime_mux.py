@@ -1,6 +1,5 @@
 """The video with a stem in it: the same pictures, the sound at the right time, and the original unchanged."""
 
-import resource
 import struct
 
 import av
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 from av.stream import Disposition
 from clips import click, loudest_s, numbered, write_video
+from platforms import file_size_limit, needs_posix
 
 import selva_runtime.media.mux
 from selva_bundle.errors import MediaError, MediaNotFoundError, OutputError, RequestError
@@ -179,18 +179,15 @@ def test_requests_out_of_range(tmp_path, changes, words):
         mux(video(tmp_path / "s.mp4"), **arguments)
 
 
+@needs_posix
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
 @pytest.mark.parametrize("limit_bytes", [1, 20_000, 60_000])
 def test_a_full_disk_leaves_nothing(tmp_path, suffix, limit_bytes):
     source = video(tmp_path / "s.mp4")
     noise = np.random.default_rng(1).uniform(-0.5, 0.5, 16000 * 10).astype(np.float32)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limits[1]))
-    try:
-        with pytest.raises(OutputError, match=rf"o\{suffix}: cannot be written") as caught:
-            mux(source, noise, 16000, tmp_path / f"o{suffix}")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    refused = pytest.raises(OutputError, match=rf"o\{suffix}: cannot be written")
+    with file_size_limit(limit_bytes), refused as caught:
+        mux(source, noise, 16000, tmp_path / f"o{suffix}")
     assert "\n" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["s.mp4"]
 

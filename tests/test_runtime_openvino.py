@@ -15,9 +15,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from bundles import with_broken_graph
 from click.testing import CliRunner
-from test_runtime_session import encode
-from test_runtime_start import with_broken_graph
+from platforms import needs_linux
+from sessions import encode
 
 from selva_bench.job import SideJob
 from selva_bench.measure import _runtime_job
@@ -166,7 +167,7 @@ def test_mappings_of_files_are_found():
     assert found == [(0, 0x3000), (0x5000, 0x7000), (0xA000, 0xB000), (0x10000, 0x11000)]
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is Linux's")
+@needs_linux
 def test_arrays_kept_in_a_file_leave_the_process_and_return():
     kept, rng = FileBackedArrays(), np.random.default_rng(0)
     values = [rng.standard_normal((513, 1001)).astype(np.float32) for _ in range(3)]
@@ -190,7 +191,7 @@ def test_arrays_stay_in_memory_where_no_file_can_be(monkeypatch):
     assert kept.files == []
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is Linux's")
+@needs_linux
 def test_a_private_mapping_that_can_be_written_to_stays(tmp_path):
     file = tmp_path / "weights.data"
     np.zeros(1 << 20, np.uint8).tofile(file)
@@ -201,7 +202,7 @@ def test_a_private_mapping_that_can_be_written_to_stays(tmp_path):
     assert (release_pages([file]), mapped[5]) == (0, 1)
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is Linux's")
+@needs_linux
 def test_mapped_weights_leave_the_process_and_return(tmp_path):
     content = np.random.default_rng(0).integers(0, 256, 8 << 20, dtype=np.uint8)
     file = tmp_path / "weights.data"
@@ -326,7 +327,7 @@ def test_a_cpu_without_bf16_says_so(opened, monkeypatch):
 
 
 def test_a_precision_that_is_none_is_refused(demo_bundle):
-    with pytest.raises(RequestError, match="no precision 'int8'; choose one of exact, bf16"):
+    with pytest.raises(RequestError, match="unknown precision 'int8'; choose one of exact, bf16"):
         Session(demo_bundle, precision="int8")
 
 

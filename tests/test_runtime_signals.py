@@ -8,8 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
+from platforms import needs_posix
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals are sent the POSIX way")
+pytestmark = needs_posix
 
 COMMAND = """
 import signal, sys, time, click
@@ -60,7 +61,7 @@ def ended(process: subprocess.Popen[str], *signals: signal.Signals, apart_s: flo
 
 
 def stopped(number: signal.Signals, output: str = "") -> tuple[int, str, str]:
-    return 128 + number, output, f"error: {WORDS[number]}: nothing unfinished was left behind\n"
+    return 128 + number, output, f"error: {WORDS[number]}: no partial file was left\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

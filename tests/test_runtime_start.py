@@ -1,33 +1,21 @@
-"""What a session needs before it starts: files that match their hashes, a core, and no PyTorch."""
+"""What a session needs before it starts: files that match their hashes, a core, no PyTorch. How commands start."""
 
-import hashlib
-import json
 import shutil
+import signal
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
 
 import pytest
-from test_runtime_session import encode
+from bundles import add_file, with_broken_graph
+from sessions import encode
 
 import selva_runtime
 from selva_runtime import BackendError, BundleError, Session
 from selva_runtime.backends.cores import usable_cores
-
-
-def with_broken_graph(demo_bundle, folder):
-    """A copy whose backbone is not a graph, although its hash is right."""
-    return with_content(demo_bundle, folder, lambda manifest: manifest["graphs"]["video_backbone"]["file"], b"no graph")
-
-
-def with_content(demo_bundle, folder, file_of, content):
-    """A copy with other content in one file, and the right hash for it."""
-    bundle = shutil.copytree(demo_bundle, folder / "bundle")
-    manifest = json.loads((bundle / "manifest.json").read_text())
-    name = file_of(manifest)
-    (bundle / name).write_bytes(content)
-    manifest["files"][name] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
-    (bundle / "manifest.json").write_text(json.dumps(manifest))
-    return bundle
+from selva_runtime.command import start
 
 
 def test_a_graph_that_cannot_be_loaded_is_one_line(demo_bundle, tmp_path):
@@ -38,7 +26,8 @@ def test_a_graph_that_cannot_be_loaded_is_one_line(demo_bundle, tmp_path):
 
 
 def test_a_tokenizer_that_cannot_be_read_is_one_line(demo_bundle, tmp_path):
-    bundle = with_content(demo_bundle, tmp_path, lambda manifest: manifest["text"]["clip"]["tokenizer"], b"{}")
+    bundle = shutil.copytree(demo_bundle, tmp_path / "bundle")
+    add_file(bundle, "tokenizers/clip.json", b"{}")
     with pytest.raises(BundleError, match="is not a tokenizer"):
         Session(bundle)
 
@@ -83,3 +72,30 @@ def test_importing_costs_a_host_nothing():
     assert set(selva_runtime._LAZY) < set(selva_runtime.__all__)
     for name in selva_runtime.__all__:
         assert getattr(selva_runtime, name).__name__ == name
+
+
+PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+SCRIPTS = {script: target.partition(":") for script, target in PROJECT["scripts"].items()}
+
+
+@pytest.fixture
+def sigint_restored():
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_the_version_is_the_distributions():
+    assert selva_runtime.__version__ == version("selva-deploy") == PROJECT["version"]
+
+
+def test_every_command_starts_in_one_place():
+    assert {module for module, _, _ in SCRIPTS.values()} == {"selva_runtime.command.start"}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_command_says_its_version(sigint_restored, monkeypatch, capsys, script):
+    monkeypatch.setattr(sys, "argv", [script, "--version"])
+    with pytest.raises(SystemExit) as ended:
+        getattr(start, SCRIPTS[script][2])()
+    assert (ended.value.code, capsys.readouterr().out) == (0, f"{script} {version('selva-deploy')}\n")

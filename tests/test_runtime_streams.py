@@ -1,15 +1,15 @@
 """Commands started without stderr, stdout or stdin, or whose output is no longer read."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from clips import numbered, write_video
+from platforms import needs_posix
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="descriptors are closed the POSIX way")
+pytestmark = needs_posix
 
 
 @pytest.fixture(scope="module")

@@ -218,7 +218,7 @@ def test_cover_art_is_no_video(tmp_path):
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 96000), np.float32), format="fltp", layout="mono")
         frame.sample_rate = 48000
         target.mux([*sound.encode(frame), *sound.encode(None)])
-    with pytest.raises(MediaError, match=r"no video stream \(a cover picture is none\)"):
+    with pytest.raises(MediaError, match=r"no video stream \(a cover picture does not count\)"):
         read_clip(tmp_path / "song.mp4", size=SIZE)
 
 
@@ -350,7 +350,7 @@ def test_undecodable_end_holds_the_last_frame(tmp_path):
     clip = read_clip(tmp_path / "b.mkv", size=SIZE)
     assert numbers_of(clip.frames) == [*range(20), *[19] * (len(clip.frames) - 20)]
     assert clip.duration_s == pytest.approx(2, abs=0.05)
-    assert clip.warnings[1] == "b.mkv: no frame can be decoded after 0.80 s; the last one is held"
+    assert clip.warnings[1] == "b.mkv: no frame can be decoded after 0.80 s; the last one is repeated"
 
 
 @pytest.mark.parametrize(

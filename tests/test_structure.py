@@ -1,7 +1,7 @@
 """Data flows one way: which packages may import which, and no import cycles among modules."""
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -41,22 +41,26 @@ def modules() -> dict[str, ast.Module]:
 
 
 MODULES = modules()
+TESTS = {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "tests").rglob("*.py")}
 
 
-def imported(statements: Iterator[ast.AST]) -> Iterator[str]:
-    """Our own modules that the statements import."""
+def names(statements: Iterable[ast.AST]) -> Iterator[str]:
+    """Names that the statements import."""
     for node in statements:
-        names = []
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, "imports are absolute"
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        for name in names:
-            while name and name not in MODULES:
-                name = name.rpartition(".")[0]
-            if name:
-                yield name
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def imported(statements: Iterable[ast.AST]) -> Iterator[str]:
+    """Our own modules that the statements import."""
+    for name in names(statements):
+        while name and name not in MODULES:
+            name = name.rpartition(".")[0]
+        if name:
+            yield name
 
 
 def row(module: str) -> int:
@@ -94,7 +98,7 @@ def test_rooms_lie_one_behind_another(package):
 
 def test_no_module_imports_itself_by_way_of_others():
     """Considers imports at load time, not those inside functions or only for type checkers."""
-    graph = {module: {m for m in imported(iter(tree.body)) if m != module} for module, tree in MODULES.items()}
+    graph = {module: {m for m in imported(tree.body) if m != module} for module, tree in MODULES.items()}
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
@@ -103,3 +107,20 @@ def test_no_module_imports_itself_by_way_of_others():
 
 def test_this_test_sees_the_imports():
     assert {"selva_bundle.bundle", "selva_runtime.request"} <= set(imported(ast.walk(MODULES["selva_runtime.session"])))
+    assert "clips" in top_names(ast.walk(TESTS["test_runtime_video"]))
+
+
+def top_names(statements: Iterable[ast.AST]) -> set[str]:
+    return {name.partition(".")[0] for name in names(statements)}
+
+
+def test_tests_share_only_what_is_in_support():
+    beside = {path.stem for path in (ROOT / "tests").glob("*.py")}
+    assert {name for name in beside if not name.startswith("test_")} == {"conftest"}
+    found = {name: top_names(ast.walk(tree)) & beside for name, tree in TESTS.items()}
+    assert {name: wrong for name, wrong in found.items() if wrong} == {}
+
+
+def test_tests_load_without_posix():
+    found = {name: top_names(tree.body) & {"resource", "fcntl", "pty", "termios"} for name, tree in TESTS.items()}
+    assert {name: wrong for name, wrong in found.items() if wrong} == {}

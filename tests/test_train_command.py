@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from platforms import needs_posix
 from train_samples import CLIPS, DURATION_S, curve, write_checkpoints, write_features, write_videos
 
 from selva_ref.model.presets import get_preset
@@ -73,6 +74,7 @@ def test_two_processes_give_the_losses_of_one(trained: Path, tmp_path: Path) -> 
     assert curve(out / "stage2") == pytest.approx(expected, rel=1e-5)
 
 
+@needs_posix
 def test_ctrl_c_ends_with_130_and_a_state(trained: Path, tmp_path: Path) -> None:
     arguments = [sys.executable, "-m", MODULE, "stage1", *options(trained, tmp_path / "out", steps=10_000)]
     arguments += ["--workers", 1]
@@ -86,7 +88,7 @@ def test_ctrl_c_ends_with_130_and_a_state(trained: Path, tmp_path: Path) -> None
     rest = process.stderr.read().splitlines()
     assert process.wait(60) == 130
     assert len(rest) == 2, rest
-    assert rest[0] == "notice: the same command goes on from here"
+    assert rest[0] == "notice: run the same command again to resume"
     assert rest[1].startswith("error: interrupted")
     assert (tmp_path / "out" / "stage1" / "state.pt").exists()
 
@@ -111,7 +113,7 @@ def test_a_video_that_is_gone_is_one_line(folder: Path, tmp_path: Path, capsys) 
     assert code == 2
     (line,) = err.splitlines()
     assert line.startswith("error: nowhere/c")
-    assert line.endswith("no such file; extract again, or bring the video back")
+    assert line.endswith("no such file; extract again, or restore the video")
 
 
 @pytest.mark.parametrize(
@@ -161,6 +163,6 @@ def test_a_damaged_state_is_one_line(trained: Path, tmp_path: Path, capsys) -> N
     code, out, err = command(capsys, "stage1", *options(trained, tmp_path / "out"))
     assert code == 2
     assert json.loads(out) == {"error": err.removeprefix("error: ").rstrip()}
-    assert err == f"error: {state}: not the state of a run (damaged: its content does not have its hash); " + (
+    assert err == f"error: {state}: not the state of a run (damaged: its hash does not match its content); " + (
         "move it away to start again\n"
     )

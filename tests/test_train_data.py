@@ -119,7 +119,7 @@ def test_a_list_that_was_changed(data: Path, capsys: pytest.CaptureFixture[str])
     path = data / "list.tsv"
     lines = path.read_text().splitlines()
     path.write_text("\n".join([lines[0], lines[2], lines[1], *lines[3:]]) + "\n")  # the rows of the arrays stay
-    assert "list.tsv is not the list of data.json; extract into a new folder" in refusal(data, capsys)
+    assert "list.tsv does not match data.json; extract into a new folder" in refusal(data, capsys)
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def test_bad_clips_are_skipped_counted_and_listed(request_: ExtractRequest, extr
         ["broken", LABELS[0], "broken"],
         ["gone", LABELS[0], "missing"],
     ]
-    assert "0.72 s of video, 0.96 s are needed" in lines[3][3]
+    assert "0.72 s of video, but 0.96 s are needed" in lines[3][3]
     assert str(request_.videos / "gone.mp4") in lines[5][3]
 
 
@@ -141,14 +141,14 @@ def test_a_decoder_that_crashes_is_a_broken_clip(
 
 
 def test_another_request_does_not_mix_with_the_first(request_: ExtractRequest, extracted: Extracted) -> None:
-    with pytest.raises(TrainingError, match="was begun with another preset, duration"):
+    with pytest.raises(TrainingError, match="was started with another preset, duration"):
         extract(replace(request_, duration_s=0.72), quiet)
 
 
 def test_nothing_usable_is_an_error(request_: ExtractRequest, tmp_path: Path) -> None:
     path = tmp_path / "list.tsv"
     path.write_text("id\tlabel\nbroken\tdog\ngone\train\n")
-    with pytest.raises(TrainingError, match=r"not one clip is usable; .*skipped.tsv says why, the first: "):
+    with pytest.raises(TrainingError, match=r"no clip is usable; .*skipped.tsv gives the reasons, the first is: "):
         extract(replace(request_, lists=(path,), out=tmp_path / "data"), quiet)
 
 
@@ -156,9 +156,9 @@ def test_nothing_usable_is_an_error(request_: ExtractRequest, tmp_path: Path) ->
     ("text", "message"),
     [
         ("id,label\nx,dog\n", "its first line must name the columns id and label"),
-        ("id\tlabel\n", "lists no clip"),
+        ("id\tlabel\n", "lists no clips"),
         ("id\tlabel\nx\t\n", "line 2: needs an id and a label"),
-        ("id\tlabel\nx\tdog\n../../x\tdog\n", r"line 3: '../../x' is not the name of a file"),
+        ("id\tlabel\nx\tdog\n../../x\tdog\n", r"line 3: '../../x' is not a file name"),
         ("id\tlabel\nx\tdog\nx\train\n", "clip x is listed twice"),
         ("id\tlabel\n\xff\tdog\n", "not a TSV file in UTF-8"),
     ],
@@ -183,7 +183,7 @@ def test_sound_is_aligned_with_the_first_picture(tmp_path: Path, start_s: int) -
 def test_sound_with_damage_or_without_enough(tmp_path: Path) -> None:
     pictures = [media.numbered(frame) for frame in range(25)]
     path = media.write_video(tmp_path / "x.mkv", pictures[:15], sound=tone(0.6, 300), sound_codec="flac")
-    with pytest.raises(SkippedClip, match=r"0.60 s of sound, 0.96 s are needed"):
+    with pytest.raises(SkippedClip, match=r"0.60 s of sound, but 0.96 s are needed"):
         read_sound(path, rate_hz=16000, start_s=0, samples=15360)
     whole = media.write_video(tmp_path / "y.mkv", pictures, sound=tone(1, 300), sound_codec="flac").read_bytes()
     damaged = tmp_path / "damaged.mkv"

@@ -236,13 +236,13 @@ def test_a_fresh_encoder_begins_near_its_teacher(order: Order) -> None:
     [
         (
             {"learning_rate": 2e-3},
-            r"state.pt: begun with learning_rate 0.001, not 0.002; give the same again, or another",
+            r"state.pt: started with learning_rate 0.001, not 0.002; use the same value, or choose another",
         ),
         ({"seed": 1}, "begun with seed 0, not 1"),
         ({"batch": 0}, "batch 0: must be at least 1"),
         ({"learning_rate": 0.0}, "learning rate 0.0: must be above 0"),
-        ({"holdout": 8}, "8 clips, of which 8 are held out; hold fewer out with --holdout"),
-        ({"data": Path("nowhere")}, r"nowhere: no data.json; make the folder with: selva-train extract"),
+        ({"holdout": 8}, "8 clips, of which 8 are held out; hold out fewer with --holdout"),
+        ({"data": Path("nowhere")}, r"nowhere: no data.json; create the folder with: selva-train extract"),
     ],
 )
 def test_mistakes_in_an_order(order, trained, changes: dict, message: str) -> None:
@@ -251,7 +251,7 @@ def test_mistakes_in_an_order(order, trained, changes: dict, message: str) -> No
 
 
 def test_mistakes_in_folders(order, trained, tmp_path) -> None:
-    with pytest.raises(TrainingError, match="holds the checkpoints to start from; give another --out"):
+    with pytest.raises(TrainingError, match="holds the checkpoints to start from; choose another --out"):
         stage1(order, RunPlace(out=order.checkpoints))
     with pytest.raises(TrainingError, match=r"no video_encoder_demo.safetensors; run selva-train stage1 with the same"):
         stage2(order, RunPlace(out=tmp_path / "new"))

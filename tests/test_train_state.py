@@ -43,20 +43,20 @@ def edited(run: SmallRun, change: Callable[[dict[str, Any]], object]) -> None:
     ("change", "reason"),
     [
         (lambda s: s["weights"]["a.weight"].fill_(torch.nan), "a.weight holds values that are not finite"),
-        (lambda s: s["weights"].pop("b.weight"), "tensors of other names"),
+        (lambda s: s["weights"].pop("b.weight"), "the tensors have other names"),
         (lambda s: s["weights"].update({"a.weight": torch.ones(4, 3)}), r"a.weight is \(4, 3\) torch.float32, not "),
         (lambda s: s["weights"].update({"a.weight": torch.ones(3, 4).half()}), "float16, not .* torch.float32"),
         (lambda s: s.update(step=10**15), "step 1000000000000000 is not from 1 to 9"),
         (lambda s: s.update(step=0), "step 0 is not from 1 to 9"),
         (lambda s: s.update(step=True), "step True is not from 1 to 9"),
-        (lambda s: s.update(step=4), "the optimiser or the averages have not done 4 steps"),
+        (lambda s: s.update(step=4), "the optimiser or the averages are not at step 4"),
         (lambda s: s["optimizer"].pop(0), "the optimiser has other parameters"),
-        (lambda s: s["optimizer"][1].pop("exp_avg"), "tensors of other names"),
+        (lambda s: s["optimizer"][1].pop("exp_avg"), "the tensors have other names"),
         (lambda s: s["optimizer"][1]["exp_avg_sq"].fill_(-1.0), "mean of squares is negative"),
         (lambda s: s["averages"]["ema_models.1.ema_model.0"].fill_(torch.inf), "ema_model.0 holds values that are not"),
-        (lambda s: s["averages"].pop("ema_models.0.step"), "tensors of other names"),
-        (lambda s: s.update(surprise=1), "other entries"),
-        (lambda s: s.update(settings=[]), "other entries"),
+        (lambda s: s["averages"].pop("ema_models.0.step"), "the tensors have other names"),
+        (lambda s: s.update(surprise=1), "it has the wrong entries"),
+        (lambda s: s.update(settings=[]), "it has the wrong entries"),
     ],
 )
 def test_a_state_that_does_not_fit(tmp_path: Path, change: Callable[[dict[str, Any]], object], reason: str) -> None:
@@ -82,7 +82,7 @@ def test_a_state_without_a_hash(tmp_path: Path) -> None:
 def test_a_hashed_state_is_not_unpickled_either(tmp_path: Path) -> None:
     run = SmallRun(tmp_path)
     save_hashed({"step": Path("x")}, run.path)
-    with pytest.raises(TrainingError, match="holds something else than tensors and plain values"):
+    with pytest.raises(TrainingError, match="holds something other than tensors and plain values"):
         run.resume()
 
 

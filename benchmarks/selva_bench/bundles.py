@@ -35,7 +35,7 @@ def _export(preset: str, precision: str, out: Path, *, quiet: bool) -> None:
     from selva_ref.model.presets import PRESETS
 
     if preset not in PRESETS:
-        raise BenchError(f"no preset {preset!r}; choose one of {', '.join(PRESETS)}")
+        raise BenchError(f"unknown preset {preset!r}; choose one of {', '.join(PRESETS)}")
     options = ["--preset", preset, "--precision", precision, "--random-weights", "--out", str(out)]
     exporter = subprocess.run(
         [sys.executable, "-c", "from selva_export.cli import main; main()", *options],

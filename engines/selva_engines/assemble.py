@@ -37,7 +37,7 @@ class BuildRequest:
     graphs: tuple[str, ...] = ()
     """Names of graphs. Empty means all."""
     max_stems: int = MAX_STEMS
-    """Most stems that an engine takes at once."""
+    """Maximum number of stems an engine takes at once."""
     strip_weights: bool = False
     """Leave the weights out of the engines. They are read from the bundle's ONNX files when an engine is loaded."""
 
@@ -46,8 +46,6 @@ def build_engines(request: BuildRequest, say: Callable[[str], None] = print) -> 
     """Build the requested engines, keep the other engines of the same folder that are current, and return all of them.
 
     On any error, and on Ctrl-C, the bundle is left as it was.
-
-    After any error, and after Ctrl-C, the bundle is as it was.
 
     Raises:
         EngineLibraryError: the target's library is not installed, or needs a GPU that is not here.
@@ -86,7 +84,7 @@ def _capabilities(library: Library, asked: tuple[str, ...]) -> tuple[str, ...]:
     here = device_capability()
     if other := sorted(set(asked) - {here}):
         raise EngineRequestError(
-            f"{library.target.name} builds for the GPU that is here ({here}), not for {other[0]}; "
+            f"{library.target.name} builds only for the GPU in this machine ({here}), not for {other[0]}; "
             "leave out --capability, or use --target tensorrt-rtx"
         )
     return (here,)

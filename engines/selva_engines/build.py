@@ -63,7 +63,7 @@ def build_engine(
     parser = api.OnnxParser(network, library.logger)
     if not parser.parse_from_file(str(onnx_path)):
         said = "; ".join(str(parser.get_error(i).desc()) for i in range(parser.num_errors))
-        raise EngineBuildError(f"{library.target.name} cannot read {onnx_path}: {said or library.log.error_line()}")
+        raise EngineBuildError(f"{library.target.name} cannot parse {onnx_path}: {said or library.log.error_line()}")
     summary = summarise(api, network)
     parsed = perf_counter()
     config = _config(library, builder, description, capabilities, strip_weights)
@@ -118,7 +118,7 @@ def _config(
     for item in description.inputs:
         profile.set_shape(item.name, *item.shapes)
     if config.add_optimization_profile(profile) < 0:
-        raise EngineBuildError(f"graph {description.graph}: profile refused: {library.log.error_line()}")
+        raise EngineBuildError(f"graph {description.graph}: the profile was rejected: {library.log.error_line()}")
     return config
 
 
@@ -129,14 +129,14 @@ def _compute_capability(library: Library, capability: str) -> Any:
         versions = sorted((int(n[2:-1]), int(n[-1])) for n in known if n.startswith("SM"))
         listed = ", ".join(f"{major}.{minor}" for major, minor in versions)
         raise EngineRequestError(
-            f"{library.target.name} does not build for capability {capability!r}, only for {listed}"
+            f"{library.target.name} cannot build for compute capability {capability!r}, only for {listed}"
         )
     return known[name]
 
 
 def _made(library: Library, what: str, thing: Any) -> Any:
     if thing is None:
-        raise EngineLibraryError(f"{library.target.name} made no {what}: {library.log.error_line()}")
+        raise EngineLibraryError(f"{library.target.name} could not create a {what}: {library.log.error_line()}")
     return thing
 
 
@@ -146,9 +146,9 @@ def _why(library: Library, graph: str, strip_weights: bool, cancelled: Event | N
     said = library.log.error_line()
     fix = ""
     if strip_weights and "cuda" in said.lower():
-        fix = " (engines without weights are compiled on a GPU, and none is usable here: leave out --strip-weights)"
+        fix = " (building engines without weights needs a GPU, and none can be used: leave out --strip-weights)"
     elif "OutOfMemory" in said or "workspace" in said:
-        fix = " (fewer stems at a time take less memory: --max-stems)"
+        fix = " (to use less memory, lower --max-stems)"
     return f"{library.target.name} {library.version} cannot build {graph}: {said}{fix}"
 
 

@@ -46,17 +46,19 @@ def main() -> None:
     "--target",
     type=click.Choice(list(TARGETS)),
     required=True,
-    help="tensorrt-rtx builds without a GPU; tensorrt builds for the GPU that is here.",
+    help="tensorrt-rtx builds without a GPU; tensorrt builds for the GPU in this machine.",
 )
 @click.option(
     "--capability",
     "capabilities",
     multiple=True,
     metavar="X.Y",
-    help="Compute capability of the GPU, such as 8.6; may be given several times. Default: 8.0 and later.",
+    help="Compute capability of the GPU, such as 8.6. Repeatable. Default: 8.0 and later.",
 )
 @click.option("--graphs", metavar="NAME,NAME", default="", help="Only these graphs, separated by commas. Default: all.")
-@click.option("--max-stems", type=int, default=MAX_STEMS, help="Most stems that an engine takes at once, 1 to 64.")
+@click.option(
+    "--max-stems", type=int, default=MAX_STEMS, help="Maximum number of stems an engine takes at once, 1 to 64."
+)
 @click.option(
     "--strip-weights",
     is_flag=True,

@@ -23,7 +23,7 @@ def device_capability(ordinal: int = 0) -> str:
         minor = _check(driver.cuDeviceGetAttribute(attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, device))
     except Exception as error:  # no cuda-python, no driver, no device: each raises its own error
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise EngineLibraryError(f"no usable NVIDIA GPU here: {reason}") from error
+        raise EngineLibraryError(f"no usable NVIDIA GPU: {reason}") from error
     return f"{major}.{minor}"
 
 

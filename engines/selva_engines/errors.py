@@ -29,4 +29,4 @@ class EnginesMissingError(EngineError, FileNotFoundError):
 
 
 class EngineRefusedError(EngineError, ValueError):
-    """An engine that must not be loaded here: wrong version or capability, altered, half-written, of another graph."""
+    """An engine that must not be loaded here: wrong version or capability, altered, incomplete, from another graph."""

@@ -77,7 +77,7 @@ def load_library(target: str) -> Library:
             extra to install.
     """
     if target not in TARGETS:
-        raise EngineLibraryError(f"no target {target!r}; choose one of {', '.join(TARGETS)}")
+        raise EngineLibraryError(f"unknown target {target!r}; choose one of {', '.join(TARGETS)}")
     wanted = TARGETS[target]
     install = f"pip install 'selva-deploy[{wanted.name}]'"
     try:
@@ -88,7 +88,9 @@ def load_library(target: str) -> Library:
         raise EngineLibraryError(f"target {target} needs the module {wanted.module}: {install} ({reason})") from error
     oldest = ".".join(map(str, wanted.oldest))
     if tuple(int(part) for part in version.split(".")[:2]) < wanted.oldest:
-        raise EngineLibraryError(f"{wanted.module} {version} is too old, {oldest} is needed: {install} --upgrade")
+        raise EngineLibraryError(
+            f"{wanted.module} {version} is too old; version {oldest} or later is needed: {install} --upgrade"
+        )
     return Library(wanted, api)
 
 

@@ -24,7 +24,7 @@ class EngineLoader:
         made_for, here = (engines.target, engines.version), (library.target.name, library.version)
         if made_for != here:
             raise EngineRefusedError(
-                f"the engines in {engines.folder} are for {' '.join(made_for)}, this is {' '.join(here)}; "
+                f"the engines in {engines.folder} are for {' '.join(made_for)}, but this is {' '.join(here)}; "
                 f"run: selva-engines {engines.source.path} --target {library.target.name}"
             )
         self._library = library
@@ -70,9 +70,9 @@ class EngineLoader:
         parser = api.OnnxParserRefitter(refitter, self._library.logger)
         if not parser.refit_from_file(str(onnx_path)) or not refitter.refit_cuda_engine():
             said = "; ".join(str(parser.get_error(i).desc()) for i in range(parser.num_errors))
-            raise self._refused(name, f"its weights do not fit: {said or self._library.log.error_line()}")
+            raise self._refused(name, f"its weights cannot be refitted: {said or self._library.log.error_line()}")
 
     def _refused(self, name: str, reason: str) -> EngineRefusedError:
         path = self._engines.folder / self._engines.engines[name].file
         command = self._engines.build_command
-        return EngineRefusedError(f"{self._library.target.name} refuses {path}: {reason}; to build it again: {command}")
+        return EngineRefusedError(f"{self._library.target.name} rejected {path}: {reason}; run: {command}")

@@ -97,7 +97,7 @@ def _shapes(value: object, what: str) -> dict[str, tuple[int, ...]]:
     sizes = section(value, what)
     shapes = {size: tuple(count(n, what, high=2**31 - 1) for n in items(sizes[size], what)) for size in _SIZES}
     if sizes.keys() != shapes.keys() or len({len(shape) for shape in shapes.values()}) != 1:
-        raise ValueError(f"{what} is not of three shapes")
+        raise ValueError(f"{what} does not have three shapes")
     if not all(low <= opt <= high for low, opt, high in zip(*shapes.values(), strict=True)):
         raise ValueError(f"{what} is out of order")
     return shapes

@@ -21,7 +21,7 @@ def inspect(path: Path) -> list[dict[str, Any]]:
 
     Raises:
         EnginesMissingError: there are no engines at `path`.
-        EngineRefusedError: an engine was altered, is half-written or belongs to another graph.
+        EngineRefusedError: an engine was altered, is incomplete or was built from another graph.
         EngineSourceError: the bundle cannot be read.
     """
     if path.is_dir():
@@ -34,7 +34,7 @@ def inspect(path: Path) -> list[dict[str, Any]]:
         return [_entry(source, engines, name) for engines in sets for name in engines.engines]
     folder = path.resolve().parent  # BUNDLE/engines/SET
     if path.suffix != ".engine" or not path.is_file() or folder.parent.name != FOLDER:
-        raise EnginesMissingError(f"{path} is neither a bundle nor an engine in one")
+        raise EnginesMissingError(f"{path} is neither a bundle nor an engine in a bundle")
     source = read_source(folder.parent.parent)
     return [_entry(source, open_engines(folder, source), path.stem)]
 

@@ -67,7 +67,7 @@ class EngineSet:
         graph = self.source.graphs.get(name)
         if graph is None or dict(graph.hashes) != dict(record.graph):
             raise EngineRefusedError(
-                f"{self.folder / record.file} is of another {name} graph; run: {self.build_command}"
+                f"{self.folder / record.file} was built from another {name} graph; run: {self.build_command}"
             )
         return self._verified(record.file, record.sha256)
 
@@ -84,11 +84,11 @@ class EngineSet:
             return parse_layer_table(content)
         except (ValueError, KeyError) as error:
             path = self.folder / record.layers_file
-            raise EngineRefusedError(f"{path} cannot be understood ({error}); run: {self.build_command}") from error
+            raise EngineRefusedError(f"{path} cannot be parsed ({error}); run: {self.build_command}") from error
 
     def _record(self, name: str) -> EngineRecord:
         if name not in self.engines:
-            raise EnginesMissingError(f"{self.folder} has no engine of {name}; run: {self.build_command}")
+            raise EnginesMissingError(f"{self.folder} has no engine for {name}; run: {self.build_command}")
         return self.engines[name]
 
     def _verified(self, file: str, sha256: str) -> bytes:
@@ -98,7 +98,7 @@ class EngineSet:
         except OSError as error:
             raise EngineRefusedError(f"{path} cannot be read: {error.strerror}; run: {self.build_command}") from error
         if hashlib.sha256(blob).hexdigest() != sha256:
-            raise EngineRefusedError(f"{path} was altered or is half-written; remove it and run: {self.build_command}")
+            raise EngineRefusedError(f"{path} was altered or is incomplete; remove it and run: {self.build_command}")
         return blob
 
 
@@ -110,7 +110,7 @@ def find_engines(bundle: str | Path, target: str, version: str, capability: str)
     Raises:
         EngineSourceError: the bundle cannot be read.
         EnginesMissingError: the bundle has no engines for the target.
-        EngineRefusedError: its engines are for another version or capability, or are half-written.
+        EngineRefusedError: its engines are for another version or capability, or are incomplete.
     """
     source = read_source(bundle)
     root = source.path / FOLDER
@@ -132,22 +132,22 @@ def open_engines(folder: Path, source: Source) -> EngineSet:
     """Open the set in one folder.
 
     Raises:
-        EngineRefusedError: its engines.json is missing or cannot be parsed, or the folder is outside of the bundle.
+        EngineRefusedError: its engines.json is missing or cannot be parsed, or the folder is outside the bundle.
     """
     fix = "remove the folder and run selva-engines again"
     try:
         if not folder.resolve().is_relative_to(source.path):
-            raise EngineRefusedError(f"{folder} points outside of the bundle; {fix}")
+            raise EngineRefusedError(f"{folder} points outside the bundle; {fix}")
         data = parse((folder / MANIFEST).read_text(encoding="utf-8"))
     except EngineRefusedError:
         raise
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: a link to itself
-        raise EngineRefusedError(f"{folder} is half-written: it has no readable {MANIFEST}; {fix}") from error
+        raise EngineRefusedError(f"{folder} is incomplete: it has no readable {MANIFEST}; {fix}") from error
     try:
         return _parse(folder, source, section(data, "the file"))
     except (ValueError, KeyError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise EngineRefusedError(f"{folder / MANIFEST} cannot be understood ({reason}); {fix}") from error
+        raise EngineRefusedError(f"{folder / MANIFEST} cannot be parsed ({reason}); {fix}") from error
 
 
 def set_name(target: str, version: str, capabilities: Sequence[str]) -> str:
@@ -178,12 +178,12 @@ def _choose(
     if same_version:
         have = ", ".join(c for engines in same_version for c in engines.capabilities) or "8.0 and later"
         raise EngineRefusedError(
-            f"the {target} engines are for compute capability {have}, this GPU has {capability}; "
+            f"the {target} engines are for compute capability {have}, but this GPU has {capability}; "
             f"run: {command}" + ("" if target == "tensorrt" else f" --capability {capability}")
         )
     if found:
         have = ", ".join(sorted({engines.version for engines in found}))
-        raise EngineRefusedError(f"the engines are for {target} {have}, this is {version}; run: {command}")
+        raise EngineRefusedError(f"the engines are for {target} {have}, but this is {version}; run: {command}")
     raise broken[0]
 
 

@@ -61,9 +61,9 @@ class ExportRequest:
 
     def __post_init__(self) -> None:
         if self.half_weights and self.precision != "fp32":
-            raise ExportError("half weights are for fp32 bundles: those of a float16 one are float16 anyway")
+            raise ExportError("half weights need an fp32 bundle: the weights of an fp16 bundle are already float16")
         if self.precision not in TOLERANCES:
-            raise ExportError(f"precision {self.precision!r} is unknown; choose one of {', '.join(TOLERANCES)}")
+            raise ExportError(f"unknown precision {self.precision!r}; choose one of {', '.join(TOLERANCES)}")
 
 
 def export_bundle(request: ExportRequest, say: Callable[[str], None] = print) -> list[Parity]:
@@ -117,7 +117,7 @@ def export_part(request: ExportRequest, signature: Signature, path: Path) -> lis
 def _atomic_folder(out: Path) -> Iterator[Path]:
     """Yields a temporary folder next to `out`. It becomes `out` at the end, or is removed on any error or interrupt."""
     if out.exists():
-        raise ExportError(f"{out} exists; choose another --out or remove it")
+        raise ExportError(f"{out} already exists; remove it or choose another --out")
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.parent / f".{out.name}.partial-{os.getpid()}"
     partial.mkdir()

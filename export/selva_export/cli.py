@@ -19,19 +19,17 @@ from selva_runtime.command.base import SETTINGS, OneLineCommand
     default="fp32",
     help="Weights and activations; float16 graphs keep norms, softmax and the like in float32.",
 )
-@click.option(
-    "--checkpoints", type=click.Path(path_type=Path), help="Folder with the weights, as selva-fetch leaves it."
-)
-@click.option(
-    "--random-weights", is_flag=True, help="Deterministic random weights instead: for latency work and tests."
-)
+@click.option("--checkpoints", type=click.Path(path_type=Path), help="Folder of weights from selva-fetch.")
+@click.option("--random-weights", is_flag=True, help="Deterministic random weights instead: for latency tests.")
 @click.option("--half-weights", is_flag=True, help="Store a float32 bundle's weights as float16: half the size.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the bundle; must not exist.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="Folder for the bundle; must not exist yet."
+)
 @click.option(
     "--engines",
     type=click.Choice(["auto", "none", "tensorrt", "tensorrt-rtx"]),
     default="auto",
-    help="Engines to build into a float16 bundle; auto: for the TensorRT library that is installed, if one is.",
+    help="Engines to build into a float16 bundle; auto: for the installed TensorRT library, if any.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the table of errors as JSON on standard output.")
 def main(
@@ -52,7 +50,7 @@ def main(
     if random_weights == (checkpoints is not None):
         raise click.UsageError("give either --checkpoints DIR or --random-weights")
     if precision != "fp16" and engines not in ("auto", "none"):
-        raise click.UsageError("engines are built from float16 graphs: give --precision fp16")
+        raise click.UsageError("engines are built from float16 graphs: use --precision fp16")
     from selva_export.bundle import ExportRequest, export_bundle  # torch takes seconds to import; --help does not
     from selva_export.engines import build, engine_target
     from selva_export.verify import table
@@ -77,7 +75,7 @@ def main(
         return
     click.echo(table(rows))
     click.echo(f"sealed {out}")
-    click.echo(f"engines {folder}" if folder else "no engines built (selva-engines builds them later)")
+    click.echo(f"engines {folder}" if folder else "no engines built (build them later with selva-engines)")
 
 
 if __name__ == "__main__":

@@ -52,4 +52,4 @@ def build(bundle: Path, target: str, say: Callable[[str], None]) -> Path:
     try:
         return build_engines(BuildRequest(bundle=bundle, target=target), say=say).folder
     except EngineError as error:
-        raise ExportError(f"{bundle} is sealed, but without engines: {error}") from error
+        raise ExportError(f"{bundle} is complete, but has no engines: {error}") from error

@@ -72,17 +72,17 @@ def compare(
     failed = [p for p in worst.values() if p.relative_error > tolerance]
     if failed:
         text = ", ".join(f"{p.output} {p.relative_error:.2e}" for p in failed)
-        raise ParityError(f"graph {signature.name} is off the reference by more than {tolerance:.0e}: {text}")
+        raise ParityError(f"graph {signature.name} differs from the reference by more than {tolerance:.0e}: {text}")
     return list(worst.values())
 
 
 def _parity(graph: str, output: str, value: np.ndarray, reference: np.ndarray, tolerance: float) -> Parity:
     if value.shape != reference.shape:
-        raise ParityError(f"graph {graph}: {output} has shape {value.shape}, the reference {reference.shape}")
+        raise ParityError(f"graph {graph}: {output} has shape {value.shape}, the reference has {reference.shape}")
     size = np.linalg.norm(reference)
     if not 0 < size < math.inf:
         what = "not finite" if size else "all zero"
-        raise ParityError(f"graph {graph}: the reference of {output} is {what}: look for damage in the weights")
+        raise ParityError(f"graph {graph}: the reference of {output} is {what}: check the weights for damage")
     error = float(np.linalg.norm(value - reference) / size)
     error = error if math.isfinite(error) else math.inf  # comparing NaN would not make it the worst
     return Parity(graph=graph, output=output, shape=value.shape, relative_error=error, tolerance=tolerance)

@@ -18,9 +18,9 @@ from pathlib import Path
 from selva_bundle.errors import OutputError, SelvaError
 
 FIXES = {
-    errno.ENOSPC: "make room on the disk",
-    errno.EDQUOT: "make room on the disk",
-    errno.ENOENT: "make the folder first",
+    errno.ENOSPC: "free some space on the disk",
+    errno.EDQUOT: "free some space on the disk",
+    errno.ENOENT: "create the folder first",
     errno.ENAMETOOLONG: "choose a shorter name",
 }
 
@@ -69,7 +69,7 @@ def publish(temporary: Path, wanted: Path) -> Path:
             except OSError:  # no hard links here (exFAT, some network drives)
                 move(temporary, candidate)
             return candidate
-    raise AssertionError("candidates never end")
+    raise AssertionError("unreachable: the candidates never run out")
 
 
 def move(temporary: Path, candidate: Path) -> None:

@@ -46,13 +46,13 @@ class Bundle:
             manifest_path = (root / "manifest.json").resolve()
             has_manifest = manifest_path.is_file()
         except (OSError, RuntimeError, ValueError) as error:
-            raise BundleError(f"bundle {str(folder)!r} is not there; {how}") from error
+            raise BundleError(f"there is no bundle {str(folder)!r}; {how}") from error
         if not is_folder:
             raise BundleError(f"bundle {str(folder)!r} is not a folder; {how}")
         if not has_manifest:
-            raise BundleError(f"bundle {str(folder)!r} has no manifest.json, so it is no bundle; {how}")
+            raise BundleError(f"bundle {str(folder)!r} has no manifest.json, so it is not a bundle; {how}")
         if not manifest_path.is_relative_to(root):
-            raise BundleError(f"{root / 'manifest.json'} points outside of the bundle; copy the bundle with its files")
+            raise BundleError(f"{root / 'manifest.json'} points outside the bundle; copy the bundle with its files")
         manifest = read_manifest(root / "manifest.json")
         _check_contents(root, manifest)
         return cls(root, manifest)
@@ -61,7 +61,7 @@ class Bundle:
         """Check the hash of a listed file, unless it is unchanged since the last check. Return its path.
 
         Raises:
-            BundleError: the file cannot be read, or its hash is not the manifest's.
+            BundleError: the file cannot be read, or its hash does not match the manifest.
         """
         path = self.path / name
         try:
@@ -71,7 +71,7 @@ class Bundle:
                     self._check_hash(name, hashlib.file_digest(file, "sha256").hexdigest())
                     unchanged = _signature(os.fstat(file.fileno())) == signature
                 if not unchanged:
-                    raise BundleError(f"{path} was written to while it was read; export the bundle again")
+                    raise BundleError(f"{path} changed while it was being read; export the bundle again")
                 self._verified[name] = signature
         except OSError as error:
             raise BundleError(f"{path} cannot be read: {error.strerror}; export the bundle again") from error
@@ -81,11 +81,13 @@ class Bundle:
         """Read a listed file and return the bytes that were hashed.
 
         Raises:
-            BundleError: the file cannot be read, is larger than 2 GiB, or its hash is not the manifest's.
+            BundleError: the file cannot be read, is larger than 2 GiB, or its hash does not match the manifest.
         """
         path, size = self.path / name, self.manifest.files[name].bytes
         if size > _MAX_READ_BYTES:
-            raise BundleError(f"{path} has {size} bytes, more than {_MAX_READ_BYTES}; export the bundle again")
+            raise BundleError(
+                f"{path} has {size} bytes, more than the limit of {_MAX_READ_BYTES}; export the bundle again"
+            )
         try:
             with path.open("rb") as file:
                 content = file.read(size + 1)
@@ -132,12 +134,12 @@ class Bundle:
         yield paths[0]
         for name, path in zip(names, paths, strict=True):
             if _signature(path.stat()) != self._verified[name]:
-                raise BundleError(f"{path} was replaced while it was loaded; export the bundle again")
+                raise BundleError(f"{path} changed while it was being loaded; export the bundle again")
 
     def _check_hash(self, name: str, found: str) -> None:
         if found != self.manifest.files[name].sha256:
             raise BundleError(
-                f"{self.path / name} was altered: its hash is not the manifest's; export the bundle again"
+                f"{self.path / name} was altered: its hash does not match the manifest; export the bundle again"
             )
 
     def _check_references(self, graph: Graph, model: bytes) -> None:
@@ -173,7 +175,7 @@ def _check_file(root: Path, path: Path, name: str, manifest: Manifest) -> None:
         raise BundleError(f"{path} is not part of the bundle; remove it or export the bundle again")
     try:
         if not path.resolve(strict=True).is_relative_to(root):
-            raise BundleError(f"{path} points outside of the bundle; copy the bundle with its files")
+            raise BundleError(f"{path} points outside the bundle; copy the bundle with its files")
         status = path.stat()
     except (OSError, RuntimeError) as error:
         raise BundleError(f"{path} cannot be read; copy the bundle again") from error

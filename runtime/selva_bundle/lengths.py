@@ -81,7 +81,7 @@ class SequenceRules:
 
     def __post_init__(self) -> None:
         if self.sync_timing not in ("even", "shown"):
-            raise ValueError(f"sequence.sync_timing is {self.sync_timing!r}, neither even nor shown")
+            raise ValueError(f"sequence.sync_timing is {self.sync_timing!r}, not 'even' or 'shown'")
         for field in fields(self):
             if field.name == "sync_timing":
                 continue

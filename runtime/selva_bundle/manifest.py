@@ -121,7 +121,7 @@ def _loads(raw: bytes) -> object:
     def no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
         entry = dict(pairs)
         if len(entry) != len(pairs):
-            raise ValueError("a name is given twice")
+            raise ValueError("a name appears twice")
         return entry
 
     def no_constant(name: str) -> NoReturn:
@@ -251,7 +251,7 @@ def _texts(value: object, what: str) -> tuple[str, ...]:
 
 def _text(value: object, what: str) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{what} is not a text")
+        raise ValueError(f"{what} is not a string")
     return value
 
 

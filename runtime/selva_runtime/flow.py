@@ -68,5 +68,5 @@ def finite(values: T, graph: str) -> T:
         BackendError: a value is not finite.
     """
     if isinstance(values, np.ndarray) and not np.isfinite(values).all():
-        raise BackendError(f"graph {graph} gave values that are not finite; try lower guidance, or an fp32 bundle")
+        raise BackendError(f"graph {graph} returned values that are not finite; try lower guidance, or an fp32 bundle")
     return values

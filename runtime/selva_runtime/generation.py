@@ -110,7 +110,7 @@ class Generation:
 
         def fewer(limit: int) -> None:
             executor.segments_per_batch = limit
-            self.notes.append(f"the GPU's memory is short: the video is searched {limit} segments at a time")
+            self.notes.append(f"the GPU is low on memory: the video is searched {limit} segments at a time")
 
         return joined(executor, in_batches(len(tokens), executor.segments_per_batch, run, fewer))
 
@@ -146,7 +146,7 @@ class Generation:
 
         def fewer(limit: int) -> None:
             executor.stems_per_batch = limit
-            self.notes.append(f"the GPU's memory is short: stems are generated {limit} at a time")
+            self.notes.append(f"the GPU is low on memory: stems are generated {limit} at a time")
 
         return joined(executor, in_batches(len(features), executor.stems_per_batch, run, fewer))
 
@@ -178,7 +178,7 @@ class Generation:
 
         def fewer(limit: int) -> None:
             executor.stems_per_decode = limit
-            self.notes.append(f"the GPU's memory is short: stems are decoded {limit} at a time")
+            self.notes.append(f"the GPU is low on memory: stems are decoded {limit} at a time")
 
         return [sound for batch in in_batches(len(latents), executor.stems_per_decode, run, fewer) for sound in batch]
 

@@ -36,7 +36,7 @@ class StemRequest:
 
     def __post_init__(self) -> None:
         if isinstance(self.prompts, str):
-            raise RequestError("prompts is a list of strings; put the one prompt in brackets")
+            raise RequestError("prompts must be a list of strings; put a single prompt in brackets")
         if not self.prompts:
             raise RequestError("no prompt; say what should be heard, such as 'dog barking'")
         for prompt in self.prompts:

@@ -324,7 +324,7 @@ class Session:
 
         def fewer(limit: int) -> None:
             executor.segments_per_batch = limit
-            warnings.append(f"the GPU's memory is short: the video is encoded {limit} segments at a time")
+            warnings.append(f"the GPU is low on memory: the video is encoded {limit} segments at a time")
 
         in_batches(lengths.segments, executor.segments_per_batch, encode, fewer)
         executor.idle("video_backbone")

@@ -32,12 +32,12 @@ def check_prompt(prompt: str, *, may_be_empty: bool = False) -> None:
         RequestError: the prompt is no text, is empty, is too long or holds control characters.
     """
     if not isinstance(prompt, str):
-        raise RequestError(f"a prompt is a text, not {type(prompt).__name__}")
+        raise RequestError(f"a prompt must be a string, not {type(prompt).__name__}")
     if not prompt.strip() and not (may_be_empty and not prompt):
         raise RequestError("a prompt is empty; say what should be heard, such as 'dog barking'")
     if len(prompt) > MAX_PROMPT_CHARACTERS:
         raise RequestError(
-            f"the prompt {short(prompt)} has {len(prompt)} characters; use {MAX_PROMPT_CHARACTERS} at most"
+            f"the prompt {short(prompt)} has {len(prompt)} characters; use at most {MAX_PROMPT_CHARACTERS}"
         )
     if any(unicodedata.category(character) in ("Cc", "Cs") for character in prompt):
         raise RequestError(f"the prompt {short(prompt)} holds control or undecodable characters; remove them")
@@ -134,7 +134,9 @@ class TextEncoder:
         if cut:
             end = min(max(end for _, end in e.offsets) for e in cut)
             words = len(prompt[:end].split())
-            warnings.append(f"the prompt {short(prompt)} is longer than the model reads: its first {words} words count")
+            warnings.append(
+                f"the prompt {short(prompt)} is longer than the model reads: only its first {words} words are used"
+            )
         return tuple(warnings)
 
     def _strange_words(self, prompt: str) -> str:

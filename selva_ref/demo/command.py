@@ -28,17 +28,22 @@ _PARTS = ("all", *_LANES, "ablations", "evaluate", "export")
 @click.option(
     "--out", type=click.Path(path_type=Path), required=True, help="Folder of the run: checkpoints, scores, the bundle."
 )
-@click.option("--seed", type=click.IntRange(0), default=0, help="Everything random follows from it.")
-@click.option("--quick", is_flag=True, help="Two steps of everything: shows that it runs, teaches nothing.")
-@click.option("--compile", "compiled", is_flag=True, help="torch.compile for the heaviest parts; needs a C++ compiler.")
+@click.option("--seed", type=click.IntRange(0), default=0, help="Seed of everything that is random.")
+@click.option("--quick", is_flag=True, help="Run two steps of every stage: a smoke test that trains nothing.")
+@click.option(
+    "--compile", "compiled", is_flag=True, help="Use torch.compile for the heaviest parts; needs a C++ compiler."
+)
 @click.option("--ablations/--no-ablations", default=True, help="Train and score the paper's ablations too.")
 @click.option(
-    "--only", type=click.Choice(_PARTS), default="all", help="One part of the run; what it needs must be there."
+    "--only",
+    type=click.Choice(_PARTS),
+    default="all",
+    help="Run only this part; the parts that it needs must be finished.",
 )
 def demo(out: Path, seed: int, quick: bool, compiled: bool, ablations: bool, only: str) -> None:
-    """Train the demo model from nothing: clips, networks, both stages, scores, bundle.
+    """Train the demo model from scratch: clips, networks, both stages, scores, bundle.
 
-    Finished parts are not run again, and a part that was cut goes on from its last minute: give the command again.
+    Run an interrupted command again to resume it: finished parts are kept, and at most a minute of work is lost.
     Sound and vision train side by side, each on half of the cores. Needs 8 GB of disk for rendered clips.
     """
     from selva_ref.demo.plan import FULL, QUICK
@@ -84,7 +89,7 @@ def _side_by_side(lanes: tuple[str, ...], arguments: list[str]) -> None:
             process.terminate()
         raise
     if failed:
-        raise click.ClickException(f"the {' and the '.join(failed)} part failed; its own lines above say why")
+        raise click.ClickException(f"the {' and the '.join(failed)} part failed; see its output above")
 
 
 def _ablations(shop: Workshop) -> None:
@@ -106,5 +111,5 @@ def _export(out: Path) -> None:
         options = ["--preset", "demo", "--checkpoints", str(out), "--half-weights", "--out", str(bundle)]
         export = [sys.executable, "-m", "selva_export.cli", *options]
         if subprocess.run(export, stdout=sys.stderr.fileno(), check=False).returncode:
-            raise click.ClickException("the export failed; its own lines above say why")
+            raise click.ClickException("the export failed; see its output above")
     click.echo(f"sealed {bundle}")

@@ -240,5 +240,5 @@ def get_preset(name: str) -> Preset:
         ValueError: there is no such preset; lists the names.
     """
     if name not in PRESETS:
-        raise ValueError(f"no preset {name!r}; choose one of {', '.join(PRESETS)}")
+        raise ValueError(f"unknown preset {name!r}; choose one of {', '.join(PRESETS)}")
     return PRESETS[name]

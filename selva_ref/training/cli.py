@@ -34,25 +34,32 @@ def main() -> None:
     selva-train stage2 --data data --checkpoints C --out trained
     selva-export --checkpoints trained --out bundle
 
-    stage1 and stage2 run under torchrun, too. Every command goes on where it was cut when it is given again.
+    stage1 and stage2 also run under torchrun. Run an interrupted command again to resume it.
     """
 
 
 _device = click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where the networks run."
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Device that the networks run on."
 )
 _precision = click.option(
-    "--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", help="Of the matrix products."
+    "--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", help="Precision of the matrix products."
 )
-_workers = click.option("--workers", type=click.IntRange(0), default=2, help="Processes that decode videos.")
+_workers = click.option("--workers", type=click.IntRange(0), default=2, help="Number of processes that decode videos.")
 _json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
 
 
 @main.command("extract", context_settings=SETTINGS)
-@click.option("--videos", type=_PATH, required=True, help="Folder of videos, called ID.mp4.")
-@click.option("--list", "lists", type=_PATH, required=True, multiple=True, help="TSV file, columns id and label.")
-@click.option("--checkpoints", type=_PATH, required=True, help="Folder as selva-fetch --with-teacher leaves it.")
-@click.option("--out", type=_PATH, required=True, help="Folder for the features; made, or gone on with.")
+@click.option("--videos", type=_PATH, required=True, help="Folder of videos named ID.mp4.")
+@click.option(
+    "--list",
+    "lists",
+    type=_PATH,
+    required=True,
+    multiple=True,
+    help="TSV file with the columns id and label. Repeatable.",
+)
+@click.option("--checkpoints", type=_PATH, required=True, help="Folder of weights from selva-fetch --with-teacher.")
+@click.option("--out", type=_PATH, required=True, help="Folder for the features; an unfinished one is resumed.")
 @click.option("--preset", type=click.Choice(list(PRESETS)), default="small_16k", help="Sizes of the networks.")
 @click.option("--duration", "duration_s", type=float, help="Length of every clip, seconds. Default: the preset's.")
 @_workers
@@ -80,7 +87,7 @@ def extract_command(preset: str, duration_s: float | None, device: str, as_json:
     try:
         extracted = extract(request, bars if sys.stderr.isatty() else lambda *_: None)
     except KeyboardInterrupt:
-        click.echo("notice: the same command goes on from here", err=True)
+        click.echo("notice: run the same command again to resume", err=True)
         raise
     finally:
         bars.close()
@@ -95,31 +102,38 @@ def _stage_options(command: Callable[..., None]) -> Callable[..., None]:
     """Adds the options that both stages have."""
     for option in reversed(
         [
-            click.option("--data", type=_PATH, required=True, help="Folder that selva-train extract has filled."),
+            click.option("--data", type=_PATH, required=True, help="Folder of features from selva-train extract."),
             click.option("--checkpoints", type=_PATH, required=True, help="Folder of checkpoints to start from."),
             click.option("--out", type=_PATH, required=True, help="Folder for both stages' checkpoints and runs."),
-            click.option("--steps", type=int, default=50_000, help="Steps of the optimiser."),
-            click.option("--batch", type=int, default=64, help="Clips a step, over all processes."),
-            click.option("--accumulate", type=int, default=1, help="Parts of a batch that a process runs in turn."),
+            click.option("--steps", type=int, default=50_000, help="Number of optimiser steps."),
+            click.option("--batch", type=int, default=64, help="Clips per step, over all processes."),
+            click.option(
+                "--accumulate", type=int, default=1, help="Parts into which a process splits its share of a batch."
+            ),
             click.option(
                 "--learning-rate",
                 type=float,
                 default=1e-4,
-                help="After warm-up; a tenth from 80 %, from 90 % a hundredth.",
+                help="Learning rate after warm-up; a tenth of it from 80 % of the run on, a hundredth from 90 %.",
             ),
-            click.option("--warmup", type=int, default=1000, help="Steps until the learning rate is reached."),
-            click.option("--alpha", type=float, default=1.0, help="Target's share of the picture: Beta(alpha, alpha)."),
+            click.option("--warmup", type=int, default=1000, help="Steps until the full learning rate is reached."),
+            click.option(
+                "--alpha",
+                type=float,
+                default=1.0,
+                help="Target's share of the picture is drawn from Beta(alpha, alpha).",
+            ),
             click.option(
                 "--average",
                 "average_width",
                 type=float,
                 default=0.05,
-                help="Relative width of the weights' average. A finished run may be given again with another.",
+                help="Relative width of the weight average. To change it after the run, repeat the command.",
             ),
-            click.option("--holdout", type=int, default=16, help="Clips kept out of training for validation."),
-            click.option("--save-every", type=int, default=1000, help="Steps between states to go on from."),
+            click.option("--holdout", type=int, default=16, help="Clips held out for validation."),
+            click.option("--save-every", type=int, default=1000, help="Steps between saved states."),
             click.option("--validate-every", type=int, default=5000, help="Steps between validations."),
-            click.option("--seed", type=int, default=0, help="Of everything that is drawn."),
+            click.option("--seed", type=int, default=0, help="Seed of everything that is random."),
             _workers,
             _device,
             _precision,
@@ -163,7 +177,7 @@ def _train(stage: str, options: dict[str, Any]) -> None:
     try:
         trained = {"stage1": run.stage1, "stage2": run.stage2}[stage](order, place)
     except KeyboardInterrupt:
-        click.echo("notice: the same command goes on from here", err=True)
+        click.echo("notice: run the same command again to resume", err=True)
         raise
     if os.environ.get("RANK", "0") != "0":
         return

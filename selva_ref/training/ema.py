@@ -75,9 +75,9 @@ class WeightAverages:
             kept = load_hashed(path)
             check_tensors(kept, self._ema.ema_models[int(index)].state_dict())
             if kept["step"].item() != int(step):
-                raise ValueError("of another step")
+                raise ValueError("from another step")
         except ValueError as error:
-            fix = "remove it and run the command again: the others make the average"
+            fix = "remove it and run the command again: the other snapshots are enough for the average"
             raise TrainingError(f"{path}: not a snapshot of these averages ({error}); {fix}") from error
 
     def state_dict(self) -> dict[str, Any]:

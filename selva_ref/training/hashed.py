@@ -42,7 +42,7 @@ def load_hashed(path: Path) -> object:
         try:
             return torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # a file that this project did not write can make torch raise almost anything
-            raise ValueError("holds something else than tensors and plain values") from error
+            raise ValueError("holds something other than tensors and plain values") from error
 
 
 def _check_hash(file: BinaryIO) -> None:
@@ -57,7 +57,7 @@ def _check_hash(file: BinaryIO) -> None:
         digest.update(chunk)
         size -= len(chunk)
     if tail != _MARK + digest.hexdigest().encode():
-        raise ValueError("damaged: its content does not have its hash")
+        raise ValueError("damaged: its hash does not match its content")
 
 
 def check_tensors(given: object, wanted: Mapping[str, Tensor]) -> None:
@@ -67,7 +67,7 @@ def check_tensors(given: object, wanted: Mapping[str, Tensor]) -> None:
         ValueError: it does not.
     """
     if not isinstance(given, Mapping) or given.keys() != wanted.keys():
-        raise ValueError("tensors of other names")
+        raise ValueError("the tensors have other names")
     for name, tensor in wanted.items():
         found = given[name]
         if not isinstance(found, Tensor) or found.layout != torch.strided or found.is_meta:

@@ -111,7 +111,7 @@ def stage2(order: Order, place: RunPlace) -> Trained:
 
 def _features(order: Order, place: RunPlace) -> Features:
     if place.out.resolve() == order.checkpoints.resolve():
-        raise TrainingError(f"{place.out}: holds the checkpoints to start from; give another --out")
+        raise TrainingError(f"{place.out}: holds the checkpoints to start from; choose another --out")
     return Features(order.data)
 
 

@@ -69,8 +69,8 @@ def resume(
         before = _settings(state)
         for name, value in asdict(settings).items():
             if before.get(name) != value:
-                fix = "give the same again, or another --out"
-                raise TrainingError(f"{path}: begun with {name} {before.get(name)}, not {value}; {fix}")
+                fix = "use the same value, or choose another --out"
+                raise TrainingError(f"{path}: started with {name} {before.get(name)}, not {value}; {fix}")
         _check(state, settings, trained, averages)
     except TrainingError:
         raise
@@ -86,9 +86,9 @@ def resume(
 
 def _settings(state: Any) -> dict[str, Any]:
     if not isinstance(state, dict) or state.keys() != _ENTRIES or not isinstance(state["settings"], dict):
-        raise ValueError("other entries")
+        raise ValueError("it has the wrong entries")
     if not all(isinstance(value, str | int | float) for value in state["settings"].values()):
-        raise ValueError("settings of another type")
+        raise ValueError("a setting has the wrong type")
     return state["settings"]
 
 
@@ -116,7 +116,7 @@ def _check(
         check_tensors(state["averages"], averages.state_dict())
         counted += [tensor for name, tensor in state["averages"].items() if name.endswith(".step")]
     if any(tensor.item() != step for tensor in counted):
-        raise ValueError(f"the optimiser or the averages have not done {step} steps")
+        raise ValueError(f"the optimiser or the averages are not at step {step}")
 
 
 def _moments(optimizer: object, parameters: int) -> dict[str, Any]:
@@ -124,7 +124,7 @@ def _moments(optimizer: object, parameters: int) -> dict[str, Any]:
     if not isinstance(optimizer, dict) or optimizer.keys() != set(range(parameters)):
         raise ValueError("the optimiser has other parameters")
     if not all(isinstance(kept, dict) for kept in optimizer.values()):
-        raise ValueError("the optimiser's state is of another type")
+        raise ValueError("the optimiser's state has the wrong type")
     return {f"{index}.{name}": value for index, kept in optimizer.items() for name, value in kept.items()}
 
 

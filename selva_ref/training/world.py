@@ -71,7 +71,9 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cpu")
     index = int(os.environ.get("LOCAL_RANK", 0))
     if index >= torch.cuda.device_count():
-        raise TrainingError(f"device cuda: {torch.cuda.device_count()} GPUs are visible, process {index} finds none")
+        raise TrainingError(
+            f"device cuda: {torch.cuda.device_count()} GPUs are visible, none is left for process {index}"
+        )
     return torch.device("cuda", index)
 
 

@@ -185,7 +185,7 @@ def get_checkpoint(preset_name: str, part: str) -> Checkpoint:
     """
     parts = CHECKPOINTS[get_preset(preset_name).name]
     if part not in parts:
-        raise ValueError(f"no part {part!r}; choose one of {', '.join(parts)}")
+        raise ValueError(f"unknown part {part!r}; choose one of {', '.join(parts)}")
     return parts[part]
 
 
@@ -201,7 +201,7 @@ def find_checkpoint(directory: str | Path, part: str, preset_name: str) -> Path:
         if path.is_file():
             return path
     if checkpoint.repo is None:
-        fix = "no published file is known: train one, or put yours there"
+        fix = "no published file is known: train one, or put your own there"
     else:
         teacher = " --with-teacher" if part == "teacher" else ""
         fix = f"get it with: selva-fetch --preset {preset_name}{teacher} --out {directory}"
@@ -245,7 +245,7 @@ def _read_pickle(path: Path) -> object:
 
 def _reason(error: Exception) -> str:
     if "weights_only" in str(error).lower() or "Weights only" in str(error):
-        return "it holds Python objects other than tensors, which is refused, or is damaged"
+        return "it is damaged, or holds Python objects other than tensors, which are never loaded"
     return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
@@ -283,11 +283,11 @@ def read_record(directory: str | Path) -> dict[str, dict[str, Any]]:
         files = json.loads(path.read_text(encoding="utf-8"))["files"]
         for entry in files.values():
             if not re.fullmatch("[0-9a-f]{64}", entry["sha256"]) or entry.get("verified") not in (True, False, None):
-                raise ValueError("a field is of another type")
+                raise ValueError("a field has the wrong type")
     except FileNotFoundError:
         return {}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not a record of selva-fetch; delete it and run selva-fetch again") from error
+        raise CheckpointError(f"{path}: not written by selva-fetch; delete it and run selva-fetch again") from error
     return files
 
 

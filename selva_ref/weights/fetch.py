@@ -114,7 +114,7 @@ def fetch(
             missing.append(item.name)
             reason = reason or str(error)
     if missing:
-        raise FetchError(f"{reason}; missing in {folder} and in the hub's cache: {', '.join(missing)}")
+        raise FetchError(f"{reason}; missing from {folder} and the hub's cache: {', '.join(missing)}")
     with suppress(OSError):
         hub.partials.rmdir()
     return fetched
@@ -148,7 +148,7 @@ def _check_writable(folder: Path) -> None:
         with TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise FetchError(f"{folder}: cannot write there: {error.strerror or error}") from error
+        raise FetchError(f"{folder}: cannot be written: {error.strerror or error}") from error
 
 
 def _present(item: _Item, folder: Path, say: Callable[[str], None]) -> Fetched | None:
@@ -250,13 +250,15 @@ def _record(folder: Path, name: str, entry: dict[str, object]) -> None:
 @click.command("selva-fetch", cls=OneLineCommand, context_settings=SETTINGS)
 @click.option("--preset", "preset_name", required=True, type=click.Choice(list(PRESETS)))
 @click.option("--out", "directory", required=True, type=click.Path(path_type=Path), help="Folder for the weights.")
-@click.option("--with-teacher", is_flag=True, help="Also the teacher (Synchformer), which only stage 1 training needs.")
+@click.option(
+    "--with-teacher", is_flag=True, help="Also fetch the teacher (Synchformer), which only stage 1 training needs."
+)
 @click.option("--revision", help="Commit, tag or branch of SelVA's repository, instead of main with known hashes.")
-@click.option("--json", "as_json", is_flag=True, help="Print what is there as JSON on standard output.")
+@click.option("--json", "as_json", is_flag=True, help="Print the files as JSON on standard output.")
 def main(preset_name: str, directory: Path, with_teacher: bool, revision: str | None, as_json: bool) -> None:
     """Get a preset's official weights: from --out, the Hugging Face cache, or the hub.
 
-    Downloads go on where they stopped. HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE are honoured.
+    Run an interrupted command again to resume it. HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE are honoured.
     """
     click.echo(LICENCE_NOTICE, err=True)
     if as_json or not sys.stderr.isatty():
@@ -270,7 +272,7 @@ def main(preset_name: str, directory: Path, with_teacher: bool, revision: str | 
             say=lambda line: click.echo(line, err=True),
         )
     except KeyboardInterrupt:
-        click.echo("notice: the same command goes on from here", err=True)
+        click.echo("notice: run the same command again to resume", err=True)
         raise
     if as_json:
         click.echo(json.dumps({"directory": str(directory), "files": [asdict(one) for one in fetched]}, indent=1))

@@ -28,7 +28,7 @@ from selva_ref.weights.checkpoints import HubFile
 RETRY_DELAYS_S = (1.0, 4.0, 15.0)
 _HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG}
 _PASSING_STATUS = {408, 429, 500, 502, 503, 504}
-_LOOK = "look at HF_ENDPOINT and proxies"
+_LOOK = "check HF_ENDPOINT and the proxy settings"
 
 
 class FetchError(OSError):
@@ -89,7 +89,7 @@ class Hub:
             except FetchError:
                 raise
             except (ValueError, httpx.InvalidURL) as error:  # a malformed redirect, or a size too large for the client
-                raise FetchError(f"{repo}/{file.path}: the hub's answer is of no use: {_one_line(error)}") from error
+                raise FetchError(f"{repo}/{file.path}: invalid answer from the hub: {_one_line(error)}") from error
             except (OSError, httpx.HTTPError) as error:
                 reason = f"{repo}/{file.path}: {_one_line(error)}"
                 if isinstance(error, OfflineModeIsEnabled):
@@ -102,15 +102,15 @@ class Hub:
                     raise UnreachableError(reason) from error
                 self.say(f"{reason}; trying again in {delay_s:.0f} s")
                 time.sleep(delay_s)
-        raise AssertionError("the last attempt returns or raises")
+        raise AssertionError("unreachable: the last attempt returns or raises")
 
     def _receive(self, repo: str, file: HubFile, metadata: HfFileMetadata) -> HubCopy:
         """Downloads the missing rest of the file that the hub describes, and checks the whole file."""
         commit, etag, size = metadata.commit_hash, metadata.etag, metadata.size
         if not commit or not etag:
-            raise FetchError(f"{repo}/{file.path}: the answer is not a model hub's; {_LOOK}")
+            raise FetchError(f"{repo}/{file.path}: the answer does not come from a model hub; {_LOOK}")
         if size is None or size < 0:
-            raise FetchError(f"{repo}/{file.path}: the hub states no size for it; {_LOOK}")
+            raise FetchError(f"{repo}/{file.path}: the hub does not give its size; {_LOOK}")
         key = hashlib.sha256(f"{repo}/{file.path}@{etag}".encode()).hexdigest()[:12]
         path = self.partials / f"{key}-{PurePosixPath(file.path).name}"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -134,7 +134,9 @@ class Hub:
     def _check_room(self, path: Path, size: int, present: int) -> None:
         free = shutil.disk_usage(path.parent).free
         if size - present > free:
-            raise FetchError(f"{path.parent}: no room for {path.name}: {size - present} bytes needed, {free} free")
+            raise FetchError(
+                f"{path.parent}: not enough space for {path.name}: {size - present} bytes needed, {free} free"
+            )
 
 
 class _Partial(io.BufferedWriter):
@@ -148,7 +150,7 @@ class _Partial(io.BufferedWriter):
         if self.tell() + len(content) > self._size:
             self._path.unlink()
             raise FetchError(
-                f"{self._path.name}: the hub sends more than the {self._size} bytes that it states; {_LOOK}"
+                f"{self._path.name}: the hub sent more than the {self._size} bytes that it announced; {_LOOK}"
             )
         return super().write(content)
 
@@ -187,7 +189,7 @@ def _checked(path: Path, file: HubFile, stated: str, repo: str, commit: str, *, 
         if path.is_symlink():
             Path(os.path.normpath(path.parent / os.readlink(path))).unlink(missing_ok=True)
         path.unlink()
-        raise FetchError(f"{repo}: {error}; removed it: run the command again to download it again") from None
+        raise FetchError(f"{repo}: {error}; removed it; run the command again to download it again") from None
     return HubCopy(path=path, commit=commit, md5=md5, sha256=sha256, verified=verified, downloaded=downloaded)
 
 
@@ -203,4 +205,4 @@ def _one_line(error: Exception) -> str:
 
 
 def _size_text(size: int, present: int) -> str:
-    return f", {size / 1e6:.1f} MB" + (f", going on at {present / 1e6:.1f} MB" if present else "")
+    return f", {size / 1e6:.1f} MB" + (f", resuming at {present / 1e6:.1f} MB" if present else "")

@@ -35,7 +35,7 @@ def make_executor(bundle: Bundle, backend: str, threads: int | None, precision: 
         RequestError: `threads` or `precision` is out of range.
     """
     if backend not in ("auto", *BACKENDS):
-        raise BackendError(f"no backend {backend!r}; choose one of auto, {', '.join(BACKENDS)}")
+        raise BackendError(f"unknown backend {backend!r}; choose one of auto, {', '.join(BACKENDS)}")
     settings = CpuSettings(threads=threads, precision=precision)
     if backend == "auto":
         return best(bundle, settings)
@@ -72,16 +72,18 @@ def best(bundle: Bundle, settings: CpuSettings) -> Executor:
     try:
         CudaDevice()
     except BackendError as error:
-        short = f"the NVIDIA GPU here cannot be used: {error}" if has_nvidia_gpu() else "no NVIDIA GPU found"
+        short = f"the NVIDIA GPU cannot be used: {error}" if has_nvidia_gpu() else "no NVIDIA GPU found"
         return _noted(_best_on_cpu(bundle, settings, f"no GPU backend: {error}"), short)
     refused: list[str] = []
     for name in _ON_GPU:
         try:
-            executor = make(name, bundle, settings, "; ".join(["the fastest that runs here", *refused]))
-            return _noted(executor, f"the faster {refused[0]}" if refused else "the fastest here")
+            executor = make(
+                name, bundle, settings, "; ".join(["the fastest backend that runs on this machine", *refused])
+            )
+            return _noted(executor, f"the faster {refused[0]}" if refused else "the fastest backend on this machine")
         except BackendError as error:
             refused.append(f"{name}: {error}")
-    short = f"the NVIDIA GPU here cannot be used: {'; '.join(refused)}"
+    short = f"the NVIDIA GPU cannot be used: {'; '.join(refused)}"
     return _noted(_best_on_cpu(bundle, settings, "; ".join(refused)), short)
 
 

@@ -43,7 +43,7 @@ class CpuSettings:
         if self.threads is not None and not 1 <= self.threads <= 1024:
             raise RequestError(f"threads is {self.threads}; give a number from 1 to 1024")
         if self.precision not in PRECISIONS:
-            raise RequestError(f"no precision {self.precision!r}; choose one of {', '.join(PRECISIONS)}")
+            raise RequestError(f"unknown precision {self.precision!r}; choose one of {', '.join(PRECISIONS)}")
 
 
 class Loop(Protocol):
@@ -153,7 +153,9 @@ def check_feeds(graph: Graph, feeds: Mapping[str, Tensor]) -> None:
     """
     if set(feeds) != {port.name for port in graph.inputs}:
         expected = ", ".join(port.name for port in graph.inputs)
-        raise BackendError(f"graph {graph.name} takes {expected}, not {', '.join(feeds)}: another version's bundle?")
+        raise BackendError(
+            f"graph {graph.name} takes {expected}, not {', '.join(feeds)}; is the bundle from another version?"
+        )
     for port in graph.inputs:
         array = feeds[port.name]
         fits = len(array.shape) == len(port.shape) and all(
@@ -162,7 +164,7 @@ def check_feeds(graph: Graph, feeds: Mapping[str, Tensor]) -> None:
         if not fits or array.dtype != np.dtype(port.dtype):
             raise BackendError(
                 f"graph {graph.name} takes {port.name} as {port.dtype} {list(port.shape)}, "
-                f"not {array.dtype} {list(array.shape)}: another version's bundle?"
+                f"not {array.dtype} {list(array.shape)}; is the bundle from another version?"
             )
 
 

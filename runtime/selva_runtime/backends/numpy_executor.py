@@ -77,7 +77,7 @@ class NumpyExecutor(ABC):
             RequestError: always.
         """
         raise RequestError(
-            f"the {self.backend} backend takes NumPy arrays, not arrays on a GPU; copy it to the host first"
+            f"the {self.backend} backend takes NumPy arrays, not arrays on a GPU; copy the array to the host first"
         )
 
     def after(self, stream: int) -> None:
@@ -101,6 +101,6 @@ def _check_outputs(graph: Graph, feeds: Mapping[str, Array], outputs: Mapping[st
         values = outputs[port.name]
         if values.shape != shapes[port.name] or values.dtype != np.dtype(port.dtype):
             raise BackendError(
-                f"graph {graph.name} gave {port.name} as {values.dtype} {list(values.shape)}, "
+                f"graph {graph.name} returned {port.name} as {values.dtype} {list(values.shape)}, "
                 f"not {port.dtype} {list(shapes[port.name])}; export the bundle again"
             )

@@ -110,7 +110,7 @@ def _fail(message: str, arguments: Sequence[str]) -> NoReturn:
 
 
 def _stopped(number: int) -> NoReturn:
-    _end(f"{_STOPPED[signal.Signals(number)]}: nothing unfinished was left behind", 128 + number)
+    _end(f"{_STOPPED[signal.Signals(number)]}: no partial file was left", 128 + number)
 
 
 def _end(line: str, code: int) -> NoReturn:

@@ -52,4 +52,4 @@ def _check_room(folder: Path, needed_bytes: int) -> None:
     free_bytes = shutil.disk_usage(folder).free
     if free_bytes < needed_bytes:
         free_mb, needed_mb = free_bytes / 1e6, needed_bytes / 1e6
-        raise OutputError(f"{folder} has {free_mb:.1f} MB free, the stems need {needed_mb:.1f} MB; make room")
+        raise OutputError(f"{folder} has {free_mb:.1f} MB free, the stems need {needed_mb:.1f} MB; free some space")

@@ -39,10 +39,10 @@ LIMITS = {"protocol_whitelist": "none", "max_pixels": str(MAX_SIDE_PIXELS**2)}
 
 
 class LenientFile(FileIO):
-    """A file that returns -1 for a seek outside of the file, as FFmpeg's own files do. Some demuxers try such seeks."""
+    """A file that returns -1 for a seek outside the file, as FFmpeg's own files do. Some demuxers try such seeks."""
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        """Seek, and return the new position in bytes, or -1 if it is outside of the file."""
+        """Seek, and return the new position in bytes, or -1 if it is outside the file."""
         try:
             return super().seek(offset, whence)
         except OSError:
@@ -66,7 +66,7 @@ def check_regular_file(path: Path) -> None:
     except (FileNotFoundError, NotADirectoryError):
         raise MediaNotFoundError(f"{path}: no such file; check the path") from None
     except ValueError as error:
-        raise MediaError(f"{str(path)!r}: is no file name ({error}); check the path") from error
+        raise MediaError(f"{str(path)!r}: is not a file name ({error}); check the path") from error
     except OSError as error:
         raise MediaError(f"{path}: cannot be read ({reason(error)})") from error
     if stat.S_ISDIR(status.st_mode):
@@ -114,7 +114,7 @@ def find_video_stream(container: InputContainer, path: str | os.PathLike[str]) -
     moving = [stream for stream in container.streams.video if not stream.disposition & STILL]
     if not moving:
         found = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
-        cover = " (a cover picture is none)" if container.streams.video else ""
+        cover = " (a cover picture does not count)" if container.streams.video else ""
         raise MediaError(f"{path}: has no video stream{cover}, but {found}; choose a video file")
     stream = max(moving, key=lambda candidate: bool(candidate.disposition & Disposition.default))
     if stream.codec_context is None:

@@ -63,7 +63,7 @@ def checked_request(*, size: int, fps: float, start_s: float, duration_s: float,
         minimum=exact_seconds(min_duration_s),
     )
     if request.frames * 3 * size * size > MAX_CLIP_BYTES:
-        raise RequestError(f"duration {duration_s} s: the frames would not fit in memory; ask for less at a time")
+        raise RequestError(f"duration {duration_s} s: the frames would not fit in memory; use a shorter duration")
     return request
 
 

@@ -111,7 +111,7 @@ class Track:
         if not edits:
             return index + kept, 0
         if self.count(b"ctts") and edits * entries > MAX_STEPS:
-            raise TooLarge("its edits would take minutes to follow")
+            raise TooLarge("its edit list would take minutes to process")
         covered, entry_bytes = edits * entries, INDEX_BYTES + TIME_BYTES * timed
         known = not self.doubled and self.time_scale and movie_scale and entries
         if known and covered * entry_bytes > allowed - index - kept:

@@ -55,7 +55,7 @@ class Pictures:
             rgb = self.reformatter.reformat(frame, format="rgb24").to_ndarray()
         except AV_ERRORS as error:
             raise MediaError(
-                f"{self.path}: {frame.format.name} pictures cannot be read ({reason(error)}); convert it to H.264 first"
+                f"{self.path}: {frame.format.name} frames cannot be read ({reason(error)}); convert it to H.264 first"
             ) from error
         # PyAV's side data and its frame refer to each other, so frames whose side data was read stay in memory until
         # Python's garbage collector runs. Reading the rotation does not do that, so read the matrix once for each.

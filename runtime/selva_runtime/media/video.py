@@ -146,7 +146,7 @@ def read(
     frames = decoder.frames()
     first = next(frames, None)
     if first is None:
-        raise MediaError(f"{path}: not one frame can be decoded; the file is damaged, export it again")
+        raise MediaError(f"{path}: no frame can be decoded; the file is damaged, export it again")
     origin = first[0]
     frames = seek_near(decoder, origin + request.start) if seek else chain([first], frames)
     for begin, end, frame in frames:
@@ -223,11 +223,11 @@ def damage(
     if decoder.damaged_packets:
         warnings.append(f"{name}: {counted(decoder.damaged_packets, 'damaged packet')} skipped")
     if collector.patched:
-        warnings.append(f"{name}: {counted(collector.patched, 'damaged frame')} patched by the decoder")
+        warnings.append(f"{name}: {counted(collector.patched, 'damaged frame')} concealed by the decoder")
     if not collector.complete and promised - collector.end > TRUNCATED_S:
         warnings.append(f"{name}: ends after {float(collector.end):.2f} s, but its header says {float(promised):.2f} s")
     if collector.end - shown_end > TRUNCATED_S:
-        warnings.append(f"{name}: no frame can be decoded after {float(shown_end):.2f} s; the last one is held")
+        warnings.append(f"{name}: no frame can be decoded after {float(shown_end):.2f} s; the last one is repeated")
     return tuple(warnings)
 
 

@@ -64,7 +64,7 @@ def _clip(path: Path, rules: SequenceRules, duration_s: float) -> VideoClip:
     except MediaError as error:
         raise SkippedClip("broken", str(error)) from error
     if len(clip.frames) < rules.lengths(duration_s).frames:
-        raise SkippedClip("short", f"{path}: {clip.duration_s:.2f} s of video, {duration_s:.2f} s are needed")
+        raise SkippedClip("short", f"{path}: {clip.duration_s:.2f} s of video, but {duration_s:.2f} s are needed")
     if clip.warnings:
         raise SkippedClip("broken", clip.warnings[0])
     return clip

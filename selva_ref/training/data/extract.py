@@ -101,7 +101,7 @@ def _begin(request: ExtractRequest, rules: SequenceRules, listed: list[Listed]) 
         limits = f"{rules.min_duration_s} to {rules.max_duration_s} s"
         raise TrainingError(f"duration {request.duration_s} s: must be from {limits}")
     if not request.videos.is_dir():
-        raise TrainingError(f"{request.videos}: no such folder of videos")
+        raise TrainingError(f"{request.videos}: no such folder")
     description = DataDescription(
         preset=request.preset.name,
         duration_s=request.duration_s,
@@ -110,7 +110,7 @@ def _begin(request: ExtractRequest, rules: SequenceRules, listed: list[Listed]) 
     )
     if (request.out / "data.json").exists():
         if read_description(request.out) != description:
-            raise TrainingError(f"{request.out}: was begun with another preset, duration, list or folder of videos")
+            raise TrainingError(f"{request.out}: was started with another preset, duration, list or folder of videos")
         return
     request.out.mkdir(parents=True, exist_ok=True)
     write_table(request.out / "list.tsv", ("id", "label"), [(clip.id, clip.label) for clip in listed])
@@ -205,6 +205,6 @@ def _summary(folder: Path, listed: list[Listed]) -> Extracted:
     table = [(clip.id, clip.label, kind, reason) for clip, kind, reason in skipped]
     write_table(path, ("id", "label", "kind", "reason"), table)
     if len(skipped) == len(listed):
-        raise TrainingError(f"not one clip is usable; {path} says why, the first: {skipped[0][2]}")
+        raise TrainingError(f"no clip is usable; {path} gives the reasons, the first is: {skipped[0][2]}")
     kinds = Counter(kind for _, kind, _ in skipped)
     return Extracted(ready=len(listed) - len(skipped), skipped=dict(kinds), skipped_list=path)

@@ -52,7 +52,7 @@ def _read(path: Path) -> list[Listed]:
     except (UnicodeDecodeError, csv.Error) as error:
         raise TrainingError(f"{path}: not a TSV file in UTF-8 ({error})") from error
     if not rows:
-        raise TrainingError(f"{path}: lists no clip")
+        raise TrainingError(f"{path}: lists no clips")
     return rows
 
 
@@ -60,7 +60,7 @@ def _checked(path: Path, line: int, clip: str | None, label: str | None) -> List
     if not clip or not label or not label.strip():
         raise TrainingError(f"{path}, line {line}: needs an id and a label")
     if Path(clip).name != clip or clip in (".", "..") or "\0" in clip:
-        raise TrainingError(f"{path}, line {line}: {clip!r} is not the name of a file")
+        raise TrainingError(f"{path}, line {line}: {clip!r} is not a file name")
     return Listed(id=clip, label=label.strip())
 
 

@@ -40,7 +40,9 @@ def read_sound(path: Path, *, rate_hz: int, start_s: float, samples: int) -> NDA
         wanted = ceil(samples / rate_hz * source_hz)
         wave, end = _placed(container, streams[0], path, start_s, wanted)
     if end < wanted - SLACK_S * source_hz:
-        raise SkippedClip("short", f"{path}: {end / source_hz:.2f} s of sound, {samples / rate_hz:.2f} s are needed")
+        raise SkippedClip(
+            "short", f"{path}: {end / source_hz:.2f} s of sound, but {samples / rate_hz:.2f} s are needed"
+        )
     if np.abs(wave).max() < SILENCE_PEAK:
         raise SkippedClip("silent", f"{path}: its sound never exceeds {SILENCE_PEAK:g} of full scale")
     wave = resample(wave, source_hz, rate_hz)[:samples]

@@ -73,13 +73,13 @@ def read_description(folder: Path) -> DataDescription:
         if wrong := _wrong_field(description):
             raise ValueError(f"{wrong} {getattr(description, wrong)!r:.60}")
     except FileNotFoundError as error:
-        raise TrainingError(f"{folder}: no data.json; make the folder with: selva-train extract") from error
+        raise TrainingError(f"{folder}: no data.json; create the folder with: selva-train extract") from error
     except (ValueError, TypeError, RecursionError) as error:
         raise TrainingError(
             f"{path}: not written by selva-train extract ({error}); extract into a new folder"
         ) from error
     if description.format != FORMAT:
-        raise TrainingError(f"{path}: format {description.format}, this version reads {FORMAT}; extract again")
+        raise TrainingError(f"{path}: format {description.format}, but this version reads {FORMAT}; extract again")
     return description
 
 
@@ -126,13 +126,13 @@ class Features:
         self.description = read_description(folder)
         self.listed = read_lists([folder / "list.tsv"])
         if fingerprint(self.listed) != self.description.list_sha256:
-            raise TrainingError(f"{folder}: list.tsv is not the list of data.json; extract into a new folder")
+            raise TrainingError(f"{folder}: list.tsv does not match data.json; extract into a new folder")
         outcomes = read_outcomes(folder)
         if missing := set(range(len(self.listed))) - outcomes.keys():
             raise TrainingError(f"{folder}: {len(missing)} clips are not extracted yet; run selva-train extract again")
         self.rows = [row for row in range(len(self.listed)) if outcomes[row] == DONE]
         if not self.rows:
-            raise TrainingError(f"{folder}: every clip was skipped; {folder / 'skipped.tsv'} says why")
+            raise TrainingError(f"{folder}: every clip was skipped; {folder / 'skipped.tsv'} gives the reasons")
         self._label_rows = {label: row for row, label in enumerate(label_names(self.listed))}
         arrays = layout(
             PRESETS[self.description.preset], self.description.duration_s, len(self.listed), len(self._label_rows)

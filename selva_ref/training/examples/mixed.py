@@ -60,7 +60,7 @@ class MixedClips(Dataset["Batch | str"]):
         self.features, self.rules, self.settings, self.targets = features, rules, settings, targets
         if settings.holdout >= len(features.rows):
             clips = f"{len(features.rows)} clips, of which {settings.holdout} are held out"
-            raise TrainingError(f"{features.folder}: {clips}; hold fewer out with --holdout")
+            raise TrainingError(f"{features.folder}: {clips}; hold out fewer with --holdout")
         train, held_out = split(settings.seed, len(features.rows), settings.holdout)
         self.rows = [features.rows[place] for place in train]
         self.held_out_rows = [features.rows[place] for place in held_out]
@@ -73,7 +73,7 @@ class MixedClips(Dataset["Batch | str"]):
         try:
             return _stack([self._example(step, index) for step, index in keys])
         except SelvaError as error:
-            return f"{error}; extract again, or bring the video back"
+            return f"{error}; extract again, or restore the video"
 
     def held_out(self, index: int) -> tuple[Batch, str]:
         """Returns validation clip `index`, as a batch of one, and its label."""

@@ -127,7 +127,7 @@ class Space:
             BackendError: `values` have another shape or type.
         """
         if values.shape != target.shape or values.dtype != target.dtype:
-            raise BackendError(f"{values.dtype} {values.shape} does not go into {target.dtype} {target.shape}")
+            raise BackendError(f"{values.dtype} {values.shape} cannot be copied into {target.dtype} {target.shape}")
         if isinstance(values, DeviceArray) and values.space.device.kind == self.device.kind:
             self.device.copy(target.pointer, values.pointer, target.nbytes)
             return
@@ -236,7 +236,7 @@ class DeviceArray:
         if isinstance(rows, int):
             return DeviceArray(self.space, self._block, self._offset + rows * row_bytes, self.shape[1:], self.dtype)
         if rows.step != 1:
-            raise IndexError("rows of a device array are taken one after the other")
+            raise IndexError("the rows of a device array must be consecutive")
         offset = self._offset + rows.start * row_bytes
         return DeviceArray(self.space, self._block, offset, (len(rows), *self.shape[1:]), self.dtype)
 

@@ -63,7 +63,9 @@ def parse(array: Any) -> ForeignArray:
         reason = f"{type(error).__name__}: {error}"
         raise RequestError(f"the array's __cuda_array_interface__ cannot be read ({reason})") from error
     if version < 2 or interface.get("mask") is not None or dtype.hasobject or not dtype.isnative:
-        raise RequestError("the array is masked, byte-swapped or of an old kind; pass a plain one")
+        raise RequestError(
+            "the array is masked, byte-swapped or uses an old version of the interface; pass a plain one"
+        )
     if not shape or any(size <= 0 for size in shape) or pointer <= 0 or pointer % dtype.itemsize:
         raise RequestError(f"the array has the shape {shape} at the address {pointer:#x}; pass one with values")
     if strides is not None and tuple(strides) != _contiguous_strides(shape, dtype.itemsize):
@@ -86,7 +88,7 @@ def stream_handle(stream: Any) -> int:
             _, stream = stream.__cuda_stream__()
         handle = operator.index(stream)
         if isinstance(stream, bool) or handle < 0:
-            raise ValueError(f"{stream!r} is no handle")
+            raise ValueError(f"{stream!r} is not a handle")
     except (TypeError, ValueError) as error:
         raise RequestError(
             f"stream is {stream!r}; give a handle: torch stream.cuda_stream, cupy stream.ptr, pycuda stream.handle"

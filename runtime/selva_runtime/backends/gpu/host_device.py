@@ -39,7 +39,7 @@ class HostDevice:
         Raises:
             DeviceMemoryError: the sum would be above `limit_bytes`.
         """
-        assert self._recording is None, "memory is not allocated in a recording"
+        assert self._recording is None, "memory cannot be allocated in a recording"
         if self.limit_bytes is not None and self.used_bytes + nbytes > self.limit_bytes:
             raise DeviceMemoryError(f"out of memory: {nbytes} bytes do not fit into {self.limit_bytes}")
         memory = np.empty(nbytes + _ALIGNMENT_BYTES, dtype=np.uint8)
@@ -80,7 +80,7 @@ class HostDevice:
 
     def synchronise(self) -> None:
         """Return at once, because all queued work is done."""
-        assert self._recording is None, "a recording does not wait"
+        assert self._recording is None, "a recording cannot wait"
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
         """Record what `work` queues, without running it. Each call of the result runs all of it."""

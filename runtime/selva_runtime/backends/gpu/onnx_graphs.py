@@ -69,7 +69,7 @@ class OnnxGraphs:
             if name != _REPEATED or self._device.kind != "cuda":
                 raise
             session = self._session(name, cuda_graph=False)  # it has nodes that a CUDA graph cannot hold
-            self.shortfall = f"; its steps without a CUDA graph ({error})"
+            self.shortfall = f"; steps run without a CUDA graph ({error})"
         if self._device.kind == "cuda" and _CUDA not in session.get_providers():
             raise BackendError(
                 f"ONNX Runtime cannot use the GPU (CUDA 13 and cuDNN 9 libraries are needed): {_INSTALL}"

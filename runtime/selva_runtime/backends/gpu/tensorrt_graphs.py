@@ -102,16 +102,18 @@ class TensorRtGraphs:
         for port in self._bundle.manifest.graphs[name].inputs:
             if not context.set_input_shape(port.name, arrays[port.name].shape):
                 shape = list(arrays[port.name].shape)
-                raise self._failure(f"the engine of {name} does not take {port.name} {shape}: export or build it again")
+                raise self._failure(
+                    f"the engine for {name} does not accept {port.name} {shape}: rebuild the engine or the bundle"
+                )
         for port_name, array in arrays.items():
             if not context.set_tensor_address(port_name, array.pointer):
-                raise self._failure(f"the engine of {name} has no {port_name}")
+                raise self._failure(f"the engine for {name} has no {port_name}")
         scratch = self._scratch_of(context.update_device_memory_size_for_shapes())
         context.set_device_memory(scratch.pointer, scratch.nbytes)
 
         def execute() -> None:
             if not context.execute_async_v3(self._device.stream):
-                raise self._failure(f"the engine of {name} did not run")
+                raise self._failure(f"the engine for {name} failed to run")
 
         capturable = getattr(context, "is_stream_capturable", None)  # in TensorRT a stream always is
         recordable = capturable is None or bool(capturable(self._device.stream))
@@ -147,7 +149,7 @@ class TensorRtGraphs:
             self._cache.attach(config)
             context = engine.create_execution_context(config)
         if context is None:
-            raise self._failure("no execution context could be made")
+            raise self._failure("could not create an execution context")
         return context
 
     def _scratch_of(self, nbytes: int) -> Block:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import resource
 import sys
 import threading
 import time
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from attacks.campaign import answer
+from selva_bench.worker import peak_memory_bytes
 from selva_runtime import SelvaError, Session
 
 DURATION_S = 0.96
@@ -96,15 +96,7 @@ def use(case: dict[str, Any]) -> dict[str, Any]:
         outcome = {"error": kind.__name__, "selva": isinstance(error, SelvaError), "message": str(error), "at": at}
     finally:
         swap.end()
-    return {**outcome, "peak_bytes": _peak_bytes()}
-
-
-def _peak_bytes() -> int:
-    """Most memory that this process has had. `ru_maxrss` would count what its parent had when it was forked."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return 1024 * int(next(line for line in status.read_text().splitlines() if line.startswith("VmHWM")).split()[1])
+    return {**outcome, "peak_bytes": peak_memory_bytes()}
 
 
 def _frames(image_size: int, fps: int) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -13,11 +13,11 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 import av
 from clips import click, numbered, write_video
 from movies import Box, build, parse
+
+from attacks.campaign import environment
 
 PER_PROCESS = 50
 LIMIT_S = 60
@@ -27,7 +27,7 @@ LIMIT_MIB = 900
 MAX_TABLE_BYTES = 24 << 20
 TABLES = dict.fromkeys(b"elst stts ctts stss stsc stco sbgp trun".split(), 4) | {b"stsz": 8, b"sidx": 20}
 """Offset of the row count in each table."""
-EXAMPLE = Path(__file__).parents[2] / "examples" / "street.mp4"
+EXAMPLE = Path(__file__).parents[3] / "examples" / "street.mp4"
 SETTINGS = {
     "a.mp4": {"options": {"g": "10"}},
     "b.mov": {"sound_codec": "pcm_s16le"},
@@ -159,8 +159,9 @@ def attack_some(folder: Path, originals: list[Path], seeds: range) -> Counter[st
         original = chance.choice(originals)
         paths.append(folder / f"{seed}{original.suffix}")
         paths[-1].write_bytes(mutant(original.read_bytes(), chance))
-    job = [sys.executable, __file__, *map(str, paths)]
-    with subprocess.Popen(job, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    job = [sys.executable, "-X", "faulthandler", "-m", "attacks.attacked", *map(str, paths)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(job, **pipes, text=True, env=environment()) as process:
         try:
             output, errors = process.communicate(timeout=LIMIT_S * len(seeds))
         except subprocess.TimeoutExpired:
@@ -176,12 +177,3 @@ def attack_some(folder: Path, originals: list[Path], seeds: range) -> Counter[st
     for path in paths:
         path.unlink()
     return Counter(line["outcome"] for line in lines)
-
-
-if __name__ == "__main__":
-    import faulthandler
-
-    from attacked import run_all
-
-    faulthandler.enable()
-    run_all(sys.argv[1:])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import selectors
 import signal
 import subprocess
@@ -58,6 +57,12 @@ def _lines(faults: list[tuple[int, Fault]]) -> str:
     )
 
 
+def environment() -> dict[str, str]:
+    """Environment variables of a child that imports this package."""
+    folders = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, folders))}
+
+
 class DiedError(Exception):
     """A child crashed or did not answer in time; the message says which and how."""
 
@@ -65,7 +70,7 @@ class DiedError(Exception):
 class Worker:
     """A child that answers JSON lines with JSON lines for many cases. After a crash or a hang a new one starts.
 
-    Its address space is limited, so that an attack on memory affects the child and not the machine.
+    On Linux its address space is limited, so that an attack on memory affects the child and not the machine.
     """
 
     def __init__(self, module: str, *, memory_bytes: int, time_s: float) -> None:
@@ -103,20 +108,21 @@ class Worker:
             self._end()
 
     def _start(self) -> subprocess.Popen[bytes]:
+        import resource  # POSIX
+
         def limit() -> None:
-            resource.setrlimit(resource.RLIMIT_AS, (self._memory_bytes, self._memory_bytes))
+            if sys.platform == "linux":  # other kernels do not limit an address space
+                resource.setrlimit(resource.RLIMIT_AS, (self._memory_bytes, self._memory_bytes))
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
         self._errors.seek(0)
         self._errors.truncate()
-        tests = str(Path(__file__).parents[1])
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [tests, os.environ.get("PYTHONPATH")]))}
         self._process = subprocess.Popen(
             [sys.executable, "-m", self._module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            env=environment,
+            env=environment(),
             preexec_fn=limit,
         )
         return self._process

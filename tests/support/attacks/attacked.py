@@ -2,12 +2,14 @@
 
 import json
 import signal
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 
+from selva_bench.worker import peak_memory_bytes
 from selva_bundle.errors import SelvaError
 from selva_runtime.media.mux import mux
 from selva_runtime.media.video import read_clip
@@ -28,15 +30,10 @@ def run_all(paths: list[str]) -> None:
         report = {
             "outcome": outcome,
             "seconds": time.monotonic() - began_s,
-            "mib": peak_mib(),
+            "mib": peak_memory_bytes() / 2**20,
             "left": left,
         }
         print(json.dumps(report), flush=True)
-
-
-def peak_mib() -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
 
 
 def run_one(path: Path, out: Path, *, number: int) -> tuple[str, set[str]]:
@@ -57,3 +54,7 @@ def run_one(path: Path, out: Path, *, number: int) -> tuple[str, set[str]]:
                 raise AssertionError(f"the message has more than one line: {error}") from error
             outcome.append(type(error).__name__)
     return " ".join(outcome), made
+
+
+if __name__ == "__main__":
+    run_all(sys.argv[1:])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from selva_ref.weights.random_weights import fill
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 
 
 def expected(name: str) -> dict[str, np.ndarray]:

@@ -17,8 +17,8 @@ import soundfile
 from attacks.campaign import Fault
 
 COMMAND = Path(sys.executable).with_name("selva-generate")
-VIDEO = Path(__file__).parents[2] / "examples" / "street.mp4"
-CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -signal.SIGKILL}
+VIDEO = Path(__file__).parents[3] / "examples" / "street.mp4"
+CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGKILL": -9}
 TIME_S = 60.0
 _POLL_S = 0.001
 
@@ -37,7 +37,7 @@ class KillAttacks:
 
     def attack(self, random: Random) -> Fault | None:
         """Kills one run at a time that the seed chooses, half of them while the files are being written."""
-        out, number = self._folder / "new" / "out", random.choice(list(CODES))
+        out, number = self._folder / "new" / "out", signal.Signals[random.choice(list(CODES))]
         at_files = random.random() < 0.5
         # the files follow each other within 60 ms
         delay_s = random.uniform(0, 0.1) if at_files else random.uniform(0, 1.05 * self._length_s)
@@ -64,7 +64,7 @@ class KillAttacks:
         final = {name for name in files if not name.startswith(".")}
         # -15 and -2, which a shell does not tell apart from the codes, occur if the process ends before Python runs in
         # it
-        codes = {CODES[number], -number, 0}
+        codes = {CODES[number.name], -number, 0}
         if code not in codes:
             return f"{number.name}: exit code {code}"
         if "Traceback" in errors or "Exception ignored" in errors:
