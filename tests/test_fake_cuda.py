@@ -8,8 +8,8 @@ import threading
 import numpy as np
 import pytest
 from cuda.bindings import runtime as real
-from support.device_work import Range
-from support.fake_cuda import FakeCuda
+from device_work import Range
+from fake_cuda import FakeCuda
 
 ERROR, MODE = real.cudaError_t, real.cudaStreamCaptureMode
 GLOBAL, LOCAL, RELAXED = (

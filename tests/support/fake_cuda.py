@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 from cuda.bindings import runtime as real
-from support.device_work import NOTHING, Item, Memory, Range, Task, Work
+from device_work import NOTHING, Item, Memory, Range, Task, Work
 
 _ERROR, _MODE = real.cudaError_t, real.cudaStreamCaptureMode
 _FIRST_HANDLE, _HANDLE_STEP = 0x5E1A0000, 16
@@ -100,6 +100,8 @@ class FakeCuda:
         self.limit_bytes = limit_bytes
         self.calls: Counter[str] = Counter()
         """How often each function was called."""
+        self.during_capture: Callable[[], None] | None = None
+        """Called at the beginning of each capture, such as a garbage collection that happens just then."""
         self.violations: list[str] = []
         self._name, self._capability = name, capability
         self._lock = threading.RLock()
@@ -316,6 +318,8 @@ class FakeCuda:
         if queue.capture is not None:
             raise Refused(_ERROR.cudaErrorIllegalState)
         queue.capture = Capture(queue, mode, threading.get_ident())
+        if self.during_capture is not None:
+            self.during_capture()
 
     @_call(1)
     def cudaStreamEndCapture(self, stream: Any) -> Any:

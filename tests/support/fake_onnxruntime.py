@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from support.device_work import Range
-from support.fake_cuda import FakeCuda
+from device_work import Range
+from fake_cuda import FakeCuda
 
 CUDA = "CUDAExecutionProvider"
 _NOT_CAPTURED = -1

@@ -6,6 +6,7 @@ Runtime's CPU provider runs the graphs and the fake engines on addresses in it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,8 @@ from types import SimpleNamespace
 import numpy as np
 import onnxruntime
 import pytest
+from device_work import Range
+from fake_cuda import FakeCuda
 
 from selva_runtime import BackendError, Session
 from selva_runtime.backends import choose as backends
@@ -83,25 +86,40 @@ class FakeContext:
         return True
 
     def execute_async_v3(self, stream):
-        assert stream == FakeGpu.stream
         session, graph = self.engine.session, self.engine.graph
         shapes = self.shapes | output_shapes(graph, self.shapes)
         binding = session.io_binding()
+        touched = []
         for bind, ports in ((binding.bind_input, graph.inputs), (binding.bind_output, graph.outputs)):
+            touched.append([])
             for port in ports:
-                bind(port.name, "cpu", 0, np.dtype(port.dtype).type, shapes[port.name], self.addresses[port.name])
-        session.run_with_iobinding(binding)
-        return not self.engine.fails
+                kind, shape, address = np.dtype(port.dtype), shapes[port.name], self.addresses[port.name]
+                bind(port.name, "cpu", 0, kind.type, shape, address)
+                touched[-1].append(Range(address, math.prod(shape) * kind.itemsize))
+        reads, writes = touched
+
+        def run():
+            session.run_with_iobinding(binding)
+
+        return self.engine.launch(graph.name, stream, run, reads, [*writes, Range(*self.scratch)])
 
 
 class FakeEngine:
-    def __init__(self, bundle, name, made):
-        self.graph, self.made, self.fails = bundle.manifest.graphs[name], made, False
+    def __init__(self, bundle, name, made, cuda):
+        self.graph, self.made, self.cuda = bundle.manifest.graphs[name], made, cuda
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1  # else ONNX Runtime pins threads, which another test would find
         self.session = onnxruntime.InferenceSession(
             bundle.read(self.graph.file), options, providers=["CPUExecutionProvider"]
         )
+
+    def launch(self, name, stream, run, reads, writes):
+        """Queues `run` on the fake CUDA. Without one it runs at once."""
+        if self.cuda is not None:
+            return self.cuda.launch(name, stream, run, reads, writes) == self.cuda.cudaError_t.cudaSuccess
+        assert stream == FakeGpu.stream
+        run()
+        return True
 
     def takes(self, name, shape):
         return len(shape) == len(next(port for port in self.graph.inputs if port.name == name).shape)
@@ -140,7 +158,7 @@ class FakeCache:
         return memoryview(self.content)
 
 
-def fake_engines(bundle, made):
+def fake_engines(bundle, made, cuda=None):
     """A fake `selva_engines` with engines of `bundle`, for a library that is not installed."""
     library = SimpleNamespace(
         version="1.7.1",
@@ -154,7 +172,7 @@ def fake_engines(bundle, made):
         "video_backbone": SimpleNamespace(sha256="a" * 64, profile={"segments": {"max": (6, 16, 3, 64, 64)}}),
         "guided_step": SimpleNamespace(sha256="b" * 64, profile={"latents": {"max": (3, 940, 20)}}),
     }
-    loader = SimpleNamespace(load=lambda name: FakeEngine(bundle, name, made))
+    loader = SimpleNamespace(load=lambda name: FakeEngine(bundle, name, made, cuda))
     return SimpleNamespace(
         EngineError=ValueError,
         load_library=lambda target: library,
@@ -164,13 +182,16 @@ def fake_engines(bundle, made):
 
 
 @contextmanager
-def on_fake_engines(bundle: Path) -> Iterator[tuple[Session, list[FakeContext]]]:
-    """Opens a session whose `tensorrt` backend runs fake engines, with the contexts that it makes."""
+def on_fake_engines(bundle: Path, cuda: FakeCuda | None = None) -> Iterator[tuple[Session, list[FakeContext]]]:
+    """Opens a session whose `tensorrt` backend runs fake engines, with the contexts that it makes.
+
+    With `cuda` the device is the real class above that fake, otherwise it is ordinary memory.
+    """
     made: list[FakeContext] = []
 
     def make(opened, _threads, reason):
-        space = Space(FakeGpu())
-        graphs = TensorRtGraphs(opened, space.device, space, fake_engines(opened, made), "tensorrt-rtx")
+        space = Space(FakeGpu() if cuda is None else CudaDevice())
+        graphs = TensorRtGraphs(opened, space.device, space, fake_engines(opened, made, cuda), "tensorrt-rtx")
         return DeviceExecutor(opened, space, graphs, backend="tensorrt", reason=reason)
 
     with pytest.MonkeyPatch.context() as patch:

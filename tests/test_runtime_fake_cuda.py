@@ -1,0 +1,66 @@
+"""The real device class and everything above it on a fake GPU that is stricter than a real one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from fake_cuda import FakeCuda
+from fake_onnxruntime import FakeOnnxRuntime
+from gpus import on_fake_engines
+from sessions import encode, few_steps
+
+from selva_runtime import Session
+from selva_runtime.backends.gpu import cuda_device, onnx_graphs
+
+CLOSE = {"rtol": 0, "atol": 1e-5}
+
+
+@pytest.fixture(scope="module")
+def cpu(demo_bundle):
+    return Session(demo_bundle, backend="cpu", threads=1)
+
+
+@pytest.fixture
+def cuda(monkeypatch, tmp_path):
+    fake = FakeCuda()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(cuda_device, "_import_cuda", lambda: fake)
+    yield fake
+    fake.check()
+
+
+@pytest.fixture
+def ort(cuda, monkeypatch):
+    fake = FakeOnnxRuntime(cuda)
+    monkeypatch.setattr(onnx_graphs, "import_onnxruntime", lambda kind: fake)
+    return fake
+
+
+@pytest.fixture(params=["cuda", "tensorrt"])
+def start(request, cuda, ort, demo_bundle):
+    """Opens a session on the fake GPU. The test alone keeps it, so it is gone when the fixture looks for leaks."""
+    if request.param == "cuda":
+        yield lambda: Session(demo_bundle, backend="cuda")
+    else:
+        with on_fake_engines(demo_bundle, cuda):
+            yield lambda: Session(demo_bundle, backend="tensorrt")
+
+
+def test_the_sound_is_that_of_the_cpu_backend(cpu, start):
+    session = start()
+    options = {"steps": 7, "takes": 2, "negative": "music", "seed": 3}
+    ours, expected = (each.generate(encode(each), ["rain", "dog barking"], **options) for each in (session, cpu))
+    for one, other in zip(ours, expected, strict=True):
+        np.testing.assert_allclose(one.audio, other.audio, **CLOSE)
+
+
+def test_a_new_prompt_of_another_length_allocates_and_waits_little(cuda, cpu, start):
+    session = start()
+    clip, prompt = encode(session), "a dog barks in the wind"
+    few_steps(session, clip, ["rain"], steps=11)
+    few_steps(session, clip, ["sea"], steps=11)
+    cuda.calls.clear()
+    (stem,) = few_steps(session, clip, [prompt], steps=11)
+    assert cuda.calls["cudaStreamBeginCapture"] == cuda.calls["cudaFree"] == cuda.calls["cudaHostAlloc"] == 0
+    assert (cuda.calls["cudaMalloc"], cuda.waits) == (3, 10)
+    np.testing.assert_allclose(stem.audio, few_steps(cpu, encode(cpu), [prompt], steps=11)[0].audio, **CLOSE)
