@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import numpy as np
 import pytest
+from device_work import Range
 from fake_cuda import FakeCuda
 from fake_onnxruntime import FakeOnnxRuntime
 from gpus import on_fake_engines
-from sessions import encode, few_steps
+from sessions import encode, few_steps, moving_frames
 
 from selva_runtime import Session
 from selva_runtime.backends.gpu import cuda_device, onnx_graphs
@@ -64,3 +67,58 @@ def test_a_new_prompt_of_another_length_allocates_and_waits_little(cuda, cpu, st
     assert cuda.calls["cudaStreamBeginCapture"] == cuda.calls["cudaFree"] == cuda.calls["cudaHostAlloc"] == 0
     assert (cuda.calls["cudaMalloc"], cuda.waits) == (3, 10)
     np.testing.assert_allclose(stem.audio, few_steps(cpu, encode(cpu), [prompt], steps=11)[0].audio, **CLOSE)
+
+
+class TheirArray:
+    """Another library's array, whose values are still being computed in `stream`."""
+
+    def __init__(self, pointer, values, **changes):
+        plain = {"shape": values.shape, "typestr": values.dtype.str, "data": (pointer, False), "version": 3}
+        self.__cuda_array_interface__ = {**plain, **changes}
+
+
+class TheirProgram:
+    """Another library in the process, with a stream and memory of its own."""
+
+    def __init__(self, cuda):
+        self.cuda = cuda
+        _, stream = cuda.cudaStreamCreateWithFlags(cuda.cudaStreamNonBlocking)
+        self.stream, self.memory = int(stream), []
+
+    def compute(self, values):
+        """An array that a kernel will have filled when the stream is there."""
+        _, pointer = self.cuda.cudaMalloc(values.nbytes)
+        self.memory.append(pointer)
+
+        def run():
+            ctypes.memmove(pointer, values.ctypes.data, values.nbytes)
+
+        self.cuda.launch("their kernel", self.stream, run, [], [Range(pointer, values.nbytes)])
+        return TheirArray(pointer, values)
+
+    def read(self, interface):
+        """The values, read in this stream without waiting for another."""
+        found = np.empty(interface["shape"], interface["typestr"])
+        self.cuda.pageable(found)
+        kind = self.cuda.cudaMemcpyKind.cudaMemcpyDefault
+        self.cuda.cudaMemcpyAsync(found.ctypes.data, interface["data"][0], found.nbytes, kind, self.stream)
+        return found
+
+    def close(self):
+        self.cuda.cudaStreamDestroy(self.stream)
+        for pointer in self.memory:
+            self.cuda.cudaFree(pointer)
+
+
+@pytest.fixture
+def theirs(cuda):
+    program = TheirProgram(cuda)
+    yield program
+    program.close()
+
+
+def test_the_work_of_another_stream_is_waited_for(cpu, start, theirs):
+    session = start()
+    frames = moving_frames(25, session.info.image_size)
+    clip = session.encode_frames(theirs.compute(frames), 1.0, stream=theirs.stream)
+    np.testing.assert_allclose(np.asarray(clip.tokens), encode(cpu).tokens, rtol=0, atol=1e-4)

@@ -86,7 +86,8 @@ def _call(results: int = 0) -> Callable[[Callable[..., Any]], Callable[..., Any]
                 except Refused as refused:
                     self._unread = refused.error
                     return refused.error, *([None] * results)
-                return _ERROR.cudaSuccess, *(() if results == 0 else found if results > 1 else (found,))
+            self.after.get(function.__name__, lambda: None)()
+            return _ERROR.cudaSuccess, *(() if results == 0 else found if results > 1 else (found,))
 
         return call
 
@@ -100,8 +101,8 @@ class FakeCuda:
         self.limit_bytes = limit_bytes
         self.calls: Counter[str] = Counter()
         """How often each function was called."""
-        self.during_capture: Callable[[], None] | None = None
-        """Called at the beginning of each capture, such as a garbage collection that happens just then."""
+        self.after: dict[str, Callable[[], None]] = {}
+        """What else happens in the process after a call of this function, such as a garbage collection."""
         self.violations: list[str] = []
         self._name, self._capability = name, capability
         self._lock = threading.RLock()
@@ -318,8 +319,6 @@ class FakeCuda:
         if queue.capture is not None:
             raise Refused(_ERROR.cudaErrorIllegalState)
         queue.capture = Capture(queue, mode, threading.get_ident())
-        if self.during_capture is not None:
-            self.during_capture()
 
     @_call(1)
     def cudaStreamEndCapture(self, stream: Any) -> Any:

@@ -133,7 +133,8 @@ class CudaDevice:
 
     def after(self, stream: int) -> None:
         """Make later work wait for the work now in the caller's `stream`: 0 and 1 are the default, 2 is per thread."""
-        self._call("cudaStreamWaitEvent", self.stream, self._record(stream).event, 0)
+        mark = self._record(stream)  # its event is destroyed with it
+        self._call("cudaStreamWaitEvent", self.stream, mark.event, 0)
 
     def check_pointer(self, pointer: int) -> None:
         """Check that this device can read the memory at `pointer`.
