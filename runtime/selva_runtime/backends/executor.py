@@ -142,7 +142,7 @@ class Executor(Protocol):
         """
 
     def finish(self) -> None:
-        """Save what makes the next start faster, at the end of a call."""
+        """Complete the results of a call, and save what makes the next start faster."""
 
 
 def check_feeds(graph: Graph, feeds: Mapping[str, Tensor]) -> None:

@@ -95,7 +95,8 @@ class DeviceExecutor:
         self.space.device.after(stream)
 
     def finish(self) -> None:
-        """Save what makes the next start faster, at the end of a call."""
+        """Wait for everything, so that other streams can read the results, and save what makes the next start faster."""
+        self.space.device.synchronise()
         self._graphs.save()
 
     def loop(
