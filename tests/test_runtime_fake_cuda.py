@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import gc
+import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -14,6 +17,8 @@ from sessions import encode, few_steps, moving_frames
 
 from selva_runtime import Session
 from selva_runtime.backends.gpu import cuda_device, onnx_graphs
+from selva_runtime.backends.gpu.cuda_device import CudaDevice
+from selva_runtime.backends.gpu.device_array import Space
 
 CLOSE = {"rtol": 0, "atol": 1e-5}
 
@@ -138,3 +143,46 @@ def test_a_clip_goes_to_another_session(cpu, start):
     first, second = start(), start()
     (stem,) = few_steps(second, encode(first), ["rain"])
     np.testing.assert_allclose(stem.audio, few_steps(cpu, encode(cpu), ["rain"])[0].audio, **CLOSE)
+
+
+class Garbage:
+    """A device with memory, page-locked memory, an event and a recording, in cycles that only the collector finds."""
+
+    def __init__(self):
+        device = CudaDevice()
+        space = Space(device)
+        self.kept = [device, space, space.put(np.arange(5)), device.mark(), device.record(lambda: None)]
+        self.dead = [weakref.ref(each) for each in self.kept]
+
+    def drop(self):
+        """Leaves everything to the collector."""
+        kept, self.kept = self.kept, []
+        kept.append(kept)
+
+    def all_dead(self):
+        return all(each() is None for each in self.dead)
+
+
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["same-thread", "other-thread"])
+def test_garbage_is_collected_during_a_capture(cuda, start, elsewhere):
+    session = start()
+    clip, other = encode(session), Garbage()
+
+    def collect():
+        other.drop()
+        if elsewhere:
+            thread = threading.Thread(target=gc.collect)
+            thread.start()
+            thread.join()
+        else:
+            gc.collect()
+
+    cuda.after["cudaStreamBeginCapture"] = collect
+    few_steps(session, clip, ["rain"], steps=6)
+    assert other.all_dead()
+
+
+def test_another_library_frees_during_a_recording(cuda):
+    _, pointer = cuda.cudaMalloc(8)
+    cuda.after["cudaStreamBeginCapture"] = lambda: cuda.cudaFree(pointer)
+    CudaDevice().record(lambda: None)

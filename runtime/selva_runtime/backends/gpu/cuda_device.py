@@ -10,9 +10,12 @@ from __future__ import annotations
 import ctypes
 import shutil
 import weakref
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -60,7 +63,7 @@ class CudaDevice:
         self.name, self.capability = self._properties()
         self.stream = int(self._call("cudaStreamCreateWithFlags", self._cuda.cudaStreamNonBlocking))
         """Handle of the one stream that all work of a session uses."""
-        weakref.finalize(self, self._cuda.cudaStreamDestroy, self.stream).atexit = False
+        self._destroy_with(self, "cudaStreamDestroy", self.stream)
 
     @property
     def free_bytes(self) -> int:
@@ -78,13 +81,13 @@ class CudaDevice:
 
     def free(self, pointer: int) -> None:
         """Free memory once all queued work is done with it. CUDA itself waits for the whole device first."""
-        self._call("cudaFree", pointer)
+        _DISCARDED.add(self._cuda, "cudaFree", pointer)
 
     def staging(self, nbytes: int) -> npt.NDArray[np.uint8]:
         """Allocate host memory that the device can read and write directly (page-locked)."""
         pointer = int(self._call("cudaHostAlloc", nbytes, self._cuda.cudaHostAllocDefault))
         memory = (ctypes.c_uint8 * nbytes).from_address(pointer)
-        weakref.finalize(memory, self._cuda.cudaFreeHost, pointer).atexit = False
+        self._destroy_with(memory, "cudaFreeHost", pointer)
         return np.ctypeslib.as_array(memory)
 
     def copy(self, target: int, source: int, nbytes: int) -> None:
@@ -110,26 +113,32 @@ class CudaDevice:
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
         """Record what `work` queues as a CUDA graph, without running it. Other threads may use the GPU meanwhile."""
-        self._call(
-            "cudaStreamBeginCapture", self.stream, self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        )
-        try:
-            work()
-        except BaseException:
-            self._cuda.cudaStreamEndCapture(self.stream)
-            raise
-        graph = self._call("cudaStreamEndCapture", self.stream)
+        # relaxed: a library may free its own memory meanwhile, when Python's collector comes by
+        mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeRelaxed
+        with self.recording():
+            self._call("cudaStreamBeginCapture", self.stream, mode)
+            try:
+                work()
+            except BaseException:
+                _ignoring_errors(self._cuda, "cudaStreamEndCapture", self.stream)
+                raise
+            graph = self._call("cudaStreamEndCapture", self.stream)
         try:
             executable = self._call("cudaGraphInstantiate", graph, 0)
         finally:
-            self._cuda.cudaGraphDestroy(graph)
+            self._call("cudaGraphDestroy", graph)
 
         def replay() -> None:
             self._call("cudaGraphLaunch", executable, self.stream)
 
-        weakref.finalize(replay, self._cuda.cudaGraphExecDestroy, executable).atexit = False
+        self._destroy_with(replay, "cudaGraphExecDestroy", executable)
         self._call("cudaGraphUpload", executable, self.stream)
         return replay
+
+    @staticmethod
+    def recording() -> AbstractContextManager[None]:
+        """Keep everything that is freed until the end, because CUDA may forbid to free during a capture."""
+        return _DISCARDED.kept()
 
     def after(self, stream: int) -> None:
         """Make later work wait for the work now in the caller's `stream`: 0 and 1 are the default, 2 is per thread."""
@@ -151,9 +160,12 @@ class CudaDevice:
 
     def _record(self, stream: int) -> _Mark:
         mark = _Mark(self._call("cudaEventCreateWithFlags", self._cuda.cudaEventDisableTiming))
-        weakref.finalize(mark, self._cuda.cudaEventDestroy, mark.event).atexit = False
+        self._destroy_with(mark, "cudaEventDestroy", mark.event)
         self._call("cudaEventRecord", mark.event, stream)
         return mark
+
+    def _destroy_with(self, owner: object, function: str, handle: Any) -> None:
+        weakref.finalize(owner, _DISCARDED.add, self._cuda, function, handle).atexit = False
 
     def _properties(self) -> tuple[str, str]:
         found = self._call("cudaGetDeviceProperties", 0)
@@ -166,6 +178,45 @@ class CudaDevice:
             kind = DeviceMemoryError if error.name in _OUT_OF_MEMORY else BackendError
             raise kind(_message(self._cuda, function, error))
         return values[0] if len(values) == 1 else tuple(values)
+
+
+class _Discarded:
+    """What nothing refers to any more: memory, streams, events, recordings.
+
+    Python's collector calls finalisers at any time and in any thread, also during a capture. CUDA can then refuse to
+    free anything, and the capture breaks. So all of it is kept until no capture is under way in this process.
+    """
+
+    def __init__(self) -> None:
+        self._lock = RLock()
+        self._captures = 0
+        self._waiting: deque[tuple[Any, str, Any]] = deque()
+
+    def add(self, cuda: Any, function: str, handle: Any) -> None:
+        """Call a function of CUDA that destroys or frees, now or after the captures."""
+        self._waiting.append((cuda, function, handle))
+        self._empty()
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Keep everything meanwhile."""
+        with self._lock:
+            self._captures += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._captures -= 1
+            self._empty()
+
+    def _empty(self) -> None:
+        with self._lock:
+            while self._waiting and not self._captures:
+                cuda, function, handle = self._waiting.popleft()
+                _ignoring_errors(cuda, function, handle)
+
+
+_DISCARDED = _Discarded()
 
 
 class _Mark:
@@ -181,6 +232,11 @@ def _import_cuda() -> Any:
     except Exception as error:  # missing, or a broken installation, which can raise anything
         missing = "cuda-python is not installed" if isinstance(error, ImportError) else f"cuda-python fails ({error})"
         raise BackendError(f"{missing}; GPU backends need it: pip install 'selva-deploy[gpu]'") from error
+
+
+def _ignoring_errors(cuda: Any, function: str, handle: Any) -> None:
+    if getattr(cuda, function)(handle)[0] != cuda.cudaError_t.cudaSuccess:
+        cuda.cudaGetLastError()  # otherwise the next call reports it
 
 
 def _message(cuda: Any, function: str, error: Any) -> str:

@@ -95,7 +95,7 @@ class DeviceExecutor:
         self.space.device.after(stream)
 
     def finish(self) -> None:
-        """Wait for everything, so that other streams can read the results, and save what makes the next start faster."""
+        """Wait, so that other streams can read the results, and save what makes the next start faster."""
         self.space.device.synchronise()
         self._graphs.save()
 

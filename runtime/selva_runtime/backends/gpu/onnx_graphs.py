@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from itertools import count
 from typing import Any
 
@@ -106,10 +106,12 @@ class OnnxGraphs:
         if self._device.kind == "cuda":
             options.add_run_config_entry("disable_synchronize_execution_providers", "1")
             options.add_run_config_entry("gpu_graph_id", str(graph_id))
+        captures = self._device.kind == "cuda" and graph_id != _NO_CUDA_GRAPH
 
         def call() -> None:
             try:
-                session.run_with_iobinding(binding, options)
+                with CudaDevice.recording() if captures else nullcontext():
+                    session.run_with_iobinding(binding, options)
             except Exception as error:
                 raise _kind(error)(f"ONNX Runtime failed in graph {name}: {first_line(error)}") from error
 
