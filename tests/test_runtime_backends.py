@@ -114,7 +114,7 @@ def test_onnx_runtime_without_cuda_says_what_to_install(opened, monkeypatch, a_g
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this ONNX Runtime has CUDA")
     monkeypatch.setattr("selva_runtime.backends.gpu.onnx_graphs.CudaDevice", FakeGpu)
-    with pytest.raises(BackendError, match=r"no CUDA support: pip uninstall onnxruntime, then pip install"):
+    with pytest.raises(BackendError, match=r"no CUDA support: pip uninstall onnxruntime onnxruntime-gpu, then"):
         make_executor(opened, "cuda", None)
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 import gc
 import threading
+import tomllib
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +17,8 @@ from fake_onnxruntime import FakeOnnxRuntime
 from gpus import on_fake_engines
 from sessions import encode, few_steps, moving_frames
 
-from selva_runtime import Session
-from selva_runtime.backends.gpu import cuda_device, onnx_graphs
+from selva_runtime import BackendError, Session
+from selva_runtime.backends.gpu import cuda_device, executor, onnx_graphs
 from selva_runtime.backends.gpu.cuda_device import CudaDevice
 from selva_runtime.backends.gpu.device_array import Space
 
@@ -186,3 +188,32 @@ def test_another_library_frees_during_a_recording(cuda):
     _, pointer = cuda.cudaMalloc(8)
     cuda.after["cudaStreamBeginCapture"] = lambda: cuda.cudaFree(pointer)
     CudaDevice().record(lambda: None)
+
+
+def test_recordings_of_plans_that_are_gone_do_not_pile_up(cuda, ort, cpu, demo_bundle, monkeypatch):
+    monkeypatch.setattr(executor, "_PLANS", 1)
+    monkeypatch.setattr(onnx_graphs, "_MOST_UNUSED", 2)
+    session = Session(demo_bundle, backend="cuda")
+    for part in range(6):
+        duration_s = 0.64 + part / 10
+        (stem,) = few_steps(session, encode(session, duration_s), ["rain"], steps=1)
+        assert sum(len(each.captured) for each in ort.sessions) <= 4
+    expected = few_steps(cpu, encode(cpu, duration_s), ["rain"], steps=1)[0]
+    np.testing.assert_allclose(stem.audio, expected.audio, **CLOSE)
+
+
+def test_what_onnx_runtime_lacks_is_said_with_another_command(ort, demo_bundle):
+    ort.without_libraries = True
+    with pytest.raises(BackendError, match=r"cannot load .* pip install --upgrade 'onnxruntime-gpu\[cuda,cudnn\]'"):
+        Session(demo_bundle, backend="cuda")
+    ort.__version__ = "1.30.2"
+    with pytest.raises(
+        BackendError, match=r"ONNX Runtime 1.30.2 is too old for CUDA graphs: pip uninstall"
+    ):
+        Session(demo_bundle, backend="cuda")
+
+
+def test_the_gpu_extra_brings_what_the_backend_asks_for():
+    root = Path(__file__).resolve().parents[1]
+    extras = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert extras["gpu"][0] == f"onnxruntime-gpu[cuda,cudnn]>={'.'.join(map(str, onnx_graphs._OLDEST))}"

@@ -30,6 +30,9 @@ class FakeOnnxRuntime:
 
     def __init__(self, cuda: FakeCuda) -> None:
         self.cuda = cuda
+        self.__version__ = "1.31.1"
+        self.without_libraries = False
+        """Whether the CUDA provider gives up, as it does without its libraries."""
         self.preloaded = False
         self.sessions: weakref.WeakSet[Session] = weakref.WeakSet()
 
@@ -48,6 +51,8 @@ class FakeOnnxRuntime:
         (name, settings), _ = providers
         assert name == CUDA
         made = Session(self.cuda, source, options, settings)
+        if self.without_libraries:
+            made.providers.remove(CUDA)
         self.sessions.add(made)
         return made
 
@@ -82,6 +87,7 @@ class Session:
     def __init__(self, cuda: FakeCuda, source: Any, options: Any, settings: dict[str, str]) -> None:
         options.intra_op_num_threads = 1
         self._cuda = cuda
+        self.providers = [CUDA, "CPUExecutionProvider"]
         self._real = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         self._stream = int(settings["user_compute_stream"])
         self._captures = settings["enable_cuda_graph"] == "1"
@@ -92,7 +98,7 @@ class Session:
         weakref.finalize(self, _end, cuda, weights, self.captured).atexit = False
 
     def get_providers(self) -> list[str]:
-        return [CUDA, "CPUExecutionProvider"]
+        return self.providers
 
     def io_binding(self) -> Binding:
         return Binding()

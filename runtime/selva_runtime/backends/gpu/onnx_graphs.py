@@ -6,11 +6,11 @@ works on a `HostDevice`, so the device path can be tested without a GPU.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from itertools import count
 from typing import Any
+from weakref import WeakSet
 
 from selva_bundle.bundle import Bundle
 from selva_bundle.errors import BackendError, DeviceMemoryError
@@ -20,9 +20,14 @@ from selva_runtime.backends.gpu.device_array import DeviceArray
 from selva_runtime.backends.onnx_cpu import first_line, import_onnxruntime, open_session
 
 _CUDA = "CUDAExecutionProvider"
-_INSTALL = "pip uninstall onnxruntime, then pip install 'selva-deploy[gpu]' (the two install the same module)"
+_OLDEST = (1, 31)
+"""Before, a captured graph could keep the address of page-locked memory that was freed, and compute garbage."""
+_REPLACE = "pip uninstall onnxruntime onnxruntime-gpu, then pip install 'selva-deploy[gpu]'"
+_LIBRARIES = "pip install --upgrade 'onnxruntime-gpu[cuda,cudnn]', and unset LD_LIBRARY_PATH if it names other versions"
 _REPEATED = "guided_step"
 _NO_CUDA_GRAPH = -1
+_MOST_UNUSED = 16
+"""CUDA graphs of plans that are gone. The CUDA provider cannot release them, so the session is opened again instead."""
 _OUT_OF_MEMORY = ("failed to allocate memory", "out of memory", "alloc_failed", "bad allocation")
 
 
@@ -45,10 +50,15 @@ class OnnxGraphs:
         self._threads = threads
         self._sessions: dict[str, Any] = {}
         self._graph_ids = count(1)
+        self._recorded = 0
+        self._in_use: WeakSet[OnnxBound] = WeakSet()
         self._ort = import_onnxruntime(device.kind)
         if isinstance(device, CudaDevice):
             if _CUDA not in self._ort.get_available_providers():
-                raise BackendError(f"the installed ONNX Runtime has no CUDA support: {_INSTALL}")
+                raise BackendError(f"the installed ONNX Runtime has no CUDA support: {_REPLACE}")
+            version = self._ort.__version__
+            if tuple(int(part) for part in version.split(".")[:2]) < _OLDEST:
+                raise BackendError(f"the installed ONNX Runtime {version} is too old for CUDA graphs: {_REPLACE}")
             self._ort.preload_dlls()  # finds CUDA and cuDNN where pip put them
         self.load(_REPEATED)
 
@@ -71,13 +81,14 @@ class OnnxGraphs:
             session = self._session(name, cuda_graph=False)  # it has nodes that a CUDA graph cannot hold
             self.shortfall = f"; steps run without a CUDA graph ({error})"
         if self._device.kind == "cuda" and _CUDA not in session.get_providers():
-            raise BackendError(
-                f"ONNX Runtime cannot use the GPU (CUDA 13 and cuDNN 9 libraries are needed): {_INSTALL}"
-            )
+            raise BackendError(f"ONNX Runtime cannot load the libraries of CUDA 13 and cuDNN 9: {_LIBRARIES}")
         self._sessions[name] = session
 
     def bind(self, name: str, arrays: Mapping[str, DeviceArray], *, repeated: bool) -> OnnxBound:
         """Bind graph `name` to these inputs and outputs. A `repeated` binding runs many times and has its own state."""
+        if repeated and self._recorded - len(self._in_use) >= _MOST_UNUSED:
+            self._sessions.pop(name)
+            self._recorded, self._in_use = 0, WeakSet()
         self.load(name)
         session, graph = self._sessions[name], self._bundle.manifest.graphs[name]
         binding = session.io_binding()
@@ -91,7 +102,8 @@ class OnnxGraphs:
         graph_id = next(self._graph_ids) if repeated else _NO_CUDA_GRAPH
         bound = OnnxBound(self._device, self._call(name, session, binding, graph_id), arrays)
         if repeated and kind == "cuda":
-            weakref.finalize(bound, _forget, session, graph_id).atexit = False
+            self._recorded += 1
+            self._in_use.add(bound)
         return bound
 
     def release(self, name: str) -> None:
@@ -159,8 +171,3 @@ class OnnxBound:
 def _kind(error: BaseException | None) -> type[BackendError]:
     text = str(error).lower()
     return DeviceMemoryError if any(sign in text for sign in _OUT_OF_MEMORY) else BackendError
-
-
-def _forget(session: Any, graph_id: int) -> None:
-    with suppress(Exception):  # it may never have been recorded
-        session.release_captured_graph(graph_id)
