@@ -207,9 +207,7 @@ def test_what_onnx_runtime_lacks_is_said_with_another_command(ort, demo_bundle):
     with pytest.raises(BackendError, match=r"cannot load .* pip install --upgrade 'onnxruntime-gpu\[cuda,cudnn\]'"):
         Session(demo_bundle, backend="cuda")
     ort.__version__ = "1.30.2"
-    with pytest.raises(
-        BackendError, match=r"ONNX Runtime 1.30.2 is too old for CUDA graphs: pip uninstall"
-    ):
+    with pytest.raises(BackendError, match=r"ONNX Runtime 1.30.2 is too old for CUDA graphs: pip uninstall"):
         Session(demo_bundle, backend="cuda")
 
 

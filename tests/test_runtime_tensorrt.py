@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from gpus import FakeContext, on_fake_engines
+from gpus import FakeCache, FakeConfig, FakeContext, on_fake_engines
 from sessions import encode, few_steps
 
 from selva_bundle.bundle import Bundle
@@ -49,6 +49,34 @@ def test_kernels_that_were_compiled_are_kept(on_tensorrt, opened):
     again = Session(opened, backend="tensorrt")
     few_steps(again, encode(again), ["rain"])
     assert CacheFile(file.stem).read() == b"kernels, older"
+
+
+def raising(*_):
+    raise RuntimeError("the library is confused")
+
+
+@pytest.mark.parametrize(
+    ("kind", "function", "failing"),
+    [
+        (FakeConfig, "create_runtime_cache", lambda self: None),
+        (FakeConfig, "create_runtime_cache", raising),
+        (FakeConfig, "set_runtime_cache", lambda self, cache: False),
+        (FakeCache, "deserialize", raising),
+        (FakeCache, "serialize", lambda self: None),
+        (FakeCache, "serialize", raising),
+    ],
+)
+def test_a_kernel_cache_that_fails_does_not_fail_a_run(demo_bundle, kind, function, failing, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with on_fake_engines(demo_bundle) as (session, _):
+        clip = encode(session)  # writes the first file
+        (file,) = cache_folder().iterdir()
+        before = file.read_bytes()
+        monkeypatch.setattr(kind, function, failing)
+        again = Session(demo_bundle, backend="tensorrt")
+        (stem,) = few_steps(again, encode(again), ["rain"], steps=1)
+        np.testing.assert_array_equal(stem.audio, few_steps(session, clip, ["rain"], steps=1)[0].audio)
+        assert file.read_bytes() == before
 
 
 def test_a_failing_engine_is_one_typed_line(on_tensorrt, monkeypatch):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import Any
 
@@ -190,7 +190,7 @@ class TensorRtBound:
 
 
 class RuntimeCache:
-    """RTX's cache of compiled kernels in a file, one for all engines of a set."""
+    """RTX's cache of compiled kernels in a file, one for all engines of a set. No failure of it fails a run."""
 
     def __init__(self, engines: Any, library: str, device: CudaDevice) -> None:
         hashes = "".join(record.sha256 for _, record in sorted(engines.engines.items()))
@@ -201,21 +201,22 @@ class RuntimeCache:
 
     def attach(self, config: Any) -> None:
         """Make contexts with this `config` use the cache. The first call reads the file."""
-        if self._cache is None:
-            self._cache = config.create_runtime_cache()
-            stored = self._file.read()
-            # the library itself refuses a cache of another version, GPU or driver
-            if stored is not None and self._cache.deserialize(stored):
-                self._saved_bytes = len(stored)
-        config.set_runtime_cache(self._cache)
+        with suppress(Exception):  # the library may raise anything
+            if self._cache is None:
+                self._cache = config.create_runtime_cache()
+                stored = self._file.read()
+                # the library itself refuses a cache of another version, GPU or driver
+                if stored is not None and self._cache.deserialize(stored):
+                    self._saved_bytes = len(stored)
+            if not config.set_runtime_cache(self._cache):
+                self._cache = None  # what it holds is not of our contexts
 
     def save(self) -> None:
         """Write the file if the cache has grown."""
-        if self._cache is None:
-            return
-        content = bytes(self._cache.serialize())
-        if len(content) > self._saved_bytes and self._file.write(content):
-            self._saved_bytes = len(content)
+        with suppress(Exception):
+            content = b"" if self._cache is None else bytes(self._cache.serialize() or b"")
+            if len(content) > self._saved_bytes and self._file.write(content):
+                self._saved_bytes = len(content)
 
 
 def _most(engines: Any, graph: str, port: str) -> int:
