@@ -119,9 +119,9 @@ def test_profiles_hold_every_clip_that_the_runtime_takes(engines: EngineSet, bun
         "max": (8, high.latent, 20),
     }
     assert [step["clip_f"][size][:2] for size in ("min", "opt", "max")] == [
-        (2, low.clip),
-        (2, mid.clip),
-        (16, high.clip),
+        (2, low.visual),
+        (2, mid.visual),
+        (16, high.visual),
     ]
     assert step["t"]["min"] == step["t"]["max"] == (1,)
     sync = engines.engines["conditions"].profile["sync"]

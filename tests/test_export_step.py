@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from selva_bundle.lengths import clip_positions, latent_positions, sync_rows
+from selva_bundle.lengths import latent_positions, sync_rows, visual_positions
 from selva_export.graphs import GuidedStep, PrepareConditions
 from selva_ref import get_preset
 from selva_ref.model.generator import Generator
@@ -62,13 +62,13 @@ def test_a_step_is_the_guided_flow(preset, duration_s: float, stems: int, negati
     tokens = preset.generator.text_tokens, preset.generator.text_width
     text, against = drawn(stems, *tokens), drawn(1, *tokens)
     latents = drawn(stems, lengths.latent, preset.generator.latent_width)
-    places = (torch.from_numpy(make(lengths)) for make in (latent_positions, clip_positions))
+    places = (torch.from_numpy(make(lengths)) for make in (latent_positions, visual_positions))
     conditions = PrepareConditions(generator)(sync, text, against, torch.tensor([negative]), *places)
     t, dt, scale = (torch.tensor([value]) for value in (0.37, 1.0, 4.5))
     rows = torch.from_numpy(sync_rows(rules, lengths, stems))
     step = GuidedStep(generator)(latents, t, dt, scale, rows, *conditions) - latents
 
-    clip = generator.empty_clip(1, lengths.clip)
+    clip = generator.empty_clip(1, lengths.visual)
     for i in range(stems):
         c = generator.prepare(sync[i : i + 1], clip, text[i : i + 1], latent_length=lengths.latent)
         empty = generator.prepare_empty(c, sync_length=lengths.sync, negative_text=against if negative else None)
@@ -87,11 +87,11 @@ def test_modulations_are_computed_once_a_row(generator: Generator) -> None:
         *torch.ones(3, 1),
         torch.from_numpy(sync_rows(sequence_rules(DEMO), lengths, 2)),
         torch.zeros(2, lengths.sync, width),
-        torch.zeros(4, lengths.clip, width),
+        torch.zeros(4, lengths.visual, width),
         torch.zeros(4, DEMO.generator.text_tokens, width),
         torch.zeros(4, width),
         torch.zeros(lengths.latent, 2, head // 2),
-        torch.zeros(lengths.clip, 2, head // 2),
+        torch.zeros(lengths.visual, 2, head // 2),
     )
     for hook in hooks:
         hook.remove()

@@ -7,7 +7,7 @@ runtime always uses one size: for a dynamic axis the kernels must suit a whole r
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from selva_bundle.ports import Port, Size, split_axis
 from selva_engines.errors import EngineRequestError
@@ -129,8 +129,8 @@ def _range(size: Size, axes: Mapping[str, Range]) -> Range:
 def _axes(source: Source, max_stems: int) -> dict[str, Range]:
     rules = source.sequence
     durations = (rules.min_duration_s, source.default_duration_s, rules.max_duration_s)
-    low, mid, high = (asdict(rules.lengths(duration_s)) for duration_s in durations)
-    lengths = {axis: Range(min=low[axis], opt=mid[axis], max=high[axis]) for axis in ("segments", "latent", "clip")}
+    low, mid, high = (rules.lengths(duration_s).axes for duration_s in durations)
+    lengths = {axis: Range(min=low[axis], opt=mid[axis], max=high[axis]) for axis in low}
     return {
         "prompts": Range(min=1, opt=1, max=1),  # the runtime runs prompts one by one
         "tokens": Range(min=1, opt=min(OPTIMAL_TOKENS, source.max_tokens), max=source.max_tokens),

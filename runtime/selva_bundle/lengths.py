@@ -31,10 +31,15 @@ class Lengths:
     """Sync features of all segments."""
     latent: int
     """Latent vectors of the generator."""
-    clip: int
+    visual: int
     """Tokens of the generator's visual stream."""
     samples: int
     """Audio samples of the stem, exactly the duration. The decoder's output is trimmed to this."""
+
+    @property
+    def axes(self) -> dict[str, int]:
+        """Sizes of those axes of the graphs that depend on the duration. "clip" is the graphs' name for `visual`."""
+        return {"segments": self.segments, "latent": self.latent, "clip": self.visual}
 
 
 _MOST = {
@@ -104,7 +109,7 @@ class SequenceRules:
             segments=segments,
             sync=segments * self.sync_per_segment,
             latent=math.ceil(seconds * self.sample_rate_hz / (2 * self.hop)),
-            clip=max(1, math.floor(seconds * self.clip_fps)),
+            visual=max(1, math.floor(seconds * self.clip_fps)),
             samples=round(seconds * self.sample_rate_hz),
         )
 
@@ -157,6 +162,6 @@ def latent_positions(lengths: Lengths) -> npt.NDArray[np.float32]:
     return np.arange(lengths.latent, dtype=np.float32)
 
 
-def clip_positions(lengths: Lengths) -> npt.NDArray[np.float32]:
-    """(clip,) rotary positions of the visual stream, stretched to the length of the latent stream."""
-    return np.arange(lengths.clip, dtype=np.float32) * np.float32(lengths.latent / lengths.clip)
+def visual_positions(lengths: Lengths) -> npt.NDArray[np.float32]:
+    """(visual,) rotary positions of the visual stream, stretched to the length of the latent stream."""
+    return np.arange(lengths.visual, dtype=np.float32) * np.float32(lengths.latent / lengths.visual)

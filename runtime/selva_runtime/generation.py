@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from selva_bundle.errors import BackendError, DeviceMemoryError, RequestError
-from selva_bundle.lengths import SequenceRules, clip_positions, latent_positions, sync_rows
+from selva_bundle.lengths import SequenceRules, latent_positions, sync_rows, visual_positions
 from selva_runtime.backends.executor import Executor, Tensor, joined, stacked
 from selva_runtime.backends.gpu.device_array import DeviceArray
 from selva_runtime.batches import in_batches
@@ -159,7 +159,7 @@ class Generation:
             "negative_text": np.zeros((1, *text.shape[1:]), np.float32) if negative is None else negative[None],
             "use_negative": np.array([negative is not None]),
             "latent_positions": latent_positions(lengths),
-            "clip_positions": clip_positions(lengths),
+            "clip_positions": visual_positions(lengths),
         }
         conditions = self.executor.run("conditions", feeds, self.cancel)
         return {**conditions, "sync_row": sync_rows(self.rules, lengths, len(features))}

@@ -109,7 +109,7 @@ class TextEncoder:
             return {"ids": ids}
 
         self.t5 = TextTower(executor, "text_t5", t5, t5_feeds)
-        self.clip = TextTower(executor, "text_clip", clip, clip_feeds)
+        self.clip_text = TextTower(executor, "text_clip", clip, clip_feeds)
         self._keep = keep
         self._unknown_id = t5.token_to_id("<unk>")
 
@@ -130,7 +130,7 @@ class TextEncoder:
         if strange := self._strange_words(prompt):
             heard = ", ".join(self._manifest.hears)
             warnings.append(f"the {self._manifest.preset} model does not know {strange}; it hears: {heard}")
-        cut = [e for e in (encoding, self.clip.tokenizer.encode(prompt)) if e.overflowing]
+        cut = [e for e in (encoding, self.clip_text.tokenizer.encode(prompt)) if e.overflowing]
         if cut:
             end = min(max(end for _, end in e.offsets) for e in cut)
             words = len(prompt[:end].split())
@@ -163,7 +163,7 @@ class TextEncoder:
             Cancelled: `cancel` was set.
         """
         clip_prompts = [*prompts, *([] if negative is None else [negative])]
-        total = len(self.t5.new(prompts)) + len(self.clip.new(clip_prompts))
+        total = len(self.t5.new(prompts)) + len(self.clip_text.new(clip_prompts))
         done = 0
 
         def on_done() -> None:
@@ -173,7 +173,7 @@ class TextEncoder:
                 on_progress(done, total)
 
         t5 = self.t5.features(prompts, keep=self._keep, cancel=cancel, on_done=on_done)
-        clip = self.clip.features(clip_prompts, keep=self._keep, cancel=cancel, on_done=on_done)
+        clip = self.clip_text.features(clip_prompts, keep=self._keep, cancel=cancel, on_done=on_done)
         return t5, clip
 
 
