@@ -105,6 +105,17 @@ def test_no_module_imports_itself_by_way_of_others():
         pytest.fail(" -> ".join(error.args[1]))
 
 
+def test_graph_names_stand_in_one_place():
+    """Names such as "decoder" also mean other things; these do not."""
+    wrong = {
+        module
+        for module, tree in MODULES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and node.value in ("guided_step", "video_backbone", "video_select")
+    }
+    assert wrong == {"selva_bundle.ports"}
+
+
 def test_this_test_sees_the_imports():
     assert {"selva_bundle.bundle", "selva_runtime.request"} <= set(imported(ast.walk(MODULES["selva_runtime.session"])))
     assert "clips" in top_names(ast.walk(TESTS["test_runtime_video"]))

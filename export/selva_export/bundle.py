@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from selva_bundle.manifest import FORMAT, FORMAT_VERSION
+from selva_bundle.ports import CONDITIONS, DECODER, GUIDED_STEP, TEXT_CLIP, TEXT_T5, VIDEO_BACKBONE, VIDEO_SELECT
 from selva_export import graphs
 from selva_export.errors import ExportError
 from selva_export.signatures import Signature, example_inputs, signatures
@@ -34,13 +35,13 @@ RANDOM_NOTICE = "Random weights: for latency work and tests; the sounds mean not
 DEMO_NOTICE = "Toy model of the selva-deploy project, MIT licence."
 
 MAKERS: dict[str, tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
-    "text_t5": (graphs.TextT5, ("text_t5",)),
-    "text_clip": (graphs.TextClip, ("text_clip",)),
-    "video_backbone": (graphs.VideoBackbone, ("video_encoder",)),
-    "video_select": (graphs.VideoSelect, ("video_encoder",)),
-    "conditions": (graphs.PrepareConditions, ("generator",)),
-    "guided_step": (graphs.GuidedStep, ("generator",)),
-    "decoder": (graphs.Decode, ("generator", "vae", "vocoder")),
+    TEXT_T5: (graphs.TextT5, ("text_t5",)),
+    TEXT_CLIP: (graphs.TextClip, ("text_clip",)),
+    VIDEO_BACKBONE: (graphs.VideoBackbone, ("video_encoder",)),
+    VIDEO_SELECT: (graphs.VideoSelect, ("video_encoder",)),
+    CONDITIONS: (graphs.PrepareConditions, ("generator",)),
+    GUIDED_STEP: (graphs.GuidedStep, ("generator",)),
+    DECODER: (graphs.Decode, ("generator", "vae", "vocoder")),
 }
 """Graph name → its module and the parts it is made from."""
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from selva_bundle.errors import BackendError, DeviceMemoryError, RequestError
 from selva_bundle.lengths import SequenceRules, latent_positions, sync_rows, visual_positions
+from selva_bundle.ports import CONDITIONS, DECODER, VIDEO_SELECT
 from selva_runtime.backends.executor import Executor, Tensor, joined, stacked
 from selva_runtime.backends.gpu.device_array import DeviceArray
 from selva_runtime.batches import in_batches
@@ -104,7 +105,7 @@ class Generation:
         feeds = {"text": text, "mask": np.ones(text.shape[:2], dtype=np.bool_)}
 
         def run(rows: slice) -> Tensor:
-            part = executor.run("video_select", {"tokens": tokens[rows], **feeds}, self.cancel)["sync"][0]
+            part = executor.run(VIDEO_SELECT, {"tokens": tokens[rows], **feeds}, self.cancel)["sync"][0]
             self.progress("select", number * len(tokens) + rows.stop, prompts * len(tokens))
             return part
 
@@ -161,7 +162,7 @@ class Generation:
             "latent_positions": latent_positions(lengths),
             "clip_positions": visual_positions(lengths),
         }
-        conditions = self.executor.run("conditions", feeds, self.cancel)
+        conditions = self.executor.run(CONDITIONS, feeds, self.cancel)
         return {**conditions, "sync_row": sync_rows(self.rules, lengths, len(features))}
 
     def _decode(self, latents: Tensor) -> list[tuple[Float32, DeviceArray | None]]:
@@ -169,8 +170,8 @@ class Generation:
         executor = self.executor
 
         def run(rows: slice) -> list[tuple[Float32, DeviceArray | None]]:
-            audio = executor.run("decoder", {"latents": latents[rows]}, self.cancel)["audio"]
-            heard = finite(np.asarray(audio), "decoder")
+            audio = executor.run(DECODER, {"latents": latents[rows]}, self.cancel)["audio"]
+            heard = finite(np.asarray(audio), DECODER)
             sounds = [(self._trim(heard[i]), self._device_part(audio, i)) for i in range(len(heard))]
             for number in range(rows.start, rows.stop):
                 self.progress("vocode", number + 1, len(latents))

@@ -17,6 +17,7 @@ from tokenizers import Encoding, Tokenizer
 
 from selva_bundle.bundle import Bundle
 from selva_bundle.errors import BundleError, RequestError
+from selva_bundle.ports import TEXT_CLIP, TEXT_T5
 from selva_runtime.backends.executor import Array, Executor, Tensor
 from selva_runtime.lru_cache import LruCache
 
@@ -108,8 +109,8 @@ class TextEncoder:
             ids[0, : len(encoding.ids)] = encoding.ids
             return {"ids": ids}
 
-        self.t5 = TextTower(executor, "text_t5", t5, t5_feeds)
-        self.clip_text = TextTower(executor, "text_clip", clip, clip_feeds)
+        self.t5 = TextTower(executor, TEXT_T5, t5, t5_feeds)
+        self.clip_text = TextTower(executor, TEXT_CLIP, clip, clip_feeds)
         self._keep = keep
         self._unknown_id = t5.token_to_id("<unk>")
 

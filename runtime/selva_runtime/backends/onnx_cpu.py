@@ -15,13 +15,14 @@ from typing import Any
 from selva_bundle.bundle import Bundle
 from selva_bundle.errors import BackendError, BundleError
 from selva_bundle.manifest import Graph
+from selva_bundle.ports import GUIDED_STEP, TEXT_CLIP, TEXT_T5
 from selva_runtime.backends.cores import usable_cores
 from selva_runtime.backends.executor import POLL_S, Array, check_cancel
 from selva_runtime.backends.numpy_executor import NumpyExecutor
 
-_HOT = "guided_step"
+_HOT = GUIDED_STEP
 """The one graph that runs many times with the same shapes, so it is faster if it keeps its memory."""
-_ONCE_A_PROMPT = ("text_t5", "text_clip")
+_ONCE_A_PROMPT = (TEXT_T5, TEXT_CLIP)
 """Graphs that are loaded for one short run. Packing their weights takes three times the time it saves, and 1 GB."""
 
 

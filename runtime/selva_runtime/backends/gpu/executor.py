@@ -17,6 +17,7 @@ import numpy.typing as npt
 from selva_bundle.bundle import Bundle
 from selva_bundle.errors import DeviceMemoryError
 from selva_bundle.manifest import MAX_STEPS
+from selva_bundle.ports import GUIDED_STEP, TEXT_CLIP, TEXT_T5
 from selva_runtime.backends.axes import output_shapes
 from selva_runtime.backends.executor import Tensor, check_cancel, check_feeds
 from selva_runtime.backends.gpu.device import Graphs
@@ -137,7 +138,7 @@ class DeviceExecutor:
     def _plan(self, given: Mapping[str, Tensor]) -> FlowPlan:
         key = (self.recorded, *((name, values.shape) for name, values in sorted(given.items())))
         if key not in self._plans:
-            graph = self._manifest.graphs["guided_step"]
+            graph = self._manifest.graphs[GUIDED_STEP]
             sized = {port.name: given[port.name] for port in graph.inputs if port.name in given}
             self._plans[key] = FlowPlan(
                 self.space, self._graphs, graph, sized, max_steps=MAX_STEPS, recorded=self.recorded
@@ -162,7 +163,7 @@ class DeviceExecutor:
         except DeviceMemoryError:
             self.space.device.synchronise()
             self._plans = LruCache(_PLANS)
-            for name in ("text_t5", "text_clip"):
+            for name in (TEXT_T5, TEXT_CLIP):
                 self._graphs.release(name)
             self.space.trim()
             return work()

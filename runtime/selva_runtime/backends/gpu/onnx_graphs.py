@@ -14,6 +14,7 @@ from typing import Any
 
 from selva_bundle.bundle import Bundle
 from selva_bundle.errors import BackendError, DeviceMemoryError
+from selva_bundle.ports import GUIDED_STEP
 from selva_runtime.backends.gpu.cuda_device import CudaDevice
 from selva_runtime.backends.gpu.device import Device
 from selva_runtime.backends.gpu.device_array import DeviceArray
@@ -21,7 +22,7 @@ from selva_runtime.backends.onnx_cpu import first_line, import_onnxruntime, open
 
 _CUDA = "CUDAExecutionProvider"
 _INSTALL = "pip uninstall onnxruntime, then pip install 'selva-deploy[gpu]' (the two install the same module)"
-_REPEATED = "guided_step"
+_REPEATED = GUIDED_STEP
 _NO_CUDA_GRAPH = -1
 _OUT_OF_MEMORY = ("failed to allocate memory", "out of memory", "alloc_failed", "bad allocation")
 

@@ -16,11 +16,12 @@ from typing import Any
 
 from selva_bundle.bundle import Bundle
 from selva_bundle.errors import BackendError, DeviceMemoryError
+from selva_bundle.ports import GUIDED_STEP, VIDEO_BACKBONE
 from selva_runtime.backends.gpu.cuda_device import CudaDevice
 from selva_runtime.backends.gpu.device_array import Block, DeviceArray, Space
 from selva_runtime.backends.gpu.kernel_cache import CacheFile
 
-_REPEATED = "guided_step"
+_REPEATED = GUIDED_STEP
 _OUT_OF_MEMORY = ("out of memory", "outofmemory", "memory allocation", "cudaerrormemoryallocation")
 
 
@@ -61,7 +62,7 @@ class TensorRtGraphs:
             found = engines.find_engines(bundle.path, target, self._api.version, device.capability)
             self._loader = engines.EngineLoader(self._api, found)
         self.library = f"{target} {self._api.version}"
-        self.segments_per_batch = _most(found, "video_backbone", "segments")
+        self.segments_per_batch = _most(found, VIDEO_BACKBONE, "segments")
         self.stems_per_batch = _most(found, _REPEATED, "latents")
         self._engines: dict[str, Any] = {}
         self._contexts: dict[str, Any] = {}
