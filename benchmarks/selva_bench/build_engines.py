@@ -23,6 +23,7 @@ from typing import Any
 import click
 import onnx
 
+from selva_bundle.ports import DECODER, GUIDED_STEP, VIDEO_BACKBONE
 from selva_engines.build import Built, build_engine
 from selva_engines.layers import Layer
 from selva_engines.library import TARGETS, Library, load_library
@@ -34,7 +35,7 @@ from selva_ref.model.presets import PRESETS, Preset
 from selva_ref.pipeline import sequence_rules
 
 RESULTS = Path(__file__).parents[1] / "results"
-PLAIN_EXPORT_NODES = {"video_backbone": 6234, "guided_step": 4129, "decoder": 5386}
+PLAIN_EXPORT_NODES = {VIDEO_BACKBONE: 6234, GUIDED_STEP: 4129, DECODER: 5386}
 """Number of ONNX nodes in a plain export of the published small_16k (decoder: only its vocoder), for comparison."""
 
 
