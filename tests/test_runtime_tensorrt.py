@@ -14,7 +14,7 @@ from selva_bundle.bundle import Bundle
 from selva_runtime import BackendError, DeviceMemoryError, Session
 from selva_runtime.backends import choose as backends
 from selva_runtime.backends.axes import output_shapes
-from selva_runtime.backends.gpu.device_array import Space
+from selva_runtime.backends.gpu.device_array import MemoryPool
 from selva_runtime.backends.gpu.executor import DeviceExecutor
 from selva_runtime.backends.gpu.kernel_cache import CacheFile, cache_folder
 from selva_runtime.backends.gpu.tensorrt_graphs import TensorRtGraphs
@@ -138,9 +138,9 @@ def on_tensorrt(opened, tmp_path, monkeypatch):
     made = []
 
     def make(bundle, _threads, reason):
-        space = Space(FakeGpu())
-        graphs = TensorRtGraphs(bundle, space.device, space, fake_engines(bundle, made), "tensorrt-rtx")
-        return DeviceExecutor(bundle, space, graphs, backend="tensorrt", reason=reason)
+        pool = MemoryPool(FakeGpu())
+        graphs = TensorRtGraphs(bundle, pool.device, pool, fake_engines(bundle, made), "tensorrt-rtx")
+        return DeviceExecutor(bundle, pool, graphs, backend="tensorrt", reason=reason)
 
     monkeypatch.setitem(backends.MAKERS, "tensorrt", make)
     return Session(opened, backend="tensorrt"), made
