@@ -118,9 +118,7 @@ def test_refuses_another_version_and_another_capability(bundle: Path) -> None:
         EngineRefusedError, match=r"are for tensorrt-rtx 1\.7\.1\.116, but this is 1\.8\.0; run: selva-engines"
     ):
         find_engines(bundle, TARGET, "1.8.0", "8.6")
-    with pytest.raises(
-        EngineRefusedError, match=r"8\.6, but this GPU has 8\.9; run: selva-engines .* --capability 8\.9"
-    ):
+    with pytest.raises(EngineRefusedError, match=r"8\.6, but this GPU has 8\.9; run: .* --capability 8\.9"):
         find_engines(bundle, TARGET, VERSION, "8.9")
     write_engines(bundle)
     with pytest.raises(EngineRefusedError, match=r"this GPU has 7\.5; run: selva-engines .* --capability 7\.5"):
@@ -241,7 +239,7 @@ def test_a_library_that_is_not_there_names_its_extra(bundle: Path, monkeypatch: 
 def test_old_libraries_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", type(sys)("tensorrt"))
     monkeypatch.setattr(sys.modules["tensorrt"], "__version__", "10.16.1", raising=False)
-    with pytest.raises(EngineLibraryError, match=r"tensorrt 10\.16\.1 is too old; version 11\.0 or later is needed"):
+    with pytest.raises(EngineLibraryError, match=r"tensorrt 10\.16\.1 is older than 11\.0"):
         load_library("tensorrt")
 
 

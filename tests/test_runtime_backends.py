@@ -58,7 +58,7 @@ def test_auto_says_why_it_is_the_cpu(opened, monkeypatch):
 
 def test_openvino_is_named_in_the_notice(opened, monkeypatch):
     pytest.importorskip("openvino")
-    monkeypatch.setattr(backends, "_WORTH_COMPILING_BYTES", 0)
+    monkeypatch.setattr(backends, "_MIN_COMPILED_BYTES", 0)
     monkeypatch.setattr(backends, "CudaDevice", refusing(NO_GPU))
     monkeypatch.setattr(backends, "has_nvidia_gpu", lambda: False)
     monkeypatch.setattr(backends.platform, "machine", lambda: "x86_64")
@@ -88,7 +88,7 @@ def test_auto_says_what_it_passed_over(opened, monkeypatch, a_gpu):
     assert executor.notice == f"CPU (the NVIDIA GPU cannot be used: {executor.reason})"
     monkeypatch.setitem(backends.MAKERS, "cuda", lambda _, __, reason: SimpleNamespace(reason=reason, backend="cuda"))
     chosen = make_executor(opened, "auto", 1)
-    assert chosen.reason == "the fastest backend that runs on this machine; tensorrt: no engines; run: selva-engines"
+    assert chosen.reason == "the fastest backend that runs here; tensorrt: no engines; run: selva-engines"
     assert chosen.notice == "NVIDIA GPU with CUDA (the faster tensorrt: no engines; run: selva-engines)"
 
 

@@ -54,7 +54,7 @@ def test_the_exporter_and_the_runtime_mean_the_same_ports(preset):
 def test_every_listed_file_is_as_listed(demo_bundle):
     bundle = Bundle.open(demo_bundle)
     for name in bundle.manifest.files:
-        assert bundle.verified(name) == Path(demo_bundle).resolve() / name
+        assert bundle.verified_path(name) == Path(demo_bundle).resolve() / name
 
 
 def test_unknown_keys_are_for_later_exporters(bundle):
@@ -223,9 +223,9 @@ def test_a_file_is_no_bundle(tmp_path):
 def test_an_altered_file_is_named_at_its_first_use(bundle):
     flip_last_bit(bundle / "graphs" / "decoder.onnx")
     opened = Bundle.open(bundle)
-    with opened.loading("guided_step") as source:
+    with opened.open_graph("guided_step") as source:
         assert source == (bundle / "graphs" / "guided_step.onnx").read_bytes()
-    with pytest.raises(BundleError, match=r"decoder\.onnx was altered"), opened.loading("decoder"):
+    with pytest.raises(BundleError, match=r"decoder\.onnx was altered"), opened.open_graph("decoder"):
         pass
 
 
@@ -272,7 +272,7 @@ def test_weights_swapped_while_they_are_loaded_are_refused(bundle):
     data = with_weights_beside(bundle)
 
     def swap_while_loading() -> None:
-        with Bundle.open(bundle).loading("video_select") as path:
+        with Bundle.open(bundle).open_graph("video_select") as path:
             assert path == data.resolve().with_suffix("")
             data.rename(data.with_suffix(".hashed"))
             data.write_bytes(data.with_suffix(".hashed").read_bytes())
@@ -298,7 +298,7 @@ def test_a_graph_that_gives_something_else_than_the_manifest_says_is_refused(bun
 def test_a_file_swapped_after_its_check_is_not_used(bundle):
     opened = Bundle.open(bundle)
     for name in opened.manifest.files:
-        opened.verified(name)
+        opened.verified_path(name)
     (bundle / "graphs" / "decoder.onnx").write_bytes((bundle / "graphs" / "text_t5.onnx").read_bytes())
     (bundle / "tokenizers" / "t5.json").write_bytes((bundle / "tokenizers" / "clip.json").read_bytes())
     with pytest.raises(BundleError, match=r"decoder\.onnx was altered"):
@@ -311,7 +311,7 @@ def test_a_sparse_giant_is_not_read(bundle):
     with (bundle / "graphs" / "decoder.onnx").open("r+b") as file:
         file.truncate(1 << 35)
     edit(bundle, lambda manifest: manifest["files"]["graphs/decoder.onnx"].update(bytes=1 << 35))
-    with pytest.raises(BundleError, match="more than the limit of 2147483648"), Bundle.open(bundle).loading("decoder"):
+    with pytest.raises(BundleError, match="more than 2147483648"), Bundle.open(bundle).open_graph("decoder"):
         pass
 
 
@@ -321,14 +321,14 @@ def test_a_file_is_hashed_once_until_it_changes(bundle, monkeypatch):
     monkeypatch.setattr(hashlib, "file_digest", lambda file, kind: hashed.append(file.name) or real(file, kind))
     opened = Bundle.open(bundle)
     assert hashed == []
-    path = opened.verified("graphs/decoder.onnx")
-    opened.verified("graphs/decoder.onnx")
+    path = opened.verified_path("graphs/decoder.onnx")
+    opened.verified_path("graphs/decoder.onnx")
     assert hashed == [str(path)]
     times = path.stat()
     flip_last_bit(path)
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # the change time still shows it
     with pytest.raises(BundleError, match="was altered"):
-        opened.verified("graphs/decoder.onnx")
+        opened.verified_path("graphs/decoder.onnx")
 
 
 @needs_posix

@@ -19,7 +19,7 @@ from selva_bundle.bundle import Bundle
 from selva_runtime import BackendError, Cancelled, DeviceMemoryError, RequestError, Session
 from selva_runtime.backends.choose import make_executor
 from selva_runtime.backends.gpu.cuda_device import CudaDevice
-from selva_runtime.backends.gpu.device_array import Space
+from selva_runtime.backends.gpu.device_array import MemoryPool
 from selva_runtime.backends.gpu.flow_plan import STEPS_PER_LAUNCH
 from selva_runtime.backends.gpu.kernel_cache import cache_folder
 
@@ -170,11 +170,11 @@ class Foreign:
 def test_arrays_and_streams_of_others(session, clip):
     frames = moving_frames(25, session.info.image_size)
     other = CudaDevice()
-    theirs = Space(other).put(frames)  # queued on their stream, without waiting
+    theirs = MemoryPool(other).put(frames)  # queued on their stream, without waiting
     here = session.encode_frames(Foreign(theirs, stream=other.stream), 1.0, stream=other.stream)
     assert snr_db(np.asarray(here.tokens), np.asarray(clip.tokens)) > 80
     stem = few_steps(session, here, ["rain"], device_output=True, stream=other.stream)[0]
-    view = Space(other).view(stem.device_audio.pointer, stem.device_audio.shape, np.float32, stem)
+    view = MemoryPool(other).view(stem.device_audio.pointer, stem.device_audio.shape, np.float32, stem)
     np.testing.assert_array_equal(np.asarray(view), stem.audio)
 
 
@@ -203,16 +203,16 @@ def test_host_memory_is_no_gpu_array(session):
 
 
 def test_more_than_the_gpu_holds_is_a_typed_error(device):
-    space = Space(device)
+    pool = MemoryPool(device)
     with pytest.raises(DeviceMemoryError, match="out of memory"):
-        space.empty((2**50,), np.uint8)
-    assert np.asarray(space.put(np.arange(5))).tolist() == [0, 1, 2, 3, 4]
+        pool.empty((2**50,), np.uint8)
+    assert np.asarray(pool.put(np.arange(5))).tolist() == [0, 1, 2, 3, 4]
 
 
 def test_auto_takes_a_gpu(bundles, backend):
     info = Session(bundles["fp32"]).info
     assert info.backend in GPU_BACKENDS
-    assert info.backend_reason.startswith("the fastest backend that runs on this machine")
+    assert info.backend_reason.startswith("the fastest backend that runs here")
 
 
 START = """

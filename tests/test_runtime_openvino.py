@@ -57,7 +57,7 @@ def opened(demo_bundle):
 @pytest.fixture
 def worth_compiling(monkeypatch):
     """Treats the demo bundle as if it were of full size."""
-    monkeypatch.setattr(backends, "_WORTH_COMPILING_BYTES", 0)
+    monkeypatch.setattr(backends, "_MIN_COMPILED_BYTES", 0)
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
 
 

@@ -22,7 +22,7 @@ import torch
 import selva_runtime
 from selva_bench import machine
 from selva_bench.measure import snr_db
-from selva_bundle.atomic import written_whole
+from selva_bundle.atomic import atomic_write
 from selva_ref.demo.evaluation.events import Score, score
 from selva_ref.demo.evaluation.report import TEST_SEED
 from selva_ref.demo.evaluation.scores import TestScene, composed_tests, mixed_tests
@@ -116,7 +116,7 @@ def main(bundle: Path | None, scenes: int, out: Path | None) -> None:
             click.echo(line(label, name, numbers))
     if out is not None:
         setting = {"command": "python -m selva_bench.quality", "scenes": scenes, "machine": machine.describe()}
-        with written_whole(out) as temporary:
+        with atomic_write(out) as temporary:
             temporary.write_text(json.dumps({**setting, "ways": found}, indent=1) + "\n", encoding="utf-8")
 
 

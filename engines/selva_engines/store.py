@@ -69,7 +69,7 @@ class EngineSet:
             raise EngineRefusedError(
                 f"{self.folder / record.file} was built from another {name} graph; run: {self.build_command}"
             )
-        return self._verified(record.file, record.sha256)
+        return self._read_verified(record.file, record.sha256)
 
     def read_layers(self, name: str) -> list[dict[str, Any]]:
         """Read the layers of an engine as dictionaries: name, kind, precision, inputs, constants, outputs.
@@ -79,7 +79,7 @@ class EngineSet:
             EngineRefusedError: the file was altered or cannot be parsed.
         """
         record = self._record(name)
-        content = self._verified(record.layers_file, record.layers_sha256)
+        content = self._read_verified(record.layers_file, record.layers_sha256)
         try:
             return parse_layer_table(content)
         except (ValueError, KeyError) as error:
@@ -91,7 +91,7 @@ class EngineSet:
             raise EnginesMissingError(f"{self.folder} has no engine for {name}; run: {self.build_command}")
         return self.engines[name]
 
-    def _verified(self, file: str, sha256: str) -> bytes:
+    def _read_verified(self, file: str, sha256: str) -> bytes:
         path = self.folder / file
         try:
             blob = path.read_bytes()

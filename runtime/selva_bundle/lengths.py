@@ -42,7 +42,7 @@ class Lengths:
         return {"segments": self.segments, "latent": self.latent, "clip": self.visual}
 
 
-_MOST = {
+_LIMITS = {
     "sample_rate_hz": 192_000,
     "hop": 8192,
     "latent_width": 4096,
@@ -90,10 +90,10 @@ class SequenceRules:
         for field in fields(self):
             if field.name == "sync_timing":
                 continue
-            value, most = getattr(self, field.name), _MOST[field.name]
+            value, limit = getattr(self, field.name), _LIMITS[field.name]
             kinds = (int, float) if field.name.endswith("_s") else (int,)
-            if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value <= most:
-                raise ValueError(f"sequence.{field.name} is {value!r:.40}, not a number above 0 and up to {most}")
+            if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value <= limit:
+                raise ValueError(f"sequence.{field.name} is {value!r:.40}, not a number above 0 and up to {limit}")
         if self.min_duration_s > self.max_duration_s:
             raise ValueError(f"sequence.min_duration_s {self.min_duration_s} is above {self.max_duration_s}")
         if math.floor(exact_seconds(self.min_duration_s) * self.fps) < self.segment_frames:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from selva_bundle.errors import BackendError, DeviceMemoryError, RequestError
 from selva_bundle.lengths import SequenceRules, latent_positions, sync_rows, visual_positions
 from selva_bundle.ports import CONDITIONS, DECODER, VIDEO_SELECT
-from selva_runtime.backends.executor import Executor, Tensor, joined, stacked
+from selva_runtime.backends.executor import Executor, Tensor, concatenate, stack
 from selva_runtime.backends.gpu.device_array import DeviceArray
 from selva_runtime.batches import in_batches
 from selva_runtime.flow import draw_noise, finite, integrate
@@ -113,7 +113,7 @@ class Generation:
             executor.segments_per_batch = limit
             self.notes.append(f"the GPU is low on memory: the video is searched {limit} segments at a time")
 
-        return joined(executor, in_batches(len(tokens), executor.segments_per_batch, run, fewer))
+        return concatenate(executor, in_batches(len(tokens), executor.segments_per_batch, run, fewer))
 
     def _flow(self, features: list[tuple[Tensor, Tensor]], negative: Tensor | None, noise: Float32) -> Tensor:
         """(stems, latent, width) latents from each stem's sync and text features."""
@@ -149,13 +149,13 @@ class Generation:
             executor.stems_per_batch = limit
             self.notes.append(f"the GPU is low on memory: stems are generated {limit} at a time")
 
-        return joined(executor, in_batches(len(features), executor.stems_per_batch, run, fewer))
+        return concatenate(executor, in_batches(len(features), executor.stems_per_batch, run, fewer))
 
     def _conditions(self, features: list[tuple[Tensor, Tensor]], negative: Tensor | None) -> dict[str, Tensor]:
         lengths = self.rules.lengths(self.clip.duration_s)
-        text = stacked(self.executor, [text for _, text in features])
+        text = stack(self.executor, [text for _, text in features])
         feeds = {
-            "sync": stacked(self.executor, [sync for sync, _ in features]),
+            "sync": stack(self.executor, [sync for sync, _ in features]),
             "text": text,
             "negative_text": np.zeros((1, *text.shape[1:]), np.float32) if negative is None else negative[None],
             "use_negative": np.array([negative is not None]),

@@ -22,7 +22,7 @@ from selva_bundle.errors import RequestError
 from selva_bundle.lengths import Lengths
 from selva_bundle.ports import VIDEO_BACKBONE
 from selva_runtime.backends.choose import make_executor
-from selva_runtime.backends.executor import EXACT, POLL_S, Tensor, check_cancel, check_process, stacked
+from selva_runtime.backends.executor import EXACT, POLL_S, Tensor, check_cancel, check_process, stack
 from selva_runtime.backends.gpu.foreign import is_foreign, stream_handle
 from selva_runtime.batches import in_batches
 from selva_runtime.flow import finite
@@ -97,7 +97,7 @@ class Session:
             BundleError: a file was altered or cannot be read.
         """
         for done, name in enumerate(self._bundle.manifest.files, start=1):
-            self._bundle.verified(name)
+            self._bundle.verified_path(name)
             if progress is not None:
                 progress("verify", done, len(self._bundle.manifest.files))
 
@@ -315,7 +315,7 @@ class Session:
         def encode(rows: slice) -> None:
             nonlocal tokens
             starts = range(step * rows.start, step * rows.stop, step)
-            segments = stacked(executor, [frames[start : start + width] for start in starts])
+            segments = stack(executor, [frames[start : start + width] for start in starts])
             part = executor.run(VIDEO_BACKBONE, {"segments": segments}, cancel)["tokens"]
             if tokens is None:
                 tokens = executor.empty((lengths.segments, *part.shape[1:]), np.float32)

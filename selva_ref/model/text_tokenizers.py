@@ -19,7 +19,7 @@ from tokenizers.pre_tokenizers import ByteLevel, Split
 from tokenizers.pre_tokenizers import Sequence as PreSequence
 from tokenizers.processors import RobertaProcessing
 
-from selva_bundle.atomic import written_whole
+from selva_bundle.atomic import atomic_write
 from selva_ref.errors import CheckpointError, CheckpointNotFoundError
 from selva_ref.model.presets import TextConfig
 
@@ -92,7 +92,7 @@ def clip_pipeline(model: BPE, tokens: int) -> Tokenizer:
 
 def save(tokenizer: Tokenizer, path: str | Path) -> None:
     """Writes the tokenizer as one JSON file, completely or not at all."""
-    with written_whole(Path(path)) as temporary:
+    with atomic_write(Path(path)) as temporary:
         tokenizer.save(str(temporary), pretty=False)
 
 

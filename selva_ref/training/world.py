@@ -71,14 +71,12 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cpu")
     index = int(os.environ.get("LOCAL_RANK", 0))
     if index >= torch.cuda.device_count():
-        raise TrainingError(
-            f"device cuda: {torch.cuda.device_count()} GPUs are visible, none is left for process {index}"
-        )
+        raise TrainingError(f"device cuda: {torch.cuda.device_count()} GPUs are visible, none for process {index}")
     return torch.device("cuda", index)
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[World]:
+def process_group(device: torch.device) -> Iterator[World]:
     """Connects the processes that `torchrun` started; without it, this process is alone."""
     size = int(os.environ.get("WORLD_SIZE", 1))
     if device.type == "cuda":

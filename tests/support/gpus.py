@@ -19,7 +19,7 @@ from selva_runtime import BackendError, Session
 from selva_runtime.backends import choose as backends
 from selva_runtime.backends.axes import output_shapes
 from selva_runtime.backends.gpu.cuda_device import CudaDevice
-from selva_runtime.backends.gpu.device_array import Space
+from selva_runtime.backends.gpu.device_array import MemoryPool
 from selva_runtime.backends.gpu.executor import DeviceExecutor
 from selva_runtime.backends.gpu.host_device import HostDevice
 from selva_runtime.backends.gpu.onnx_graphs import OnnxGraphs
@@ -50,7 +50,7 @@ def on_host(bundle, device=None, **options):
 
     def make(opened, _threads, reason):
         graphs = OnnxGraphs(opened, device or HostDevice(), threads=1)
-        return DeviceExecutor(opened, Space(graphs._device), graphs, backend="cuda", reason=reason, **options)
+        return DeviceExecutor(opened, MemoryPool(graphs._device), graphs, backend="cuda", reason=reason, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(backends.MAKERS, "cuda", make)
@@ -169,7 +169,7 @@ def on_fake_engines(bundle: Path) -> Iterator[tuple[Session, list[FakeContext]]]
     made: list[FakeContext] = []
 
     def make(opened, _threads, reason):
-        space = Space(FakeGpu())
+        space = MemoryPool(FakeGpu())
         graphs = TensorRtGraphs(opened, space.device, space, fake_engines(opened, made), "tensorrt-rtx")
         return DeviceExecutor(opened, space, graphs, backend="tensorrt", reason=reason)
 

@@ -77,7 +77,7 @@ class OnnxGraphs:
             )
         self._sessions[name] = session
 
-    def bind(self, name: str, arrays: Mapping[str, DeviceArray], *, repeated: bool) -> OnnxBound:
+    def bind(self, name: str, arrays: Mapping[str, DeviceArray], *, repeated: bool) -> BoundOnnxGraph:
         """Bind graph `name` to these inputs and outputs. A `repeated` binding runs many times and has its own state."""
         self.load(name)
         session, graph = self._sessions[name], self._bundle.manifest.graphs[name]
@@ -90,9 +90,9 @@ class OnnxGraphs:
             array = arrays[port.name]
             binding.bind_output(port.name, kind, 0, array.dtype.type, list(array.shape), array.pointer)
         graph_id = next(self._graph_ids) if repeated else _NO_CUDA_GRAPH
-        bound = OnnxBound(self._device, self._call(name, session, binding, graph_id), arrays)
+        bound = BoundOnnxGraph(self._device, self._call(name, session, binding, graph_id), arrays)
         if repeated and kind == "cuda":
-            weakref.finalize(bound, _forget, session, graph_id).atexit = False
+            weakref.finalize(bound, _release_cuda_graph, session, graph_id).atexit = False
         return bound
 
     def release(self, name: str) -> None:
@@ -112,7 +112,7 @@ class OnnxGraphs:
             try:
                 session.run_with_iobinding(binding, options)
             except Exception as error:
-                raise _kind(error)(f"ONNX Runtime failed in graph {name}: {first_line(error)}") from error
+                raise _error_type(error)(f"ONNX Runtime failed in graph {name}: {first_line(error)}") from error
 
         return call
 
@@ -124,7 +124,7 @@ class OnnxGraphs:
         try:
             return open_session(self._ort, self._bundle, name, options, self._providers(cuda_graph), enable_fallback=0)
         except BackendError as error:
-            raise _kind(error.__cause__)(str(error)) from error
+            raise _error_type(error.__cause__)(str(error)) from error
 
     def _providers(self, cuda_graph: bool) -> list[Any]:
         if not isinstance(self._device, CudaDevice):
@@ -140,7 +140,7 @@ class OnnxGraphs:
         return [(_CUDA, cuda), "CPUExecutionProvider"]
 
 
-class OnnxBound:
+class BoundOnnxGraph:
     """A graph with its inputs and outputs at fixed addresses. It keeps the arrays at those addresses alive."""
 
     def __init__(self, device: Device, call: Callable[[], None], arrays: Mapping[str, DeviceArray]) -> None:
@@ -155,11 +155,11 @@ class OnnxBound:
         self._device.enqueue(self._call)
 
 
-def _kind(error: BaseException | None) -> type[BackendError]:
+def _error_type(error: BaseException | None) -> type[BackendError]:
     text = str(error).lower()
     return DeviceMemoryError if any(sign in text for sign in _OUT_OF_MEMORY) else BackendError
 
 
-def _forget(session: Any, graph_id: int) -> None:
+def _release_cuda_graph(session: Any, graph_id: int) -> None:
     with suppress(Exception):  # it may never have been recorded
         session.release_captured_graph(graph_id)

@@ -78,7 +78,7 @@ class OpenVinoExecutor(NumpyExecutor):
 
     def _read(self, name: str) -> Any:
         try:
-            with self._bundle.loading(name) as source:
+            with self._bundle.open_graph(name) as source:
                 model = self._core.read_model(source)
             if name == _WITH_COSINES:
                 replace_cosines(self._ov, model)
