@@ -18,6 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from selva_bench.errors import BenchError
 from selva_bench.job import SideJob, endless_prompts
 from selva_bench.totals import round_totals
+from selva_export.rewrites import vae
+from selva_export.rewrites.vocoder import fold_weight_norms
 from selva_ref.pipeline import Pipeline
 from selva_runtime.media.video import read_clip
 
@@ -38,8 +40,8 @@ class TorchSide:
         self._pipeline = Pipeline(job.preset, None, device=job.backend, dtype=self._dtype)
         for network in filter(lambda part: isinstance(part, torch.nn.Module), vars(self._pipeline).values()):
             network.requires_grad_(False)
-        self._pipeline.vae.bake()
-        self._pipeline.vocoder.remove_weight_norm()
+        vae.rewrite(self._pipeline.vae)
+        fold_weight_norms(self._pipeline.vocoder)
         self._marks: list[tuple[str, Any, Any, int]] = []
         self._count: Callable[[], int] = lambda: 0
         backbone = self._pipeline.video_encoder.backbone

@@ -20,6 +20,7 @@ from selva_bundle.manifest import FORMAT, FORMAT_VERSION
 from selva_bundle.ports import CONDITIONS, DECODER, GUIDED_STEP, TEXT_CLIP, TEXT_T5, VIDEO_BACKBONE, VIDEO_SELECT
 from selva_export import graphs
 from selva_export.errors import ExportError
+from selva_export.rewrites import rewrite
 from selva_export.signatures import Signature, example_inputs, signatures
 from selva_export.to_onnx import TRACE_AXES, export_graph
 from selva_export.verify import TOLERANCES, VERIFY_AXES, Parity, compare, reference_outputs
@@ -97,15 +98,13 @@ def export_bundle(request: ExportRequest, say: Callable[[str], None] = print) ->
 
 
 def export_part(request: ExportRequest, signature: Signature, path: Path) -> list[Parity]:
-    """Exports one graph: computes reference outputs in float32, then casts, exports and compares."""
+    """Exports one graph: computes reference outputs in float32, then rewrites, casts, exports and compares."""
     make, parts = MAKERS[signature.name]
     preset = request.preset
-    networks = [load_part(part, preset, request.checkpoints) for part in parts]
-    module = make(*networks).eval()
+    module = make(*(load_part(part, request.preset, request.checkpoints) for part in parts)).eval()
     feeds = [example_inputs(signature, preset, axes, seed=1) for axes in VERIFY_AXES]
     cases = [(feed, reference_outputs(module, signature, feed)) for feed in feeds]
-    for network in networks:
-        network.bake()
+    module = rewrite(module)
     if request.precision == "fp16":
         cast(module, torch.float16)
     examples = example_inputs(signature, preset, TRACE_AXES, seed=0)
