@@ -23,6 +23,7 @@ from typing import Any
 import click
 import onnx
 
+from selva_bench.machine import cpu_model
 from selva_bundle.ports import DECODER, GUIDED_STEP, VIDEO_BACKBONE
 from selva_engines.build import BuiltEngine, build_engine
 from selva_engines.layers import Layer
@@ -128,13 +129,7 @@ def _description(preset: Preset, signature: Signature) -> EngineDescription:
 
 
 def _machine() -> dict[str, Any]:
-    return {"system": f"{platform.system()} {platform.machine()}", "processor": _processor(), "cores": os.cpu_count()}
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return {"system": f"{platform.system()} {platform.machine()}", "processor": cpu_model(), "cores": os.cpu_count()}
 
 
 def _versions(library: Library) -> dict[str, str]:

@@ -67,7 +67,7 @@ class GraphDividedAttention(nn.Module):
 class GraphSpatialPooling(nn.Module):
     """`SpatialPooling` without keys and values.
 
-    q (Wk x + bk) is (q Wk) x plus a constant that softmax cancels. The weighted mean of Wv x + bv is Wv (mean of x) + bv.
+    q (Wk x + bk) is (q Wk) x plus a constant that softmax cancels. The weighted mean of Wv x + bv is Wv mean(x) + bv.
     """
 
     def __init__(self, plain: SpatialPooling) -> None:
