@@ -45,20 +45,9 @@ def space():
     return Space(HostDevice())
 
 
-def test_the_sound_is_that_of_the_cpu_backend(cpu, session, clip):
-    options = {"steps": 7, "takes": 2, "negative": "music", "seed": 3}
-    ours, expected = (each.generate(encode(each), ["rain", "dog barking"], **options) for each in (session, cpu))
-    assert [(stem.prompt, stem.take) for stem in ours] == [(stem.prompt, stem.take) for stem in expected]
-    for one, other in zip(ours, expected, strict=True):
-        assert one.audio.shape == (SAMPLE_RATE_HZ,)
-        np.testing.assert_allclose(one.audio, other.audio, **CLOSE)
-    assert session.info.backend == "cuda"
-
-
-def test_guidance_below_one_is_the_conditional_flow(cpu, session, clip):
+def test_guidance_below_one_is_the_conditional_flow(session, clip):
     one, none = (few_steps(session, clip, ["rain"], guidance=guidance)[0] for guidance in (1, 0))
     np.testing.assert_array_equal(one.audio, none.audio)
-    np.testing.assert_allclose(few_steps(cpu, encode(cpu), ["rain"], guidance=0)[0].audio, none.audio, **CLOSE)
 
 
 def test_clips_go_from_one_backend_to_another(cpu, session, clip):

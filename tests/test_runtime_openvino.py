@@ -1,4 +1,4 @@
-"""OpenVINO, and rules for all CPU backends: the same sound, within the requested precision."""
+"""OpenVINO: when it is chosen, what it compiles, and what it leaves in memory."""
 
 from __future__ import annotations
 
@@ -35,19 +35,6 @@ from selva_runtime.command.cli import main
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="OpenVINO is not installed")
 
-EXACT_DB = 60.0
-"""1e-3 of the signal: the largest error of float32 sums in another order."""
-BF16_DB = 22.0
-"""Measured: 31 dB on the demo bundle, whose decoder alone has 34 dB.
-
-22 dB leaves room for another CPU's rounding. A graph that computes its range reduction or its normalisation in
-bfloat16 falls below 10 dB.
-"""
-
-
-def has_bf16() -> bool:
-    return "BF16" in import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-
 
 @pytest.fixture
 def opened(demo_bundle):
@@ -61,51 +48,7 @@ def worth_compiling(monkeypatch):
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
 
 
-def stems(session):
-    return session.generate(encode(session), ["dog barking", "rain on a tin roof"], negative="music", steps=8, seed=3)
-
-
-@pytest.fixture(scope="module")
-def expected(demo_bundle):
-    return np.stack([stem.audio for stem in stems(Session(demo_bundle, backend="cpu", threads=1))])
-
-
-@pytest.mark.parametrize(
-    ("backend", "precision", "low_db", "high_db"),
-    [
-        ("cpu", "exact", EXACT_DB, np.inf),
-        ("openvino", "exact", EXACT_DB, np.inf),
-        ("openvino", "bf16", BF16_DB, EXACT_DB),  # the accuracy of float32 would mean it is not bfloat16
-    ],
-)
-def test_backends_agree(demo_bundle, expected, backend, precision, low_db, high_db):
-    if precision == "bf16" and not has_bf16():
-        pytest.skip("this CPU has no bfloat16")
-    session = Session(demo_bundle, backend=backend, precision=precision, threads=2)
-    assert (session.info.backend, session.info.compute_precision) == (backend, precision)
-    audio = np.stack([stem.audio for stem in stems(session)])
-    noise = np.linalg.norm((audio - expected).astype(np.float64))
-    snr_db = 20 * np.log10(np.linalg.norm(expected.astype(np.float64)) / max(noise, 1e-30))
-    assert low_db <= snr_db <= high_db
-
-
-def test_clips_of_other_lengths_agree_too(demo_bundle):
-    """A graph compiled for one length still accepts another."""
-    sessions = [Session(demo_bundle, backend=backend, threads=1) for backend in ("cpu", "openvino")]
-    for duration_s in (0.8, 1.4):
-        exact, audio = (s.generate(encode(s, duration_s), ["rain"], steps=2)[0].audio for s in sessions)
-        assert np.linalg.norm(audio - exact) <= 10 ** (-EXACT_DB / 20) * np.linalg.norm(exact)
-
-
-def test_a_half_precision_bundle_runs(demo_bundle_fp16):
-    audio = {}
-    for backend in ("cpu", "openvino"):
-        session = Session(demo_bundle_fp16, backend=backend, threads=1)
-        audio[backend] = session.generate(encode(session), ["rain"], steps=4)[0].audio
-    assert np.linalg.norm(audio["openvino"] - audio["cpu"]) <= 10 ** (-35 / 20) * np.linalg.norm(audio["cpu"])
-
-
-def test_only_a_new_length_compiles_anew(opened, monkeypatch):
+def test_only_a_new_length_compiles_again(opened, monkeypatch):
     executor = make_executor(opened, "openvino", 1)
     compiled, settings = [], executor._settings
     monkeypatch.setattr(executor, "_settings", lambda name: compiled.append(name) or settings(name))
