@@ -144,7 +144,7 @@ def test_pytorch_takes_the_sound_and_gives_the_frames(session, clip):
     assert sound.data_ptr() == stem.device_audio.pointer
 
 
-def test_host_memory_is_no_gpu_array(session):
+def test_host_memory_is_refused_as_a_gpu_array(session):
     frames = moving_frames(25, session.info.image_size)
     described = {"shape": frames.shape, "typestr": "|u1", "data": (frames.ctypes.data, False), "version": 3}
 

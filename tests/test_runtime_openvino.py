@@ -64,7 +64,7 @@ def test_only_a_new_length_compiles_again(opened, monkeypatch):
 
 
 @pytest.mark.parametrize("threads", [1, 2, None])
-def test_threads_are_as_many_as_asked_and_the_hosts_are_left_alone(opened, threads):
+def test_the_number_of_threads_is_as_asked_and_affinities_stay(opened, threads):
     executor = make_executor(opened, "openvino", threads)
     before = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
     executor.run("video_backbone", {"segments": np.zeros((1, 16, 3, 64, 64), np.uint8)})
@@ -83,7 +83,7 @@ def thread_affinities() -> set[frozenset[int]]:
 
 
 @pytest.mark.parametrize("backend", ["cpu", "openvino"])
-def test_the_backbone_is_let_go_after_the_video(demo_bundle, backend):
+def test_the_backbone_is_released_after_the_video(demo_bundle, backend):
     session = Session(demo_bundle, backend=backend, threads=1)
     clip = encode(session)
     executor = session._executor
@@ -230,7 +230,7 @@ def test_a_graph_that_cannot_be_loaded_is_one_line(demo_bundle, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_without_the_package_it_says_what_to_install(opened, monkeypatch, worth_compiling):
+def test_without_the_package_the_error_names_the_extra(opened, monkeypatch, worth_compiling):
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(BackendError, match=r"needs OpenVINO: pip install 'selva-deploy\[openvino\]'") as caught:
         make_executor(opened, "openvino", 1)
@@ -260,7 +260,7 @@ def test_bf16_is_refused_where_it_cannot_be_had(demo_bundle, backend):
         Session(demo_bundle, backend=backend, precision="bf16")
 
 
-def test_a_cpu_without_bf16_says_so(opened, monkeypatch):
+def test_a_cpu_without_bf16_is_refused(opened, monkeypatch):
     core = SimpleNamespace(get_property=lambda device, name: ["FP32", "INT8"])
     monkeypatch.setattr(
         "selva_runtime.backends.openvino.executor.import_openvino", lambda: SimpleNamespace(Core=lambda: core)
@@ -270,7 +270,7 @@ def test_a_cpu_without_bf16_says_so(opened, monkeypatch):
     assert OpenVinoExecutor(opened).backend == "openvino"
 
 
-def test_a_precision_that_is_none_is_refused(demo_bundle):
+def test_an_unknown_precision_is_refused(demo_bundle):
     with pytest.raises(RequestError, match="no precision 'int8'; choose one of exact, bf16"):
         Session(demo_bundle, precision="int8")
 

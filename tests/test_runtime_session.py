@@ -182,7 +182,7 @@ def test_negative_prompts_and_guidance_change_the_sound(session, clip):
     np.testing.assert_array_equal(one.audio, none.audio)
 
 
-def test_what_is_known_is_not_computed_again(recorded):
+def test_cached_features_are_not_computed_again(recorded):
     session, executor = recorded
     clip = encode(session)
     few_steps(session, clip, ["rain", "sea"], negative="music")

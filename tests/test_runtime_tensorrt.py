@@ -35,7 +35,7 @@ def test_contexts_share_their_scratch_and_cache(on_tensorrt):
     assert len({context.scratch for context in made if context.scratch[1] >= 3000}) == 1, "one scratch for all"
 
 
-def test_kernels_that_were_compiled_are_kept(on_tensorrt, opened):
+def test_compiled_kernels_are_kept(on_tensorrt, opened):
     session, _ = on_tensorrt
     few_steps(session, encode(session), ["rain"])
     (file,) = cache_folder().iterdir()
