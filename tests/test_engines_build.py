@@ -192,7 +192,7 @@ def test_ctrl_c_leaves_nothing(fresh: Path, running: subprocess.Popen[str]) -> N
             break
     time.sleep(1)
     running.send_signal(signal.SIGINT)
-    _, said = running.communicate(timeout=120)
+    _, errors = running.communicate(timeout=120)
     assert running.returncode == 130
-    assert said.endswith("interrupted: nothing was written\n")
+    assert errors.endswith("interrupted: nothing was written\n")
     assert not (fresh / "engines").exists()

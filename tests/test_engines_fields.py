@@ -133,7 +133,7 @@ def test_an_engine_at_the_root_of_the_disk(monkeypatch: pytest.MonkeyPatch) -> N
     assert refusal("inspect", "/any.engine") == "error: /any.engine is neither a bundle nor an engine in a bundle\n"
 
 
-def test_what_is_whole_is_shown(small: SmallSet) -> None:
+def test_an_intact_set_is_shown(small: SmallSet) -> None:
     result = CliRunner().invoke(main, ["inspect", str(small.folder / "decoder.engine"), "--json"])
     (entry,) = json.loads(result.stdout)
     assert entry["kinds"] == {"gemm": {"float16": 1}}

@@ -1,4 +1,4 @@
-"""Which engines may be loaded, and what is said about the others. Needs no TensorRT: the engines are fake."""
+"""Which engines may be loaded, and why the others are refused. Needs no TensorRT: the engines are fake."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ def test_bundles_that_cannot_be_read(bundle: Path, tmp_path: Path) -> None:
         read_source(bundle)
 
 
-def test_builds_only_from_graphs_that_the_manifest_vouches_for(bundle: Path) -> None:
+def test_builds_only_from_graphs_listed_in_the_manifest(bundle: Path) -> None:
     source = read_source(bundle)
     path = bundle / "graphs" / "text_t5.onnx"
     content = bytearray(path.read_bytes())

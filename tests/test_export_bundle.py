@@ -39,7 +39,7 @@ def read_graph(bundle: Path, name: str) -> onnx.ModelProto:
     return onnx.load(bundle / "graphs" / f"{name}.onnx")
 
 
-def test_the_manifest_vouches_for_every_file(demo_bundle: Path) -> None:
+def test_the_manifest_lists_every_file_with_its_hash(demo_bundle: Path) -> None:
     manifest = json.loads((demo_bundle / "manifest.json").read_text())
     files = {p.relative_to(demo_bundle).as_posix() for p in demo_bundle.rglob("*") if p.is_file()} - {"manifest.json"}
     assert set(manifest["files"]) == files

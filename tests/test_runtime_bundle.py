@@ -63,7 +63,7 @@ def test_unknown_keys_are_for_later_exporters(bundle):
     assert Bundle.open(bundle).manifest.preset == "demo"
 
 
-def test_engines_and_file_manager_litter_are_no_strangers(bundle):
+def test_engines_and_file_manager_litter_are_accepted(bundle):
     (bundle / "engines" / "tensorrt").mkdir(parents=True)
     (bundle / "engines" / "tensorrt" / "decoder.engine").write_bytes(b"engine")
     (bundle / ".DS_Store").write_bytes(b"")
@@ -204,7 +204,7 @@ def pad_id(value):
         (write_manifest(" " * 4_000_001), "larger than"),
     ],
 )
-def test_what_is_wrong_is_named(bundle, damage, message):
+def test_each_kind_of_damage_is_named(bundle, damage, message):
     damage(bundle)
     with pytest.raises(BundleError, match=message) as caught:
         Bundle.open(bundle)
@@ -282,7 +282,7 @@ def test_weights_swapped_while_they_are_loaded_are_refused(bundle):
 
 
 @pytest.mark.parametrize("executor", [OnnxCpuExecutor, OpenVinoExecutor])
-def test_a_graph_that_gives_something_else_than_the_manifest_says_is_refused(bundle, executor):
+def test_outputs_that_differ_from_the_manifest_are_refused(bundle, executor):
     path = bundle / "graphs" / "video_select.onnx"
     model = onnx.load(path)
     for node in model.graph.node:
@@ -307,7 +307,7 @@ def test_a_file_swapped_after_its_check_is_not_used(bundle):
         TextEncoder(opened, OnnxCpuExecutor(opened))
 
 
-def test_a_sparse_giant_is_not_read(bundle):
+def test_a_huge_sparse_file_is_not_read(bundle):
     with (bundle / "graphs" / "decoder.onnx").open("r+b") as file:
         file.truncate(1 << 35)
     edit(bundle, lambda manifest: manifest["files"]["graphs/decoder.onnx"].update(bytes=1 << 35))
@@ -333,7 +333,7 @@ def test_a_file_is_hashed_once_until_it_changes(bundle, monkeypatch):
 
 @needs_posix
 @pytest.mark.parametrize("backend", ["cpu", "openvino"])
-def test_a_session_says_in_a_forked_process_that_it_must_be_opened_there(demo_bundle, backend):
+def test_a_session_refuses_to_run_in_a_forked_process(demo_bundle, backend):
     """Runs in a separate process, because a fork in pytest's own is not safe."""
     code = f"""
 import os

@@ -45,23 +45,12 @@ def pool():
     return MemoryPool(HostDevice())
 
 
-def test_the_sound_is_that_of_the_cpu_backend(cpu, session, clip):
-    options = {"steps": 7, "takes": 2, "negative": "music", "seed": 3}
-    ours, expected = (each.generate(encode(each), ["rain", "dog barking"], **options) for each in (session, cpu))
-    assert [(stem.prompt, stem.take) for stem in ours] == [(stem.prompt, stem.take) for stem in expected]
-    for one, other in zip(ours, expected, strict=True):
-        assert one.audio.shape == (SAMPLE_RATE_HZ,)
-        np.testing.assert_allclose(one.audio, other.audio, **CLOSE)
-    assert session.info.backend == "cuda"
-
-
-def test_guidance_below_one_is_the_conditional_flow(cpu, session, clip):
+def test_guidance_below_one_is_the_conditional_flow(session, clip):
     one, none = (few_steps(session, clip, ["rain"], guidance=guidance)[0] for guidance in (1, 0))
     np.testing.assert_array_equal(one.audio, none.audio)
-    np.testing.assert_allclose(few_steps(cpu, encode(cpu), ["rain"], guidance=0)[0].audio, none.audio, **CLOSE)
 
 
-def test_clips_go_from_one_backend_to_another(cpu, session, clip):
+def test_clips_move_between_backends(cpu, session, clip):
     assert isinstance(clip.tokens, DeviceArray)
     expected = few_steps(cpu, encode(cpu), ["rain"])[0].audio
     np.testing.assert_allclose(few_steps(cpu, clip, ["rain"])[0].audio, expected, **CLOSE)
@@ -80,7 +69,7 @@ def test_recorded_steps_are_the_steps(demo_bundle, session, clip, steps):
     np.testing.assert_array_equal(recorded.audio, stepped.audio)
 
 
-def test_what_has_been_met_allocates_nothing(demo_bundle):
+def test_known_shapes_allocate_nothing(demo_bundle):
     device = HostDevice()
     with on_host(demo_bundle, device) as session:
         clip = encode(session)
@@ -93,7 +82,7 @@ def test_what_has_been_met_allocates_nothing(demo_bundle):
         assert device.allocations > before
 
 
-def test_memory_is_given_back(demo_bundle):
+def test_memory_is_freed(demo_bundle):
     device = HostDevice()
     with on_host(demo_bundle, device) as session:
         few_steps(session, encode(session), ["rain"])
@@ -339,7 +328,7 @@ def test_streams_are_handles_or_say_theirs(session, clip, monkeypatch):
             few_steps(session, clip, ["rain"], stream=wrong)
 
 
-def test_the_cpu_backend_refuses_what_is_for_gpus(cpu):
+def test_the_cpu_backend_refuses_gpu_arguments(cpu):
     clip = encode(cpu, 0.64)
     with pytest.raises(RequestError, match="takes NumPy arrays"):
         cpu.encode_frames(Foreign(moving_frames(25, 64)), 1.0)

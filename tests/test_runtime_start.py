@@ -85,7 +85,7 @@ def sigint_restored():
     signal.signal(signal.SIGINT, before)
 
 
-def test_the_version_is_the_distributions():
+def test_the_version_is_that_of_the_distribution():
     assert selva_runtime.__version__ == version("selva-deploy") == PROJECT["version"]
 
 
@@ -94,7 +94,7 @@ def test_every_command_starts_in_one_place():
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_every_command_says_its_version(sigint_restored, monkeypatch, capsys, script):
+def test_every_command_prints_its_version(sigint_restored, monkeypatch, capsys, script):
     monkeypatch.setattr(sys, "argv", [script, "--version"])
     with pytest.raises(SystemExit) as ended:
         getattr(start, SCRIPTS[script][2])()

@@ -45,13 +45,13 @@ def test_stems_are_made_without_a_listener(video, tmp_path, redirections):
 def test_a_mistake_keeps_its_exit_code(video, tmp_path, redirections):
     done = in_a_shell(redirections, video, "-p", "rain", "-o", tmp_path / "out", "--bundle", tmp_path, "--json")
     assert done.returncode == 2
-    heard = done.stderr.splitlines()
-    assert len(heard) == (0 if "2>" in redirections else 1), done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == (0 if "2>" in redirections else 1), done.stderr
     if redirections.startswith("2>"):
         assert "manifest.json" in json.loads(done.stdout)["error"]
 
 
-def test_a_full_disk_behind_stdout_is_said(tmp_path):
+def test_a_full_disk_behind_stdout_is_reported(tmp_path):
     done = in_a_shell(">/dev/full", "--version")
     assert (done.returncode, done.stderr) == (2, "error: standard output: No space left on device\n")
 

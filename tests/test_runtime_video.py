@@ -307,7 +307,7 @@ def flip_bits(data, count, seed, first=2000):
     return bytes(damaged)
 
 
-def test_damaged_packets_are_skipped_and_told(tmp_path):
+def test_damaged_packets_are_skipped_with_a_warning(tmp_path):
     path = write_video(tmp_path / "street.avi", pictures(50), codec="mjpeg", pixels="yuvj420p")
     data = path.read_bytes()
     places = [place for place in range(len(data)) if data.startswith(b"\xff\xd8\xff", place)]
@@ -320,7 +320,7 @@ def test_damaged_packets_are_skipped_and_told(tmp_path):
     assert numbers_of(clip.frames) == [*range(10), 13, 13, 13, *range(13, 50)]
 
 
-def test_truncated_file_says_so(tmp_path):
+def test_truncated_file_is_reported(tmp_path):
     path = write_video(tmp_path / "street.mkv", pictures(100), options={"g": "10"})
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
     clip = read_clip(path, size=SIZE)

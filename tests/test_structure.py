@@ -72,7 +72,7 @@ def row(module: str) -> int:
 
 
 @pytest.mark.parametrize("package", FOLDERS)
-def test_no_arrow_runs_back(package):
+def test_packages_import_only_what_they_may(package):
     allowed = MAY_IMPORT[package] | {package}
     wrong = {
         f"{module} imports {target}"
@@ -85,7 +85,7 @@ def test_no_arrow_runs_back(package):
 
 
 @pytest.mark.parametrize("package", ROOMS)
-def test_rooms_lie_one_behind_another(package):
+def test_rooms_import_only_rooms_before_them(package):
     wrong = {
         f"{module} imports {target}"
         for module, tree in MODULES.items()
@@ -96,7 +96,7 @@ def test_rooms_lie_one_behind_another(package):
     assert not wrong
 
 
-def test_no_module_imports_itself_by_way_of_others():
+def test_no_import_cycles():
     """Considers imports at load time, not those inside functions or only for type checkers."""
     graph = {module: {m for m in imported(tree.body) if m != module} for module, tree in MODULES.items()}
     try:

@@ -109,7 +109,7 @@ def test_averages_of_any_width_have_a_power_function_profile(tmp_path: Path, wid
     assert average["a.weight"][0, 0].item() == pytest.approx(expected, abs=0.01)
 
 
-def test_averages_go_on_from_their_state(tmp_path: Path) -> None:
+def test_averages_resume_from_their_state(tmp_path: Path) -> None:
     values = np.linspace(0, 1, 40)
     results = []
     for folder, cut in ((tmp_path / "whole", 40), (tmp_path / "parts", 20)):

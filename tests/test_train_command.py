@@ -105,7 +105,7 @@ def test_extraction_reports_what_it_skipped(folder: Path, tmp_path: Path, capsys
     assert json.loads(out)["skipped"] == {"silent": 2, "short": 1, "broken": 1, "missing": 1}
 
 
-def test_a_video_that_is_gone_is_one_line(folder: Path, tmp_path: Path, capsys) -> None:
+def test_a_missing_video_is_one_line(folder: Path, tmp_path: Path, capsys) -> None:
     write_features(tmp_path / "data")
     arguments = options(folder, tmp_path / "out")
     arguments[1] = tmp_path / "data"

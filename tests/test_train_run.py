@@ -88,7 +88,7 @@ def test_golden_losses(trained, stage: str) -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_only_what_is_trained_has_moved(choices: StageRequest, trained, stage: str) -> None:
+def test_only_trained_parameters_have_changed(choices: StageRequest, trained, stage: str) -> None:
     if stage == "stage1":
         before = fresh_encoder(TINY, choices.checkpoints / "teacher_demo.safetensors", seed=0)
     else:
@@ -117,7 +117,7 @@ def test_the_network_itself_is_frozen_but_for_its_trained_part(choices, trained,
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_ctrl_c_saves_and_the_same_call_goes_on(choices, trained, tmp_path, monkeypatch, stage: str) -> None:
+def test_ctrl_c_saves_and_the_same_call_resumes(choices, trained, tmp_path, monkeypatch, stage: str) -> None:
     place = encoder_for(stage, trained, tmp_path / "out")
     monkeypatch.setattr(PaintedClips, "_example", at_step(2, lambda: signal.raise_signal(signal.SIGINT)))
     with pytest.raises(KeyboardInterrupt):
@@ -129,7 +129,7 @@ def test_ctrl_c_saves_and_the_same_call_goes_on(choices, trained, tmp_path, monk
     assert (place.out / FILES[stage]).read_bytes() == (trained[0] / FILES[stage]).read_bytes()
 
 
-def test_a_killed_run_goes_on_from_its_last_state(choices, trained, tmp_path, monkeypatch) -> None:
+def test_a_killed_run_resumes_from_its_last_state(choices, trained, tmp_path, monkeypatch) -> None:
     def die() -> None:
         raise RuntimeError("killed")
 

@@ -1,4 +1,4 @@
-"""Changes to copies of a bundle."""
+"""Exports of the demo preset, and changes to copies of a bundle."""
 
 import hashlib
 import json
@@ -6,6 +6,15 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+
+def export_demo(folder: Path, precision: str) -> None:
+    """Exports the `demo` preset with random weights to `folder`/`precision`."""
+    from selva_export.bundle import ExportRequest, export_bundle
+    from selva_ref import get_preset
+
+    out = folder / precision
+    export_bundle(ExportRequest(preset=get_preset("demo"), precision=precision, checkpoints=None, out=out))
 
 
 def edit(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
