@@ -35,7 +35,7 @@ def bench(*arguments: object, path: Path | None = None) -> subprocess.CompletedP
         "OMP_WAIT_POLICY": "PASSIVE",
         "PYTHONPATH": os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
     }
-    return subprocess.run(command(*arguments), capture_output=True, text=True, env=env, timeout=300)
+    return subprocess.run(command(*arguments), capture_output=True, text=True, env=env, timeout=300, check=False)
 
 
 def last_line(done: subprocess.CompletedProcess[str]) -> dict:

@@ -1,6 +1,4 @@
-"""Compares the reference and its deployment form with the original networks (`tests/data`): relative error at most 1e-4
-in float32.
-"""
+"""Compares the reference and its deployment form with the original networks (`tests/data`), to 1e-4 in float32."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The GPU path without a GPU: the device is ordinary memory, and ONNX Runtime's CPU provider is bound to addresses in
-it.
+"""The GPU path without a GPU: ordinary memory as the device, and ONNX Runtime's CPU provider on addresses in it.
 
 Everything except CUDA's own calls is the code that runs on a GPU: buffers, staging, the recorded loop, progress,
 cancel.

@@ -21,7 +21,9 @@ def in_a_shell(redirections: str, *arguments: object) -> subprocess.CompletedPro
     """Runs selva-generate with redirected descriptors; the result's returncode is the command's own."""
     script = f'"$@" {redirections}; exit ${{PIPESTATUS[0]}}'
     command = [sys.executable, "-m", "selva_runtime", *map(str, arguments)]
-    return subprocess.run(["bash", "-c", script, "bash", *command], capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        ["bash", "-c", script, "bash", *command], capture_output=True, text=True, timeout=60, check=False
+    )
 
 
 @pytest.mark.parametrize(
@@ -62,6 +64,8 @@ def test_no_file_gets_the_number_of_a_closed_stream(tmp_path):
         f"file = open({str(tmp_path / 'stem.wav')!r}, 'wb'); os.write(2, b'a log line'); print(1, file=sys.stderr);"
         "sys.exit(file.fileno() < 3)"
     )
-    done = subprocess.run(["bash", "-c", '"$@" <&- >&- 2>&-', "bash", sys.executable, "-c", code], timeout=60)
+    done = subprocess.run(
+        ["bash", "-c", '"$@" <&- >&- 2>&-', "bash", sys.executable, "-c", code], timeout=60, check=False
+    )
     assert done.returncode == 0
     assert (tmp_path / "stem.wav").read_bytes() == b""

@@ -138,7 +138,7 @@ def test_codecs_and_containers(tmp_path, name, settings):
 @pytest.mark.parametrize(
     ("turned", "upright"),
     [
-        ((90, False, False), lambda picture: np.rot90(picture)),
+        ((90, False, False), np.rot90),
         ((-90, False, False), lambda picture: np.rot90(picture, -1)),
         ((180, False, False), lambda picture: np.rot90(picture, 2)),
         ((0, True, False), lambda picture: picture[:, ::-1]),

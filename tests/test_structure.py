@@ -3,6 +3,7 @@
 import ast
 from collections.abc import Iterable, Iterator
 from graphlib import CycleError, TopologicalSorter
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -57,10 +58,9 @@ def names(statements: Iterable[ast.AST]) -> Iterator[str]:
 def imported(statements: Iterable[ast.AST]) -> Iterator[str]:
     """Our own modules that the statements import."""
     for name in names(statements):
-        while name and name not in MODULES:
-            name = name.rpartition(".")[0]
-        if name:
-            yield name
+        parts = name.split(".")
+        heads = (".".join(parts[:count]) for count in range(len(parts), 0, -1))
+        yield from islice((head for head in heads if head in MODULES), 1)
 
 
 def row(module: str) -> int:

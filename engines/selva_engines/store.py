@@ -54,7 +54,7 @@ class EngineSet:
         """Whether a GPU of this capability may load these engines. For a portable set the library checks again."""
         if self.capabilities:
             return capability in self.capabilities
-        return int(capability.split(".")[0]) >= 8
+        return int(capability.split(".", maxsplit=1)[0]) >= 8
 
     def read(self, name: str) -> bytes:
         """Read an engine. Check that it is unaltered and belongs to the graph that is now in the bundle.

@@ -88,7 +88,7 @@ def move(temporary: Path, candidate: Path) -> None:
 
 
 def candidates(wanted: Path) -> Iterator[Path]:
-    """Yield name.wav, name-2.wav, name-3.wav, …"""
+    """Yield name.wav, name-2.wav, name-3.wav and so on."""
     yield wanted
     for number in count(2):
         yield wanted.with_name(f"{wanted.stem}-{number}{wanted.suffix}")

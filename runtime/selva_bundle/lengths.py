@@ -158,7 +158,7 @@ def sync_rows(rules: SequenceRules, lengths: Lengths, stems: int) -> npt.NDArray
 
 
 def latent_positions(lengths: Lengths) -> npt.NDArray[np.float32]:
-    """(latent,) rotary positions of the latent stream: 0, 1, 2, …"""
+    """(latent,) rotary positions of the latent stream, which count from 0."""
     return np.arange(lengths.latent, dtype=np.float32)
 
 

@@ -1,5 +1,4 @@
-"""The paper's first stage on the demo's clips: two clips side by side, the text of one, and the teacher's view of that
-one.
+"""The paper's first stage on the demo's clips: two clips side by side, the text of one, the teacher's view of that one.
 
 The backbone is frozen, so its tokens of every mixed clip are computed once and stored in half precision. A mixed clip
 is used twice: each of its two sources is the target of one row.

@@ -147,9 +147,7 @@ class Generator(OfficialModule):
         return rotation_table(positions, self.config.width // self.config.heads)
 
     def prepare_empty(self, like: Conditions, *, sync_length: int, negative_text: Tensor | None = None) -> Conditions:
-        """Conditions for the unconditional side of guidance; `negative_text` (B, L, text width) replaces the empty
-        text.
-        """
+        """Conditions for guidance's other side; `negative_text` (B, L, text width) replaces the empty text."""
         batch, latent_length = like.sync_f.shape[:2]
         return self.prepare(
             self.empty_sync(batch, sync_length),

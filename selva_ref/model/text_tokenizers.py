@@ -51,8 +51,7 @@ def t5_tokenizer(folder: str | Path, text: TextConfig) -> Tokenizer:
 
 
 def clip_tokenizer(folder: str | Path, text: TextConfig) -> Tokenizer:
-    """CLIP's tokenizer from `folder`, or `DEMO`: lower case, cut to `clip_tokens` keeping the end token, padded with id
-    0.
+    """CLIP's tokenizer from `folder`, or `DEMO`: lower case, cut to `clip_tokens` with the end token, padded with 0.
 
     Takes only the vocabulary from `tokenizer.json`, or from `vocab.json` and `merges.txt`.
 

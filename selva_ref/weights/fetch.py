@@ -226,9 +226,7 @@ def _local_copy(item: _Item, folder: Path) -> HubCopy | None:
 
 
 def _convert(path: Path, target: Path, source: dict[str, str], unused: tuple[str, ...]) -> None:
-    """Converts any checkpoint to safetensors: same names, contiguous tensors, no shared memory, `source` as JSON
-    metadata.
-    """
+    """Converts any checkpoint to safetensors: same names, contiguous tensors, nothing shared, `source` as metadata."""
     tensors = {
         name: tensor.clone(memory_format=torch.contiguous_format)
         for name, tensor in read_checkpoint(path).items()

@@ -233,7 +233,7 @@ _STRANGE: dict[str, Callable[[Path, Path], None]] = {
     "missing": lambda path, _: _remove(path),
     "a folder": _instead(Path.mkdir),
     "empty": _instead(Path.touch),
-    "a pipe": _instead(lambda path: os.mkfifo(path)),
+    "a pipe": _instead(os.mkfifo),
     "a link to itself": _instead(lambda path: path.symlink_to(path)),
     "a link to nothing": _instead(lambda path: path.symlink_to("nothing")),
     "a link to /dev/zero": _instead(lambda path: path.symlink_to("/dev/zero")),
@@ -243,6 +243,6 @@ _STRANGE: dict[str, Callable[[Path, Path], None]] = {
     "a stranger of two lines": _beside("two\nlines"),
     "a stranger that is not UTF-8": _beside(b"\xff\xfe.onnx"),
     "a stranger with a long name": _beside("x" * 255),
-    "a pipe beside it": _beside("pipe", lambda path: os.mkfifo(path)),
+    "a pipe beside it": _beside("pipe", os.mkfifo),
     "a link to a folder beside it": _beside("link", lambda path: path.symlink_to("/etc")),
 }
