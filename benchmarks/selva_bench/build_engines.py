@@ -23,7 +23,7 @@ from typing import Any
 import click
 import onnx
 
-from selva_engines.build import Built, build_engine
+from selva_engines.build import BuiltEngine, build_engine
 from selva_engines.layers import Layer
 from selva_engines.library import TARGETS, Library, load_library
 from selva_engines.profiles import EngineDescription, describe
@@ -90,7 +90,7 @@ def _measure(library: Library, preset: Preset, signature: Signature) -> dict[str
     }
 
 
-def _row(preset: Preset, signature: Signature, built: Built, nodes: int, size: int) -> dict[str, Any]:
+def _row(preset: Preset, signature: Signature, built: BuiltEngine, nodes: int, size: int) -> dict[str, Any]:
     launched = [layer for layer in built.layers if layer.launches]
     return {
         "preset": preset.name,
