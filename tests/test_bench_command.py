@@ -122,7 +122,7 @@ def test_baseline_that_cannot_run_is_named_with_its_reason(demo_bundle: Path, tm
         (("BUNDLE", "--precision", "fp16"), "a BUNDLE has its own"),
         (("--preset", "demo"), "needs --random-weights"),
         (("--preset", "tiny", "--random-weights"), "unknown preset 'tiny'"),
-        (("nowhere",), "'nowhere' is not there"),
+        (("nowhere",), "there is no bundle 'nowhere'"),
         (("BUNDLE", "--stems", "1,x"), "--stems is '1,x'"),
         (("BUNDLE", "--stems", "65"), "--stems is '65'"),
         (("BUNDLE", "--stems", "0"), "numbers from 1 to 64"),

@@ -238,7 +238,7 @@ def test_a_fresh_encoder_begins_near_its_teacher(choices: StageRequest) -> None:
             {"learning_rate": 2e-3},
             r"state.pt: started with learning_rate 0.001, not 0.002; use the same value, or choose another",
         ),
-        ({"seed": 1}, "begun with seed 0, not 1"),
+        ({"seed": 1}, "started with seed 0, not 1"),
         ({"batch": 0}, "batch 0: must be at least 1"),
         ({"learning_rate": 0.0}, "learning rate 0.0: must be above 0"),
         ({"holdout": 8}, "8 clips, of which 8 are held out; hold out fewer with --holdout"),
