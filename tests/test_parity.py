@@ -60,12 +60,8 @@ def frames_for(pipeline: Pipeline, duration_s: float) -> np.ndarray:
 
 def reference_stems(pipeline: Pipeline, *, prompts: Sequence[str], duration_s: float, **options: object) -> np.ndarray:
     frames, noise = frames_for(pipeline, duration_s), noise_for(pipeline, prompts, duration_s)
-    return np.stack(
-        [
-            pipeline(frames, prompt, duration_s=duration_s, noise=start, **options)
-            for prompt, start in zip(prompts, noise, strict=True)
-        ]
-    )
+    given = zip(prompts, noise, strict=True)
+    return np.stack([pipeline(frames, p, duration_s=duration_s, noise=start, **options) for p, start in given])
 
 
 def stems(
