@@ -121,13 +121,9 @@ def test_a_stem_has_its_source_and_not_the_other(scores):
 
 def test_a_picture_that_never_moves_gives_other_sounds(session, scenes):
     """Timing comes from the picture: with one frozen frame, the same prompts do not match the events."""
-    found = []
-    for index, scene in enumerate(scenes[:2]):
-        frames = scene.frames.numpy()
-        stems = stems_of(session, np.repeat(frames[:1], len(frames), axis=0), scene.sources, index)
-        found += [
-            score(audio, source.events_s, np.empty(0), True) for source, audio in zip(scene.sources, stems, strict=True)
-        ]
+    frames, sources = scenes[0].frames.numpy(), scenes[0].sources
+    stems = stems_of(session, np.repeat(frames[:1], len(frames), axis=0), sources, 0)
+    found = [score(audio, source.events_s, np.empty(0), True) for source, audio in zip(sources, stems, strict=True)]
     assert Score.total(found).f1 < 0.5
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from pkgutil import iter_modules
 
 import pytest
+from bundles import edit_json
 from click.testing import CliRunner
 from platforms import needs_posix
 
@@ -79,12 +80,6 @@ def write_engines(
     return folder
 
 
-def edit(path: Path, change: Callable[[dict], object]) -> None:
-    data = json.loads(path.read_text())
-    change(data)
-    path.write_text(json.dumps(data))
-
-
 def test_reads_what_fits(bundle: Path) -> None:
     write_engines(bundle)
     engines = find_engines(bundle, TARGET, VERSION, "8.9")
@@ -139,7 +134,7 @@ def test_refuses_altered_half_written_and_missing_files(bundle: Path, damage: st
 
 def test_refuses_an_engine_of_another_graph(bundle: Path) -> None:
     write_engines(bundle)
-    edit(bundle / "manifest.json", lambda m: m["files"]["graphs/decoder.onnx"].update(sha256="0" * 64))
+    edit_json(bundle / "manifest.json", lambda m: m["files"]["graphs/decoder.onnx"].update(sha256="0" * 64))
     engines = find_engines(bundle, TARGET, VERSION, "8.9")
     with pytest.raises(EngineRefusedError, match="built from another decoder graph; run: selva-engines"):
         engines.read("decoder")
@@ -166,7 +161,7 @@ def test_names_what_is_missing(bundle: Path) -> None:
     ],
 )
 def test_refuses_manifests_that_it_does_not_understand(bundle: Path, change: Callable[[dict], object]) -> None:
-    edit(write_engines(bundle) / "engines.json", change)
+    edit_json(write_engines(bundle) / "engines.json", change)
     with pytest.raises(EngineRefusedError, match=r"engines\.json cannot be parsed"):
         find_engines(bundle, TARGET, VERSION, "8.9")
 
@@ -199,7 +194,7 @@ def test_refuses_folders_that_lead_out_of_the_bundle(bundle: Path, tmp_path: Pat
 def test_bundles_that_cannot_be_read(bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(EngineSourceError, match="make a bundle with selva-export"):
         find_engines(tmp_path / "nowhere", TARGET, VERSION, "8.9")
-    edit(bundle / "manifest.json", lambda m: m["graphs"]["decoder"].update(file="../decoder.onnx"))
+    edit_json(bundle / "manifest.json", lambda m: m["graphs"]["decoder"].update(file="../decoder.onnx"))
     with pytest.raises(EngineSourceError, match="not a plain relative path inside the bundle"):
         read_source(bundle)
 

@@ -58,6 +58,11 @@ def test_one_bad_size_is_enough(graph: Path, bad: tuple, order: int) -> None:
         compare(graph, SIGNATURE, [GOOD, bad][::order], 1e-4)
 
 
+def test_another_shape_is_refused(graph: Path) -> None:
+    with pytest.raises(ParityError, match="shape"):
+        compare(graph, SIGNATURE, [case([4.0, 9.0], [2.0])], 1e-4)
+
+
 @pytest.mark.parametrize(
     ("reference", "reason"),
     [([2.0, np.nan], "not finite"), ([2.0, np.inf], "not finite"), ([0.0, 0.0], "all zero")],

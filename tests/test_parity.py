@@ -18,31 +18,31 @@ from selva_export.bundle import ExportRequest, export_bundle
 from selva_ref.pipeline import Pipeline
 from selva_runtime import Session
 
-# Signal-to-noise ratio, dB: 60 is an error of 1e-3. More than `most` would mean that the precision is another one.
-BOUNDS_DB = {
-    # backend, bundle, precision: (least, most)
-    ("cpu", "fp32", "exact"): (60, np.inf),
-    ("cpu", "fp16", "exact"): (35, 80),
-    ("openvino", "fp32", "exact"): (60, np.inf),
-    ("openvino", "fp16", "exact"): (35, 80),
-    ("openvino", "fp32", "bf16"): (22, 60),  # measured 31; with normalisation in bfloat16 it is below 10
-    ("cuda on a simulated GPU", "fp32", "exact"): (60, np.inf),
-    ("tensorrt on a simulated GPU", "fp32", "exact"): (60, np.inf),
-    ("cuda", "fp32", "exact"): (35, np.inf),  # TF32
-    ("cuda", "fp16", "exact"): (35, 80),
-    ("tensorrt", "fp32", "exact"): (35, np.inf),
-    ("tensorrt", "fp16", "exact"): (35, 80),
-}
 PROMPTS = ("dog barking", "rain on a tin roof", "footsteps on gravel", "bells")
 CASES = {
     "one second": {"prompts": PROMPTS[:2], "duration_s": 1.0, "negative": "music", "steps": 8},
     "odd length, default steps": {"prompts": PROMPTS[:2], "duration_s": 2.37},
     "four stems": {"prompts": PROMPTS, "duration_s": 0.64, "negative": "", "steps": 4},  # the fake engines take three
     "no guidance": {"prompts": PROMPTS[:2], "duration_s": 1.5, "guidance": 0.5, "steps": 7},
-    "the longest clip": {"prompts": PROMPTS[:2], "duration_s": 30.0, "steps": 1},
+    "the longest clip": {"prompts": PROMPTS[:1], "duration_s": 30.0, "steps": 1},
 }
-BF16_CASES = {"one second"}
-"""The cases for which the noise of bfloat16 was measured."""
+ALL, ONE = tuple(CASES), ("one second",)
+# Signal-to-noise ratio, dB; 80 is an error of 1e-4. A sound with more than `most` was computed in another precision.
+# Measured: 104 or more in float32, 44 to 51 in float16, 31 in bfloat16 (below 10 with normalisation in bfloat16 too).
+BOUNDS_DB = {
+    # backend, bundle, precision: (least, most, cases)
+    ("cpu", "fp32", "exact"): (80, np.inf, ALL),
+    ("cpu", "fp16", "exact"): (35, 80, ALL),
+    ("openvino", "fp32", "exact"): (80, np.inf, ALL),
+    ("openvino", "fp16", "exact"): (35, 80, ONE),
+    ("openvino", "fp32", "bf16"): (22, 60, ONE),
+    ("cuda on a simulated GPU", "fp32", "exact"): (80, np.inf, ALL[:-1]),
+    ("tensorrt on a simulated GPU", "fp32", "exact"): (80, np.inf, ALL),
+    ("cuda", "fp32", "exact"): (35, np.inf, ALL),  # not measured yet, like all below; TF32 is allowed
+    ("cuda", "fp16", "exact"): (35, 80, ALL),
+    ("tensorrt", "fp32", "exact"): (35, np.inf, ALL),
+    ("tensorrt", "fp16", "exact"): (35, 80, ALL),
+}
 
 
 def marks(backend: str) -> list[pytest.MarkDecorator]:
@@ -60,12 +60,8 @@ def frames_for(pipeline: Pipeline, duration_s: float) -> np.ndarray:
 
 def reference_stems(pipeline: Pipeline, *, prompts: Sequence[str], duration_s: float, **options: object) -> np.ndarray:
     frames, noise = frames_for(pipeline, duration_s), noise_for(pipeline, prompts, duration_s)
-    return np.stack(
-        [
-            pipeline(frames, prompt, duration_s=duration_s, noise=start, **options)
-            for prompt, start in zip(prompts, noise, strict=True)
-        ]
-    )
+    given = zip(prompts, noise, strict=True)
+    return np.stack([pipeline(frames, p, duration_s=duration_s, noise=start, **options) for p, start in given])
 
 
 def stems(
@@ -115,7 +111,7 @@ def session_on(backend: str, precision: str, bundle: Path, folder: Path) -> Iter
         yield session
 
 
-@pytest.fixture(scope="module", params=[pytest.param(row, id="-".join(row), marks=marks(row[0])) for row in BOUNDS_DB])
+@pytest.fixture(scope="module")
 def row(request: pytest.FixtureRequest) -> tuple[str, str, str]:
     return request.param
 
@@ -130,14 +126,18 @@ def session(row, request, demo_bundle, demo_bundle_fp16, tmp_path_factory) -> It
         yield made
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("row", "case"),
+    [
+        pytest.param(row, case, id=f"{'-'.join(row)}: {case}", marks=marks(row[0]))
+        for row, (_, _, cases) in BOUNDS_DB.items()
+        for case in cases
+    ],
+    indirect=["row"],
+)
 def test_stems_are_those_of_the_reference(row, session, pipeline, reference, case: str) -> None:
-    if row[2] == "bf16" and case not in BF16_CASES:
-        pytest.skip("the noise of bfloat16 was not measured for this case")
-    least_db, most_db = BOUNDS_DB[row]
-    found_db = least_snr_db(stems(session, pipeline, **CASES[case]), reference(case))
-    print("SNR", row, case, found_db)
-    assert least_db <= found_db <= most_db
+    least_db, most_db, _ = BOUNDS_DB[row]
+    assert least_db <= least_snr_db(stems(session, pipeline, **CASES[case]), reference(case)) <= most_db
 
 
 def test_prompts_are_not_silent_and_differ(reference: Callable[[str], np.ndarray]) -> None:

@@ -17,12 +17,15 @@ def export_demo(folder: Path, precision: str) -> None:
     export_bundle(ExportRequest(preset=get_preset("demo"), precision=precision, checkpoints=None, out=out))
 
 
+def edit_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
 def edit(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
     """Changes the manifest."""
-    path = bundle / "manifest.json"
-    manifest = json.loads(path.read_text())
-    change(manifest)
-    path.write_text(json.dumps(manifest))
+    edit_json(bundle / "manifest.json", change)
 
 
 def add_file(bundle: Path, name: str, data: bytes = b"data") -> None:
