@@ -43,21 +43,18 @@ def last_line(done: subprocess.CompletedProcess[str]) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-SHORT = (*("--duration", "1", "--rounds", "1", "--stems", "2", "--steps", "2", "--threads", "1", "--backend", "cpu"),)
+SHORT = ["--duration", "1", "--rounds", "1", "--stems", "2", "--steps", "2", "--threads", "1", "--backend", "cpu"]
+Run = tuple[subprocess.CompletedProcess[str], Path]
+"""A command, and the folder of its results."""
 
 
 @pytest.fixture(scope="module")
-def against_torch(
-    demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[subprocess.CompletedProcess[str], Path]:
-    """A run beside PyTorch, and the folder of its results."""
+def against_torch(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     results = tmp_path_factory.mktemp("results")
     return bench(demo_bundle, *SHORT, "--against", "torch", "--out", results), results
 
 
-def test_runtime_and_torch_side_by_side(
-    against_torch: tuple[subprocess.CompletedProcess[str], Path], demo_bundle: Path
-) -> None:
+def test_runtime_and_torch_side_by_side(against_torch: Run, demo_bundle: Path) -> None:
     done, results = against_torch
     document = last_line(done)
     assert document["setting"]["stems"] == [1, 2]
@@ -96,7 +93,7 @@ def test_runtime_and_torch_side_by_side(
     assert "first stem after decode" in done.stdout
 
 
-def test_chart(against_torch: tuple[subprocess.CompletedProcess[str], Path]) -> None:
+def test_chart(against_torch: Run) -> None:
     pytest.importorskip("matplotlib")
     _, results = against_torch
     assert (results / "cpu-demo-fp32.png").read_bytes().startswith(b"\x89PNG")
@@ -204,10 +201,11 @@ def test_peak_memory(tmp_path: Path) -> None:
     assert (peak_memory_bytes(tmp_path / "none") or 0) > 1 << 20
 
 
-def test_quality_compares_every_way_with_the_first(tmp_path: Path) -> None:
-    from selva_bench.quality import main as quality
+def test_quality_compares_every_way_with_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from selva_bench import quality
 
-    done = CliRunner().invoke(quality, ["--scenes", "1", "--out", str(tmp_path / "quality.json")])
+    monkeypatch.setattr(quality, "DURATION_S", 1.0)  # the first second of each scene
+    done = CliRunner().invoke(quality.main, ["--scenes", "1", "--out", str(tmp_path / "quality.json")])
     assert done.exit_code == 0, done.output
     ways = json.loads((tmp_path / "quality.json").read_text())["ways"]
     assert "snr_db" not in ways["cpu exact"]["mixed"]
