@@ -1,4 +1,4 @@
-"""Draw what `make demo` made: a film strip, the stems' spectrograms, and when each source truly sounded. Usage:
+"""Draw what `make demo` made: a film strip, the stems' spectrograms, and when each source truly sounded.
 
     python examples/show_stems.py VIDEO.mp4 OUT.png KIND=STEM.wav KIND=STEM.wav
 

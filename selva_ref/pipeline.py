@@ -105,7 +105,7 @@ class Pipeline:
         lengths = self.rules.lengths(duration_s)
         if noise is None:
             noise = draw_noise(seed, 0, 0, lengths.latent, self.rules.latent_width)
-        conditions, empty = self._conditions(frames[: lengths.frames], prompt, negative, lengths.latent, lengths.clip)
+        conditions, empty = self._conditions(frames[: lengths.frames], prompt, negative, lengths.latent, lengths.visual)
 
         def flow(t: float, x: Tensor) -> Tensor:
             return self.generator.guided_flow(x, torch.tensor([t], device=self.device), conditions, empty, guidance)

@@ -6,32 +6,54 @@ If SELVA_TEST_BUNDLES names a folder they are kept there, for the thousand sessi
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
+from bundles import export_demo
+
+FIXTURES = {"fp32": "demo_bundle", "fp16": "demo_bundle_fp16"}
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background jobs; commands would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _export(folder: Path, precision: str) -> Path:
-    from selva_export.bundle import ExportRequest, export_bundle
-    from selva_ref import get_preset
-
-    out = Path(os.environ.get("SELVA_TEST_BUNDLES", folder)) / precision
-    if not out.exists():
-        export_bundle(ExportRequest(preset=get_preset("demo"), precision=precision, checkpoints=None, out=out))
-    return out
+@pytest.fixture(scope="session")
+def exports(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The bundles that the collected tests need, by precision. Exported at the same time: each keeps one core busy."""
+    needed = {name for item in request.session.items for name in getattr(item, "fixturenames", ())}
+    precisions = [precision for precision, fixture in FIXTURES.items() if fixture in needed]
+    folder = Path(os.environ.get("SELVA_TEST_BUNDLES", tmp_path_factory.mktemp("bundles")))
+    missing = [precision for precision in precisions if not (folder / precision).exists()]
+    with ProcessPoolExecutor(len(FIXTURES), mp_context=get_context("spawn")) as pool:
+        list(pool.map(partial(export_demo, folder), missing))
+    return {precision: folder / precision for precision in precisions}
 
 
 @pytest.fixture(scope="session")
-def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def demo_bundle(exports: dict[str, Path]) -> Path:
     """A float32 bundle of the `demo` preset."""
-    return _export(tmp_path_factory.mktemp("bundles"), "fp32")
+    return exports["fp32"]
 
 
 @pytest.fixture(scope="session")
-def demo_bundle_fp16(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def demo_bundle_fp16(exports: dict[str, Path]) -> Path:
     """A float16 bundle of the `demo` preset."""
-    return _export(tmp_path_factory.mktemp("bundles"), "fp16")
+    return exports["fp16"]
+
+
+@pytest.fixture(scope="session")
+def gpu_bundles(demo_bundle: Path, demo_bundle_fp16: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Copies of both, with engines for the GPU from every library that can build them."""
+    from gpus import build_all_engines
+
+    folder = tmp_path_factory.mktemp("gpu")
+    given = {"fp32": demo_bundle, "fp16": demo_bundle_fp16}
+    copies = {name: Path(shutil.copytree(bundle, folder / name)) for name, bundle in given.items()}
+    for copy in copies.values():
+        build_all_engines(copy)
+    return copies

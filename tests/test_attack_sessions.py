@@ -20,9 +20,9 @@ def test_a_session_works_or_refuses(worker, kind, bounded):
     def attack(random: Random) -> Fault | None:
         case = {"kind": kind, "seed": random.randrange(2**32)}
         try:
-            told = worker.ask(case)
+            answered = worker.ask(case)
         except DiedError as died:
             return Fault(kind=str(died), attack=str(case))
-        return told["fault"] and Fault(kind=told["fault"], attack=told["attack"])
+        return answered["fault"] and Fault(kind=answered["fault"], attack=answered["attack"])
 
     campaign(attack, bounded)

@@ -6,11 +6,19 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from selva_bench.measure import snr_db
-from selva_bench.stages import StageClock
-from selva_bench.statistics import further_stem_s, quantile, ratios, real_time_factor, summarise, summarise_rounds
-from selva_bench.table import seconds
-from selva_bench.totals import round_totals, stems_in
+from selva_bench.presentation import seconds
+from selva_bench.runtime_side import StageClock
+from selva_bench.statistics import (
+    further_stem_s,
+    quantile,
+    ratios,
+    real_time_factor,
+    round_totals,
+    snr_db,
+    stems_in,
+    summarise,
+    summarise_rounds,
+)
 
 
 def totals(*samples: float) -> list[dict]:

@@ -38,26 +38,26 @@ def scenes() -> list[evaluation.TestScene]:
     return [*composed_tests(4, SEED), *mixed_tests(3, SEED)]
 
 
-def test_it_is_small_trained_and_says_that_it_is_a_toy(session):
+def test_it_is_small_trained_and_called_a_toy(session):
     assert sum(path.stat().st_size for path in SHIPPED.rglob("*") if path.is_file()) <= 25e6
     Bundle.open(SHIPPED)
     assert session.info.weights == "trained"
     assert "toy" in session.info.notice.lower()
 
 
-def test_what_it_hears_is_what_an_export_would_say():
-    def said(preset, checkpoints):
+def test_its_words_are_those_of_an_export():
+    def bounds(preset, checkpoints):
         return _bounds(ExportRequest(preset=get_preset(preset), precision="fp32", checkpoints=checkpoints, out=SHIPPED))
 
     manifest = Bundle.open(SHIPPED).manifest
-    assert said("demo", SHIPPED) == {"hears": list(manifest.hears), "words": list(manifest.words)}
-    assert said("demo", None) == said("small_16k", SHIPPED) == {}  # noise, and a model that knows all words
+    assert bounds("demo", SHIPPED) == {"hears": list(manifest.hears), "words": list(manifest.words)}
+    assert bounds("demo", None) == bounds("small_16k", SHIPPED) == {}  # noise, and a model that knows all words
 
 
 def test_it_warns_of_words_that_it_does_not_know(session):
     (warning,) = session.prompt_warnings("Dragon roaring, a loud dragon!")
-    heard = ", ".join(prompt(kind) for kind in KINDS)
-    assert warning == f"the demo model does not know 'dragon', 'roaring'; it hears: {heard}"
+    known = ", ".join(prompt(kind) for kind in KINDS)
+    assert warning == f"the demo model does not know 'dragon', 'roaring'; it hears: {known}"
 
 
 def test_it_warns_of_no_word_that_it_was_trained_with(session):
@@ -121,17 +121,13 @@ def test_a_stem_has_its_source_and_not_the_other(scores):
 
 def test_a_picture_that_never_moves_gives_other_sounds(session, scenes):
     """Timing comes from the picture: with one frozen frame, the same prompts do not match the events."""
-    found = []
-    for index, scene in enumerate(scenes[:2]):
-        frames = scene.frames.numpy()
-        stems = stems_of(session, np.repeat(frames[:1], len(frames), axis=0), scene.sources, index)
-        found += [
-            score(audio, source.events_s, np.empty(0), True) for source, audio in zip(scene.sources, stems, strict=True)
-        ]
+    frames, sources = scenes[0].frames.numpy(), scenes[0].sources
+    stems = stems_of(session, np.repeat(frames[:1], len(frames), axis=0), sources, 0)
+    found = [score(audio, source.events_s, np.empty(0), True) for source, audio in zip(sources, stems, strict=True)]
     assert Score.total(found).f1 < 0.5
 
 
-def test_the_readme_says_what_was_measured():
+def test_the_readme_has_the_measured_scores():
     rows = json.loads((ROOT / "benchmarks" / "results" / "demo_scores.json").read_text())["rows"]["full"]
     (row,) = re.findall(r"^\| demo model \|.*$", (ROOT / "README.md").read_text(), re.MULTILINE)
     mixed, composed = (

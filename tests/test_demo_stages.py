@@ -99,7 +99,7 @@ def _trained(path, steps, stop_after=None):
     return network, done
 
 
-def test_a_cut_training_goes_on_as_if_it_had_not_been(tmp_path):
+def test_interrupted_training_resumes_exactly(tmp_path):
     whole, _ = _trained(tmp_path / "whole", 20)
     _, first = _trained(tmp_path / "cut", 20, stop_after=7)
     resumed, rest = _trained(tmp_path / "cut", 20)
@@ -109,17 +109,17 @@ def test_a_cut_training_goes_on_as_if_it_had_not_been(tmp_path):
     assert not (tmp_path / "cut").exists()
 
 
-def test_the_time_left_is_said(capsys, monkeypatch):
+def test_the_time_left_is_reported(capsys, monkeypatch):
     """A run is cut after four of ten steps. A step takes a minute, so five minutes are left after the fifth."""
     now_s = 1000.0
     monkeypatch.setattr(fitting, "time", SimpleNamespace(monotonic=lambda: now_s))
     console = fitting.Console("stage", 10)
-    said = []
+    reports = []
     for step, took_s in [(4, 60), (5, 60), (6, 5), (7, 1), (8, 1), (9, 1)]:
         now_s += took_s
         console.step(step, 2.0)
-        said.append(capsys.readouterr().err)
-    assert said == [
+        reports.append(capsys.readouterr().err)
+    assert reports == [
         "stage: step 5/10  loss 2.0000  5.0 min left\n",
         "stage: step 6/10  loss 2.0000  4.0 min left\n",
         "",  # within 15 s of the last line
@@ -143,7 +143,7 @@ def test_an_evaluation_scores_true_sounds_as_perfect_and_noise_as_nothing(shop):
     assert again == text
 
 
-def test_ablations_train_what_they_say(shop):
+def test_ablations_train_the_named_parts(shop):
     train_no_sup(shop)
     assert read_checkpoint(shop.file("video_encoder_no_sup"))["sup_text_feat"].shape[0] == 0
     train_no_encoder(shop)

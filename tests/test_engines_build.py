@@ -119,9 +119,9 @@ def test_profiles_hold_every_clip_that_the_runtime_takes(engines: EngineSet, bun
         "max": (8, high.latent, 20),
     }
     assert [step["clip_f"][size][:2] for size in ("min", "opt", "max")] == [
-        (2, low.clip),
-        (2, mid.clip),
-        (16, high.clip),
+        (2, low.visual),
+        (2, mid.visual),
+        (16, high.visual),
     ]
     assert step["t"]["min"] == step["t"]["max"] == (1,)
     sync = engines.engines["conditions"].profile["sync"]
@@ -192,7 +192,7 @@ def test_ctrl_c_leaves_nothing(fresh: Path, running: subprocess.Popen[str]) -> N
             break
     time.sleep(1)
     running.send_signal(signal.SIGINT)
-    _, said = running.communicate(timeout=120)
+    _, errors = running.communicate(timeout=120)
     assert running.returncode == 130
-    assert said.endswith("interrupted: nothing was written\n")
+    assert errors.endswith("interrupted: nothing was written\n")
     assert not (fresh / "engines").exists()

@@ -119,10 +119,8 @@ def test_the_command_on_paths_that_are_no_bundle(small: SmallSet, tmp_path: Path
     assert "is neither a bundle nor an engine in a bundle" in refusal("inspect", loose)
     assert "is neither a bundle nor an engine in a bundle" in refusal("inspect", small.files["manifest"])
     assert "is neither a bundle nor an engine in a bundle" in refusal("inspect", tmp_path / "nowhere")
-    assert "has no manifest.json, so it is not a bundle; make a bundle with selva-export" in refusal("inspect", nested)
-    assert "has no manifest.json, so it is not a bundle; make a bundle with selva-export" in refusal(
-        "inspect", tmp_path
-    )
+    assert "so it is not a bundle; make a bundle with selva-export" in refusal("inspect", nested)
+    assert "so it is not a bundle; make a bundle with selva-export" in refusal("inspect", tmp_path)
     for name in ("loop", "file"):
         path = small.bundle / "engines" / name
         path.symlink_to(path) if name == "loop" else path.write_bytes(b"x")
@@ -135,7 +133,7 @@ def test_an_engine_at_the_root_of_the_disk(monkeypatch: pytest.MonkeyPatch) -> N
     assert refusal("inspect", "/any.engine") == "error: /any.engine is neither a bundle nor an engine in a bundle\n"
 
 
-def test_what_is_whole_is_shown(small: SmallSet) -> None:
+def test_an_intact_set_is_shown(small: SmallSet) -> None:
     result = CliRunner().invoke(main, ["inspect", str(small.folder / "decoder.engine"), "--json"])
     (entry,) = json.loads(result.stdout)
     assert entry["kinds"] == {"gemm": {"float16": 1}}

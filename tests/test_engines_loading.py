@@ -52,7 +52,7 @@ def test_altered_engines_never_reach_the_library(engines: EngineSet, monkeypatch
         loader.load("text_t5")
 
 
-def test_what_is_no_engine_is_refused_by_its_header(engines: EngineSet) -> None:
+def test_a_file_that_is_no_engine_is_refused_by_its_header(engines: EngineSet) -> None:
     """A forged manifest lists the file, and still nothing crashes."""
     content = b"no engine at all" * 100
     (engines.folder / "text_t5.engine").write_bytes(content)
@@ -81,7 +81,7 @@ def test_without_a_gpu_weights_cannot_be_stripped(bundle: Path) -> None:
 
 @pytest.mark.gpu
 @needs_gpu
-def test_loads_what_was_built(engines: EngineSet) -> None:
+def test_built_engines_load(engines: EngineSet) -> None:
     engine = EngineLoader(load_library(TARGET), engines).load("text_t5")
     names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
     assert names == ["ids", "mask", "features"]

@@ -1,4 +1,4 @@
-"""Which engines may be loaded, and what is said about the others. Needs no TensorRT: the engines are fake."""
+"""Which engines may be loaded, and why the others are refused. Needs no TensorRT: the engines are fake."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from pkgutil import iter_modules
 
 import pytest
+from bundles import edit_json
 from click.testing import CliRunner
 from platforms import needs_posix
 
@@ -79,12 +80,6 @@ def write_engines(
     return folder
 
 
-def edit(path: Path, change: Callable[[dict], object]) -> None:
-    data = json.loads(path.read_text())
-    change(data)
-    path.write_text(json.dumps(data))
-
-
 def test_reads_what_fits(bundle: Path) -> None:
     write_engines(bundle)
     engines = find_engines(bundle, TARGET, VERSION, "8.9")
@@ -118,9 +113,7 @@ def test_refuses_another_version_and_another_capability(bundle: Path) -> None:
         EngineRefusedError, match=r"are for tensorrt-rtx 1\.7\.1\.116, but this is 1\.8\.0; run: selva-engines"
     ):
         find_engines(bundle, TARGET, "1.8.0", "8.6")
-    with pytest.raises(
-        EngineRefusedError, match=r"8\.6, but this GPU has 8\.9; run: selva-engines .* --capability 8\.9"
-    ):
+    with pytest.raises(EngineRefusedError, match=r"8\.6, but this GPU has 8\.9; run: .* --capability 8\.9"):
         find_engines(bundle, TARGET, VERSION, "8.9")
     write_engines(bundle)
     with pytest.raises(EngineRefusedError, match=r"this GPU has 7\.5; run: selva-engines .* --capability 7\.5"):
@@ -141,7 +134,7 @@ def test_refuses_altered_half_written_and_missing_files(bundle: Path, damage: st
 
 def test_refuses_an_engine_of_another_graph(bundle: Path) -> None:
     write_engines(bundle)
-    edit(bundle / "manifest.json", lambda m: m["files"]["graphs/decoder.onnx"].update(sha256="0" * 64))
+    edit_json(bundle / "manifest.json", lambda m: m["files"]["graphs/decoder.onnx"].update(sha256="0" * 64))
     engines = find_engines(bundle, TARGET, VERSION, "8.9")
     with pytest.raises(EngineRefusedError, match="built from another decoder graph; run: selva-engines"):
         engines.read("decoder")
@@ -168,7 +161,7 @@ def test_names_what_is_missing(bundle: Path) -> None:
     ],
 )
 def test_refuses_manifests_that_it_does_not_understand(bundle: Path, change: Callable[[dict], object]) -> None:
-    edit(write_engines(bundle) / "engines.json", change)
+    edit_json(write_engines(bundle) / "engines.json", change)
     with pytest.raises(EngineRefusedError, match=r"engines\.json cannot be parsed"):
         find_engines(bundle, TARGET, VERSION, "8.9")
 
@@ -201,12 +194,12 @@ def test_refuses_folders_that_lead_out_of_the_bundle(bundle: Path, tmp_path: Pat
 def test_bundles_that_cannot_be_read(bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(EngineSourceError, match="make a bundle with selva-export"):
         find_engines(tmp_path / "nowhere", TARGET, VERSION, "8.9")
-    edit(bundle / "manifest.json", lambda m: m["graphs"]["decoder"].update(file="../decoder.onnx"))
+    edit_json(bundle / "manifest.json", lambda m: m["graphs"]["decoder"].update(file="../decoder.onnx"))
     with pytest.raises(EngineSourceError, match="not a plain relative path inside the bundle"):
         read_source(bundle)
 
 
-def test_builds_only_from_graphs_that_the_manifest_vouches_for(bundle: Path) -> None:
+def test_builds_only_from_graphs_listed_in_the_manifest(bundle: Path) -> None:
     source = read_source(bundle)
     path = bundle / "graphs" / "text_t5.onnx"
     content = bytearray(path.read_bytes())
@@ -241,7 +234,7 @@ def test_a_library_that_is_not_there_names_its_extra(bundle: Path, monkeypatch: 
 def test_old_libraries_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", type(sys)("tensorrt"))
     monkeypatch.setattr(sys.modules["tensorrt"], "__version__", "10.16.1", raising=False)
-    with pytest.raises(EngineLibraryError, match=r"tensorrt 10\.16\.1 is too old; version 11\.0 or later is needed"):
+    with pytest.raises(EngineLibraryError, match=r"tensorrt 10\.16\.1 is older than 11\.0"):
         load_library("tensorrt")
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 import selva_ref
 from selva_bundle.bundle import Bundle
 from selva_export import bundle as bundle_module
-from selva_export import graphs, verify
+from selva_export import graphs
 from selva_export.bundle import ExportRequest, export_bundle
 from selva_export.cli import main
 from selva_export.errors import ExportError, ParityError
@@ -39,7 +39,7 @@ def read_graph(bundle: Path, name: str) -> onnx.ModelProto:
     return onnx.load(bundle / "graphs" / f"{name}.onnx")
 
 
-def test_the_manifest_vouches_for_every_file(demo_bundle: Path) -> None:
+def test_the_manifest_lists_every_file_with_its_hash(demo_bundle: Path) -> None:
     manifest = json.loads((demo_bundle / "manifest.json").read_text())
     files = {p.relative_to(demo_bundle).as_posix() for p in demo_bundle.rglob("*") if p.is_file()} - {"manifest.json"}
     assert set(manifest["files"]) == files
@@ -105,21 +105,6 @@ def test_a_graph_out_of_tolerance_fails_and_leaves_nothing(tmp_path: Path, monke
     with pytest.raises(ParityError, match="text_t5 is off the reference"):
         export_bundle(request(tmp_path / "bundle"), say=lambda line: None)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_wrong_graph_is_noticed(demo_bundle: Path) -> None:
-    preset = selva_ref.get_preset("demo")
-    signature = signatures(preset)["text_clip"]
-    feeds = example_inputs(signature, preset, VERIFY_AXES[0], seed=5)
-    right = verify.SessionFromOnnx(str(demo_bundle / "graphs" / "text_clip.onnx"))().run(None, feeds)
-    path = demo_bundle / "graphs" / "text_clip.onnx"
-    compare(path, signature, [(feeds, right)], 1e-6)
-    with pytest.raises(ParityError):
-        compare(path, signature, [(feeds, [right[0] * 1.001])], 1e-4)
-    with pytest.raises(ParityError):
-        compare(path, signature, [(feeds, [np.full_like(right[0], np.nan)])], 1e-4)
-    with pytest.raises(ParityError, match="shape"):
-        compare(path, signature, [(feeds, [right[0][:, :3]])], 1e-4)
 
 
 def test_an_interrupt_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,12 +58,17 @@ def test_one_bad_size_is_enough(graph: Path, bad: tuple, order: int) -> None:
         compare(graph, SIGNATURE, [GOOD, bad][::order], 1e-4)
 
 
+def test_another_shape_is_refused(graph: Path) -> None:
+    with pytest.raises(ParityError, match="shape"):
+        compare(graph, SIGNATURE, [case([4.0, 9.0], [2.0])], 1e-4)
+
+
 @pytest.mark.parametrize(
     ("reference", "reason"),
     [([2.0, np.nan], "not finite"), ([2.0, np.inf], "not finite"), ([0.0, 0.0], "all zero")],
 )
 @pytest.mark.parametrize("x", [[4.0, -1.0], [0.0, 0.0]])
-def test_a_reference_that_tells_nothing(graph: Path, x: list[float], reference: list[float], reason: str) -> None:
+def test_a_useless_reference_is_refused(graph: Path, x: list[float], reference: list[float], reason: str) -> None:
     with pytest.raises(ParityError, match=rf"graph root: the reference of y is {reason}: .* weights"):
         compare(graph, SIGNATURE, [GOOD, case(x, reference)], 1e-4)
 

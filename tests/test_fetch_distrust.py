@@ -42,7 +42,7 @@ def partials(tmp_path: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("name", [VAE, VOCABULARY])
-def test_a_content_without_end_is_cut_at_its_stated_size(hub: SmallHub, tmp_path: Path, name: str) -> None:
+def test_endless_content_is_cut_at_its_stated_size(hub: SmallHub, tmp_path: Path, name: str) -> None:
     if name == VOCABULARY:  # a small file's size comes with its content's address, so that gets another one
         hub.answers[name] = (302, {"Location": f"{hub.content_url}/content/{name}", "X-Linked-Size": "9"})
     hub.endless.add(name)
@@ -84,7 +84,7 @@ def test_redirects_in_a_circle(hub: SmallHub, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("etag", ['"abc"', 'W/"5e-1"'])
-def test_what_no_hash_vouches_for_is_not_called_verified(hub: SmallHub, tmp_path: Path, etag: str) -> None:
+def test_a_file_without_a_known_hash_is_not_called_verified(hub: SmallHub, tmp_path: Path, etag: str) -> None:
     hub.answers[TOWER] = (302, {"X-Linked-ETag": etag})
     first = command(tmp_path, "--json")
     assert first.exit_code == 0, first.stderr
@@ -98,7 +98,7 @@ def test_what_no_hash_vouches_for_is_not_called_verified(hub: SmallHub, tmp_path
     assert {name: entry["verified"] for name, entry in record.items()} == expected
 
 
-def test_a_record_of_an_older_version_says_nothing_of_it(hub: SmallHub, tmp_path: Path) -> None:
+def test_a_record_of_an_older_version_is_not_used(hub: SmallHub, tmp_path: Path) -> None:
     command(tmp_path)
     path = tmp_path / "out" / RECORD
     record = json.loads(path.read_text())

@@ -11,9 +11,7 @@ import selva_ref
 from selva_ref.errors import CheckpointError
 from selva_ref.model.generator import nearest_exact_index
 from selva_ref.model.layers import cast
-from selva_ref.model.vocoder import Activation
 from selva_ref.weights import random_weights
-from selva_ref.weights.loading import load_part
 
 MANIFESTS = {
     ("video_encoder", "small_16k"): "video_enc_sup_5",
@@ -77,52 +75,6 @@ def test_unknown_names() -> None:
         selva_ref.build("decoder", "demo")
     with pytest.raises(ValueError, match="small_16k"):
         selva_ref.build("vae", "huge")
-
-
-def test_polyphase_activation_equals_the_textbook_form() -> None:
-    torch.manual_seed(0)
-    activation = Activation(3).double()
-    activation.act.alpha.data.normal_()
-    activation.act.beta.data.normal_()
-    taps = activation.up_even.new_zeros(12)
-    taps[0::2], taps[1::2] = activation.up_even[0, 0, :6] / 2, activation.up_odd[0, 0, 1:] / 2
-    x = torch.randn(2, 3, 17, dtype=torch.double)
-    kernel = taps.expand(3, 1, -1)
-    up = torch.nn.functional.pad(x, (5, 5), mode="replicate")
-    up = 2 * torch.nn.functional.conv_transpose1d(up, kernel, stride=2, groups=3)[..., 15:-15]
-    alpha, beta = activation.act.alpha.exp()[:, None], activation.act.beta.exp()[:, None]
-    snake = up + torch.sin(alpha * up) ** 2 / (beta + 1e-9)
-    down = torch.nn.functional.pad(snake, (5, 6), mode="replicate")
-    want = torch.nn.functional.conv1d(down, kernel, stride=2, groups=3)
-    torch.testing.assert_close(activation(x), want, rtol=2e-6, atol=2e-6)  # the snake itself is float32
-
-
-@torch.no_grad()
-def test_baking_changes_layouts_but_no_outputs() -> None:
-    torch.manual_seed(0)
-    preset = selva_ref.get_preset("demo")
-    parts = {part: load_part(part, preset, None) for part in ("video_encoder", "generator", "vae", "vocoder")}
-    frames, text, mask = torch.rand(1, 24, 3, 64, 64), torch.randn(1, 4, 64), torch.ones(1, 4, dtype=torch.bool)
-    sync, latent, t = torch.randn(1, 16, 96), torch.randn(1, 30, 20), torch.tensor([0.3])
-
-    def outputs() -> list[torch.Tensor]:
-        generator = parts["generator"]
-        conditions = generator.prepare(sync, generator.empty_clip(1, 7), torch.randn(1, 32, 64), latent_length=30)
-        mel = parts["vae"].decode(latent.mT)
-        flow = generator.flow(latent, t, conditions)
-        return [parts["video_encoder"](frames, text, mask), flow, mel, parts["vocoder"](mel)]
-
-    torch.manual_seed(1)
-    before = outputs()
-    for network in parts.values():
-        network.bake()
-    torch.manual_seed(1)
-    for was, now in zip(before, outputs(), strict=True):
-        torch.testing.assert_close(now, was, rtol=1e-4, atol=1e-5)
-    assert not torch.equal(
-        parts["generator"].joint_blocks[0].latent_block.attn.qkv.weight,
-        load_part("generator", preset, None).joint_blocks[0].latent_block.attn.qkv.weight,
-    )
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def test_somebody_elses_file_is_kept(hub, get, tmp_path):
 @pytest.mark.parametrize(
     "name", ["jnwnlee/SelVA/ext_weights/v1-16.pth", "apple/new-name/tower.bin", "apple/new-name/vocab.json"]
 )
-def test_wrong_content_is_not_used_and_downloaded_anew(hub, get, tmp_path, name):
+def test_wrong_content_is_not_used_and_downloaded_again(hub, get, tmp_path, name):
     """Checks against the publisher's MD5, the hub's SHA-256 and the hub's Git hash."""
     hub.files[name] = hub.files[name][:-1] + b"x"
     with pytest.raises(FetchError, match=r"wrong content: (MD5|SHA-256|Git hash) \w+ instead of \w+; removed it"):
@@ -126,7 +126,7 @@ def test_wrong_content_is_not_used_and_downloaded_anew(hub, get, tmp_path, name)
     assert set(hub.gets(name)) <= {None}  # from the beginning, not resumed
 
 
-def test_what_is_no_checkpoint_is_one_error(hub, get, tmp_path):
+def test_a_file_that_is_no_checkpoint_is_one_error(hub, get, tmp_path):
     name = "apple/new-name/tower.bin"
     hub.files[name] = hub.stated[name] = b"<html>"
     with pytest.raises(CheckpointError, match=r"tower\.bin: not a readable checkpoint"):
@@ -140,7 +140,7 @@ def test_a_cut_connection_is_resumed(hub, get):
     assert hub.gets("jnwnlee/SelVA/ext_weights/v1-16.pth") == [None, "bytes=100000-", "bytes=150000-"]
 
 
-def test_the_next_run_goes_on_where_this_one_stopped(hub, get, tmp_path):
+def test_the_next_run_resumes_where_this_one_stopped(hub, get, tmp_path):
     hub.cuts, hub.dies = [70_000], True
     with pytest.raises(FetchError, match=rf"missing from .* cache: {', '.join([HERE[2], *HERE[:2]])}$"):
         get()
@@ -208,7 +208,7 @@ def test_a_wrong_file_put_there_by_hand_is_one_error(hub, get, tmp_path):
     assert (tmp_path / "out/v1-16.pth").exists()
 
 
-def test_another_revision_is_fetched_anew_and_trusts_the_hub(hub, get):
+def test_another_revision_is_fetched_again_and_trusts_the_hub(hub, get):
     get()
     name = "jnwnlee/SelVA/ext_weights/v1-16.pth"
     hub.files[name] = hub.stated[name] = pth({"w": torch.ones(1)})
@@ -219,7 +219,7 @@ def test_another_revision_is_fetched_anew_and_trusts_the_hub(hub, get):
 
 def test_no_room_for_the_download(hub, get, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
-    with pytest.raises(FetchError, match=r"not enough space for .*v1-16\.pth: \d+ bytes needed, 1000 free"):
+    with pytest.raises(FetchError, match=r"no space for .*v1-16\.pth: \d+ bytes needed, 1000 free"):
         get()
 
 

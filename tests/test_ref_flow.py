@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from sessions import moving_frames
 
 from selva_ref.model.flow_matching import adaptive, euler, path
+from selva_ref.pipeline import Pipeline
 
 
 def test_euler_on_a_cubic_has_the_known_sum() -> None:
@@ -35,3 +38,11 @@ def test_path_runs_straight_from_noise_to_data() -> None:
     torch.testing.assert_close(x[2], data[2])
     # following the constant velocity from any point of the path ends at the data
     torch.testing.assert_close(x + (1 - t)[:, None, None] * target, data)
+
+
+def test_the_adaptive_solver_agrees_with_many_euler_steps() -> None:
+    pipeline, given = Pipeline("demo"), {"duration_s": 0.64, "guidance": 0.0}
+    frames = moving_frames(16, pipeline.rules.image_size)
+    fine, coarse = (pipeline(frames, "rain", steps=steps, **given) for steps in (100, 10))
+    adapted = pipeline(frames, "rain", solver="adaptive", **given)
+    assert np.linalg.norm(fine - adapted) < 0.2 * np.linalg.norm(coarse - adapted)

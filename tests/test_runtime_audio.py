@@ -87,7 +87,7 @@ def test_wav_without_tags_has_none(tmp_path):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_wav_refuses_what_is_no_number(tmp_path, bad):
+def test_wav_refuses_nan_and_infinity(tmp_path, bad):
     with pytest.raises(RequestError, match="NaN or infinity"):
         write_wav(tmp_path / "a.wav", np.array([0, bad], np.float32), 16000)
     with pytest.raises(RequestError, match="must be mono"):

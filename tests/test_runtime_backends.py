@@ -41,7 +41,7 @@ def refusing(message):
     return make
 
 
-def test_auto_says_why_it_is_the_cpu(opened, monkeypatch):
+def test_auto_reports_why_it_chose_the_cpu(opened, monkeypatch):
     def no_device(self):
         raise BackendError(NO_GPU)
 
@@ -58,7 +58,7 @@ def test_auto_says_why_it_is_the_cpu(opened, monkeypatch):
 
 def test_openvino_is_named_in_the_notice(opened, monkeypatch):
     pytest.importorskip("openvino")
-    monkeypatch.setattr(backends, "_WORTH_COMPILING_BYTES", 0)
+    monkeypatch.setattr(backends, "_MIN_COMPILED_BYTES", 0)
     monkeypatch.setattr(backends, "CudaDevice", refusing(NO_GPU))
     monkeypatch.setattr(backends, "has_nvidia_gpu", lambda: False)
     monkeypatch.setattr(backends.platform, "machine", lambda: "x86_64")
@@ -79,7 +79,7 @@ def test_a_gpu_is_seen_on_the_bus(tmp_path, monkeypatch):
     assert cuda_device.has_nvidia_gpu(tmp_path / "absent")
 
 
-def test_auto_says_what_it_passed_over(opened, monkeypatch, a_gpu):
+def test_auto_reports_the_backends_it_skipped(opened, monkeypatch, a_gpu):
     monkeypatch.setitem(backends.MAKERS, "tensorrt", refusing("no engines; run: selva-engines"))
     monkeypatch.setitem(backends.MAKERS, "cuda", refusing("no CUDA provider"))
     executor = make_executor(opened, "auto", 1)
@@ -88,7 +88,7 @@ def test_auto_says_what_it_passed_over(opened, monkeypatch, a_gpu):
     assert executor.notice == f"CPU (the NVIDIA GPU cannot be used: {executor.reason})"
     monkeypatch.setitem(backends.MAKERS, "cuda", lambda _, __, reason: SimpleNamespace(reason=reason, backend="cuda"))
     chosen = make_executor(opened, "auto", 1)
-    assert chosen.reason == "the fastest backend that runs on this machine; tensorrt: no engines; run: selva-engines"
+    assert chosen.reason == "the fastest backend that runs here; tensorrt: no engines; run: selva-engines"
     assert chosen.notice == "NVIDIA GPU with CUDA (the faster tensorrt: no engines; run: selva-engines)"
 
 
@@ -101,7 +101,7 @@ def test_a_gpu_backend_is_refused_where_it_cannot_run(demo_bundle, backend):
     assert "\n" not in str(caught.value)
 
 
-def test_without_cuda_python_it_says_what_to_install(opened, monkeypatch):
+def test_without_cuda_python_the_error_names_the_extra(opened, monkeypatch):
     def missing(name):
         raise ImportError(name)
 
@@ -110,7 +110,7 @@ def test_without_cuda_python_it_says_what_to_install(opened, monkeypatch):
         make_executor(opened, "cuda", None)
 
 
-def test_onnx_runtime_without_cuda_says_what_to_install(opened, monkeypatch, a_gpu):
+def test_onnx_runtime_without_cuda_names_the_package(opened, monkeypatch, a_gpu):
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this ONNX Runtime has CUDA")
     monkeypatch.setattr("selva_runtime.backends.gpu.onnx_graphs.CudaDevice", FakeGpu)
@@ -118,14 +118,14 @@ def test_onnx_runtime_without_cuda_says_what_to_install(opened, monkeypatch, a_g
         make_executor(opened, "cuda", None)
 
 
-def test_a_bundle_without_engines_says_what_to_run(opened, monkeypatch, a_gpu):
+def test_a_bundle_without_engines_names_the_command(opened, monkeypatch, a_gpu):
     pytest.importorskip("selva_engines")
     pytest.importorskip("tensorrt_rtx")
     with pytest.raises(BackendError, match=r"run: selva-engines .* --target tensorrt-rtx"):
         make_executor(opened, "tensorrt", None)
 
 
-def test_steps_that_no_cuda_graph_can_hold_run_without_one_and_it_says_so(opened, monkeypatch, a_gpu):
+def test_steps_without_a_cuda_graph_are_reported(opened, monkeypatch, a_gpu):
     asked = []
 
     def session(self, path, *, cuda_graph):
@@ -169,14 +169,14 @@ class FakeCuda:
         ("cudaErrorLaunchFailure", BackendError, "cudaGetDeviceCount failed: the device fell over"),
     ],
 )
-def test_what_cuda_says_becomes_one_line(monkeypatch, error, kind, message):
+def test_cuda_errors_are_one_line(monkeypatch, error, kind, message):
     monkeypatch.setattr(cuda_device, "import_module", lambda name: FakeCuda(error))
     with pytest.raises(kind, match=message) as caught:
         CudaDevice()
     assert type(caught.value) is kind
 
 
-def test_both_libraries_missing_says_what_to_install(opened, monkeypatch, a_gpu):
+def test_both_libraries_missing_names_the_extras(opened, monkeypatch, a_gpu):
     engines = pytest.importorskip("selva_engines")
 
     def missing(target):
@@ -198,7 +198,7 @@ def test_the_names_used_of_cuda_exist():
     assert sorted(name for name in names - errors if not hasattr(cuda, name)) == []
 
 
-def test_the_command_says_which_backend_and_why(demo_bundle, tmp_path):
+def test_the_command_reports_the_backend_and_why(demo_bundle, tmp_path):
     import json
     import subprocess
 

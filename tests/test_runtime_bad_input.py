@@ -12,6 +12,7 @@ import av
 import numpy as np
 import pytest
 import soundfile
+from bundles import edit
 from click.testing import CliRunner
 from clips import numbered, write_video
 from platforms import file_size_limit, needs_posix
@@ -248,13 +249,7 @@ def extra_file(bundle):
 
 
 def edit_manifest(change):
-    def damage(bundle):
-        path = bundle / "manifest.json"
-        manifest = json.loads(path.read_text())
-        change(manifest)
-        path.write_text(json.dumps(manifest))
-
-    return damage
+    return lambda bundle: edit(bundle, change)
 
 
 @pytest.mark.parametrize(

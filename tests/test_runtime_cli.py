@@ -59,7 +59,7 @@ def test_one_24_bit_wav_for_each_prompt(run, tmp_path):
         assert (info.subtype, info.channels, info.samplerate, info.frames) == ("PCM_24", 1, 16000, 24000)
 
 
-def test_the_toy_and_its_random_weights_say_so(run, demo_bundle):
+def test_random_weights_and_the_toy_have_a_notice(run, demo_bundle):
     manifest = json.loads((demo_bundle / "manifest.json").read_text())
     result = run("-p", "rain")
     assert "notice: this is the toy demo model" in result.stderr
@@ -70,14 +70,14 @@ def test_the_toy_and_its_random_weights_say_so(run, demo_bundle):
 
 
 def test_the_notices_are_a_line_each_and_the_most_important_is_last(run, demo_bundle):
-    said = run("-p", "rain", "-p", "rain").stderr.splitlines()
+    lines = run("-p", "rain", "-p", "rain").stderr.splitlines()
     notice = " ".join(json.loads((demo_bundle / "manifest.json").read_text())["notice"].split())
-    assert said[0] == f"notice: {notice}"
-    assert said[1].startswith(("notice: CPU (", "notice: NVIDIA GPU with "))
-    assert said[2].startswith("warning: the prompt 'rain' is given 2 times")
-    assert said[3].startswith("notice: this is the toy demo model")
-    assert said[4].startswith("notice: the weights of this bundle are random")
-    assert len(said) == 5
+    assert lines[0] == f"notice: {notice}"
+    assert lines[1].startswith(("notice: CPU (", "notice: NVIDIA GPU with "))
+    assert lines[2].startswith("warning: the prompt 'rain' is given 2 times")
+    assert lines[3].startswith("notice: this is the toy demo model")
+    assert lines[4].startswith("notice: the weights of this bundle are random")
+    assert len(lines) == 5
 
 
 def test_json_is_one_document(run, tmp_path):
@@ -120,7 +120,7 @@ def test_mux_puts_the_chosen_stem_into_a_copy(run, tmp_path):
         assert (len(container.streams.video), len(container.streams.audio)) == (1, 1)
 
 
-def test_only_part_of_a_long_video_is_used_and_it_says_so(demo_bundle, tmp_path):
+def test_only_part_of_a_long_video_is_used_with_a_notice(demo_bundle, tmp_path):
     video = write_video(tmp_path / "long.mp4", map(numbered, range(60)), rate=5)
     common = [str(video), "-p", "rain", "-o", str(tmp_path / "out"), "--bundle", str(demo_bundle), "--steps", "1"]
     result = CliRunner().invoke(main, common)
@@ -174,13 +174,13 @@ def test_the_video_is_opened_once_and_closed(demo_bundle, video, tmp_path, monke
     assert opened == [Path(video), "closed"]
 
 
-def test_help_tells_what_the_demo_hears():
+def test_help_lists_what_the_demo_knows():
     result = CliRunner().invoke(main, ["--help"])
-    heard = " ".join(result.stdout.partition("The toy demo hears:")[2].split())
-    assert heard == ", ".join(prompt(kind) for kind in KINDS)
+    listed = " ".join(result.stdout.partition("The toy demo hears:")[2].split())
+    assert listed == ", ".join(prompt(kind) for kind in KINDS)
 
 
-def test_help_tells_units_and_defaults():
+def test_help_shows_units_and_defaults():
     result = CliRunner().invoke(main, ["--help"])
     assert result.exit_code == 0
     text = " ".join(result.stdout.split())

@@ -47,7 +47,7 @@ def altered(folder: Path) -> Path:
     return graph
 
 
-def test_every_bundle_is_found_once_and_its_state_said(listed, tmp_path, monkeypatch):
+def test_every_bundle_is_found_once_with_its_state(listed, tmp_path, monkeypatch):
     graph = altered(tmp_path / "mine")
     (tmp_path / "web").mkdir()
     (tmp_path / "web" / "manifest.json").write_text('{"name": "a site"}')
@@ -78,12 +78,12 @@ def test_backends_and_versions(listed):
 
 
 def test_a_person_reads_one_line_for_each(listed):
-    said = listed().splitlines()
-    assert said[0] == f"bundle {SHIPPED} (the demo): demo, trained weights: every hash is right"
-    assert said[1] == "backend auto: runs: CPU (no NVIDIA GPU found)"
-    assert said[-2] == "backend tensorrt: does not run: no GPU; buy one"
-    assert said[-1].startswith("versions: python 3.")
-    assert len(said) == 7
+    lines = listed().splitlines()
+    assert lines[0] == f"bundle {SHIPPED} (the demo): demo, trained weights: every hash is right"
+    assert lines[1] == "backend auto: runs: CPU (no NVIDIA GPU found)"
+    assert lines[-2] == "backend tensorrt: does not run: no GPU; buy one"
+    assert lines[-1].startswith("versions: python 3.")
+    assert len(lines) == 7
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_a_person_reads_one_line_for_each(listed):
         (["v.mp4", "-p", "x"], "option '-o"),
     ],
 )
-def test_without_it_nothing_may_be_left_out(arguments, missing):
+def test_required_options_are_required_without_list(arguments, missing):
     result = CliRunner().invoke(main, arguments)
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
     assert result.stderr.startswith(f"error: Missing {missing}")

@@ -20,7 +20,7 @@ from sessions import encode, few_steps, moving_frames
 from selva_runtime import BackendError, Session
 from selva_runtime.backends.gpu import cuda_device, executor, onnx_graphs
 from selva_runtime.backends.gpu.cuda_device import CudaDevice
-from selva_runtime.backends.gpu.device_array import Space
+from selva_runtime.backends.gpu.device_array import MemoryPool
 
 CLOSE = {"rtol": 0, "atol": 1e-5}
 
@@ -31,9 +31,8 @@ def cpu(demo_bundle):
 
 
 @pytest.fixture
-def cuda(monkeypatch, tmp_path):
+def cuda(monkeypatch):
     fake = FakeCuda()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(cuda_device, "_import_cuda", lambda: fake)
     yield fake
     fake.check()
@@ -47,12 +46,12 @@ def ort(cuda, monkeypatch):
 
 
 @pytest.fixture(params=["cuda", "tensorrt"])
-def start(request, cuda, ort, demo_bundle):
+def start(request, cuda, ort, demo_bundle, tmp_path):
     """Opens a session on the fake GPU. The test alone keeps it, so it is gone when the fixture looks for leaks."""
     if request.param == "cuda":
         yield lambda: Session(demo_bundle, backend="cuda")
     else:
-        with on_fake_engines(demo_bundle, cuda):
+        with on_fake_engines(demo_bundle, tmp_path / "cache", cuda):
             yield lambda: Session(demo_bundle, backend="tensorrt")
 
 
@@ -152,8 +151,8 @@ class Garbage:
 
     def __init__(self):
         device = CudaDevice()
-        space = Space(device)
-        self.kept = [device, space, space.put(np.arange(5)), device.mark(), device.record(lambda: None)]
+        pool = MemoryPool(device)
+        self.kept = [device, pool, pool.put(np.arange(5)), device.mark(), device.record(lambda: None)]
         self.dead = [weakref.ref(each) for each in self.kept]
 
     def drop(self):

@@ -18,7 +18,7 @@ def test_the_noise_is_the_documented_draw():
     np.testing.assert_array_equal(draw_noise(7, 2, 1, 5, 20), expected)
 
 
-def test_a_seed_gives_these_numbers_for_ever():
+def test_a_seed_always_gives_these_numbers():
     """Noise must not change with a version of NumPy or of this code, or a user's seed would sound different."""
     drawn = draw_noise(7, 0, 0, 250, 20)
     assert (drawn.shape, drawn.dtype) == ((250, 20), np.float32)
@@ -79,9 +79,7 @@ def test_one_value_that_is_not_finite_is_an_error(bad, has_loop):
     spoiled[0, 1, 2] = bad
     if has_loop:
         field.loop = lambda noise, conditions, **options: spoiled
-    with pytest.raises(
-        BackendError, match=r"^graph guided_step returned values that are not finite; try lower guidance"
-    ):
+    with pytest.raises(BackendError, match=r"^graph guided_step returned values that are not finite; try lower"):
         integrate(field, spoiled, {}, steps=2, guidance=1, cancel=None, on_step=lambda: None)
     assert len(field.feeds) == (0 if has_loop else 1)
 
@@ -97,7 +95,7 @@ class Memory:
     """Simulates limited memory: rows from `start` on fit only `fits` at a time, rows before it in any number."""
 
     def __init__(self, start, fits):
-        self.start, self.fits, self.tried, self.said = start, fits, [], []
+        self.start, self.fits, self.tried, self.warned = start, fits, [], []
 
     def run(self, rows):
         self.tried.append((rows.start, rows.stop))
@@ -108,29 +106,29 @@ class Memory:
 
 
 @pytest.mark.parametrize(
-    ("start", "tried", "said"),
+    ("start", "tried", "warned"),
     [
         (0, [(0, 8), (0, 4), (0, 2), (2, 4), (4, 6), (6, 8), (8, 9)], [4, 2]),
         (5, [(0, 8), (0, 4), (4, 8), (4, 6), (6, 8), (8, 9)], [4, 2]),
     ],
 )
-def test_batches_get_smaller_where_memory_ends_and_stay_so(start, tried, said):
+def test_batches_get_smaller_where_memory_ends_and_stay_so(start, tried, warned):
     memory = Memory(start, fits=2)
-    done = in_batches(9, 8, memory.run, memory.said.append)
+    done = in_batches(9, 8, memory.run, memory.warned.append)
     assert list(chain.from_iterable(done)) == list(range(9))
-    assert (memory.tried, memory.said) == (tried, said)
+    assert (memory.tried, memory.warned) == (tried, warned)
 
 
 @pytest.mark.parametrize("start", [0, 2])
 def test_a_row_that_does_not_fit_alone_is_an_error(start):
     memory = Memory(start, fits=0)
     with pytest.raises(DeviceMemoryError, match="full"):
-        in_batches(3, 3, memory.run, memory.said.append)
-    assert memory.said == [1]
+        in_batches(3, 3, memory.run, memory.warned.append)
+    assert memory.warned == [1]
     assert memory.tried[-1] == (start, start + 1)
 
 
-def test_what_was_used_last_is_remembered():
+def test_the_most_recently_used_are_kept():
     recent = LruCache(2)
     recent["a"], recent["b"] = 1, 2
     assert recent["a"] == 1  # now b is the oldest

@@ -1,31 +1,26 @@
-"""Tests that need a GPU: the same sound, CUDA graphs, memory, other libraries' streams and arrays, a fast start.
+"""Tests that need a GPU: CUDA graphs, memory, other libraries' streams and arrays, a fast start.
 
 Run them with `pytest -m gpu`. A backend that is not installed is skipped with its own message.
 """
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 import threading
 
 import numpy as np
 import pytest
-from gpus import needs_gpu
+from gpus import GPU_BACKENDS, needs_gpu, skip_without
 from sessions import encode, few_steps, moving_frames
 
-from selva_bundle.bundle import Bundle
-from selva_runtime import BackendError, Cancelled, DeviceMemoryError, RequestError, Session
-from selva_runtime.backends.choose import make_executor
+from selva_runtime import Cancelled, DeviceMemoryError, RequestError, Session
 from selva_runtime.backends.gpu.cuda_device import CudaDevice
-from selva_runtime.backends.gpu.device_array import Space
+from selva_runtime.backends.gpu.device_array import MemoryPool
 from selva_runtime.backends.gpu.flow_plan import STEPS_PER_LAUNCH
 from selva_runtime.backends.gpu.kernel_cache import cache_folder
 
 pytestmark = [pytest.mark.gpu, needs_gpu]
-GPU_BACKENDS = ("cuda", "tensorrt")
-LEAST_SNR_DB = 35.0
 
 
 @pytest.fixture(scope="module")
@@ -33,42 +28,15 @@ def device():
     return CudaDevice()
 
 
-@pytest.fixture(scope="module")
-def bundles(demo_bundle, demo_bundle_fp16, device, tmp_path_factory):
-    """Copies both demo bundles, with engines for this GPU from every library that can build them."""
-    folder = tmp_path_factory.mktemp("gpu")
-    copies = {}
-    for name, bundle in (("fp32", demo_bundle), ("fp16", demo_bundle_fp16)):
-        copies[name] = shutil.copytree(bundle, folder / name)
-        _build_engines(copies[name], device)
-    return copies
-
-
-def _build_engines(bundle, device):
-    try:
-        import selva_engines
-    except ImportError:
-        return
-    for target in selva_engines.installed_targets():
-        asked = (device.capability,) if target == "tensorrt-rtx" else ()
-        try:
-            selva_engines.build_engines(selva_engines.BuildRequest(bundle=bundle, target=target, capabilities=asked))
-        except selva_engines.EngineError as error:
-            print(f"{target}: {error}")  # such as RTX on an unsupported GPU
-
-
 @pytest.fixture(scope="module", params=GPU_BACKENDS)
-def backend(request, bundles):
-    try:
-        make_executor(Bundle.open(bundles["fp32"]), request.param, None)
-    except BackendError as error:
-        pytest.skip(str(error))
+def backend(request, gpu_bundles):
+    skip_without(request.param, gpu_bundles["fp32"])
     return request.param
 
 
 @pytest.fixture(scope="module")
-def session(backend, bundles):
-    return Session(bundles["fp32"], backend=backend)
+def session(backend, gpu_bundles):
+    return Session(gpu_bundles["fp32"], backend=backend)
 
 
 @pytest.fixture(scope="module")
@@ -78,21 +46,6 @@ def clip(session):
 
 def snr_db(sound, expected) -> float:
     return float(10 * np.log10(np.square(expected).sum() / np.square(sound - expected).sum()))
-
-
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_the_sound_is_that_of_the_cpu(backend, bundles, precision):
-    options = {"negative": "music", "takes": 2, "seed": 3}
-    ours, cpu = Session(bundles[precision], backend=backend), Session(bundles["fp32"], backend="cpu")
-    stems, expected = (each.generate(encode(each), ["rain", "dog barking"], **options) for each in (ours, cpu))
-    for one, other in zip(stems, expected, strict=True):
-        assert snr_db(one.audio, other.audio) >= LEAST_SNR_DB
-
-
-@pytest.mark.parametrize("duration_s", [0.64, 1.37, 8.0])
-def test_every_length_runs(session, duration_s):
-    stem = few_steps(session, encode(session, duration_s), ["rain"])[0]
-    assert stem.audio.shape == (round(duration_s * 16000),)
 
 
 def test_a_cuda_graph_gives_what_its_steps_give(session, clip):
@@ -170,11 +123,11 @@ class Foreign:
 def test_arrays_and_streams_of_others(session, clip):
     frames = moving_frames(25, session.info.image_size)
     other = CudaDevice()
-    theirs = Space(other).put(frames)  # queued on their stream, without waiting
+    theirs = MemoryPool(other).put(frames)  # queued on their stream, without waiting
     here = session.encode_frames(Foreign(theirs, stream=other.stream), 1.0, stream=other.stream)
     assert snr_db(np.asarray(here.tokens), np.asarray(clip.tokens)) > 80
     stem = few_steps(session, here, ["rain"], device_output=True, stream=other.stream)[0]
-    view = Space(other).view(stem.device_audio.pointer, stem.device_audio.shape, np.float32, stem)
+    view = MemoryPool(other).view(stem.device_audio.pointer, stem.device_audio.shape, np.float32, stem)
     np.testing.assert_array_equal(np.asarray(view), stem.audio)
 
 
@@ -191,7 +144,7 @@ def test_pytorch_takes_the_sound_and_gives_the_frames(session, clip):
     assert sound.data_ptr() == stem.device_audio.pointer
 
 
-def test_host_memory_is_no_gpu_array(session):
+def test_host_memory_is_refused_as_a_gpu_array(session):
     frames = moving_frames(25, session.info.image_size)
     described = {"shape": frames.shape, "typestr": "|u1", "data": (frames.ctypes.data, False), "version": 3}
 
@@ -203,16 +156,16 @@ def test_host_memory_is_no_gpu_array(session):
 
 
 def test_more_than_the_gpu_holds_is_a_typed_error(device):
-    space = Space(device)
+    pool = MemoryPool(device)
     with pytest.raises(DeviceMemoryError, match="out of memory"):
-        space.empty((2**50,), np.uint8)
-    assert np.asarray(space.put(np.arange(5))).tolist() == [0, 1, 2, 3, 4]
+        pool.empty((2**50,), np.uint8)
+    assert np.asarray(pool.put(np.arange(5))).tolist() == [0, 1, 2, 3, 4]
 
 
-def test_auto_takes_a_gpu(bundles, backend):
-    info = Session(bundles["fp32"]).info
+def test_auto_takes_a_gpu(gpu_bundles, backend):
+    info = Session(gpu_bundles["fp32"]).info
     assert info.backend in GPU_BACKENDS
-    assert info.backend_reason.startswith("the fastest backend that runs on this machine")
+    assert info.backend_reason.startswith("the fastest backend that runs here")
 
 
 START = """
@@ -227,11 +180,11 @@ print(session.info.backend_reason, time.monotonic() - began_s)
 """
 
 
-def test_the_second_start_is_faster(bundles, backend, tmp_path, monkeypatch):
+def test_the_second_start_is_faster(gpu_bundles, backend, tmp_path, monkeypatch):
     if backend != "tensorrt":
         pytest.skip("only TensorRT-RTX compiles at its start")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    command = [sys.executable, "-c", START, str(bundles["fp16"])]
+    command = [sys.executable, "-c", START, str(gpu_bundles["fp16"])]
     first, second = (subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(2))
     if "tensorrt-rtx" not in first:
         pytest.skip("TensorRT proper compiles when it builds")

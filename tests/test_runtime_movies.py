@@ -134,7 +134,7 @@ def reckoned_mib(path):
 
 
 @needs_linux
-def test_ffmpeg_takes_no_more_than_what_was_reckoned(tmp_path, movie, sound, fragmented):
+def test_ffmpeg_takes_no_more_than_estimated(tmp_path, movie, sound, fragmented):
     paths = [tmp_path / f"{kind}.mp4" for kind in HOSTILE]
     for path in paths:
         path.write_bytes(HOSTILE[path.stem](movie, sound, fragmented, 0.02))
@@ -234,7 +234,7 @@ def test_millions_of_tiny_boxes_are_not_followed(tmp_path, monkeypatch):
         read_clip(path, size=32)
 
 
-def test_boxes_nested_without_end_are_left_to_ffmpeg(tmp_path):
+def test_endlessly_nested_boxes_are_left_to_ffmpeg(tmp_path):
     path = tmp_path / "deep.mp4"
     data = b""
     for _ in range(5000):

@@ -91,9 +91,9 @@ def test_level_and_silence_before_the_stem(tmp_path):
     tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(48000) / 48000).astype(np.float32)
     result = mux(video(tmp_path / "s.mp4", sound=None), tone, 48000, tmp_path / "o.mp4", start_s=2)
     with av.open(str(result.path)) as target:
-        heard = np.concatenate([frame.to_ndarray()[0] for frame in target.decode(audio=0)])
-    assert np.abs(heard[: 2 * 48000 - 2048]).max() < 1e-3
-    np.testing.assert_allclose(heard[2 * 48000 + 4800 : 3 * 48000 - 4800], tone[4800:-4800], atol=0.02)
+        samples = np.concatenate([frame.to_ndarray()[0] for frame in target.decode(audio=0)])
+    assert np.abs(samples[: 2 * 48000 - 2048]).max() < 1e-3
+    np.testing.assert_allclose(samples[2 * 48000 + 4800 : 3 * 48000 - 4800], tone[4800:-4800], atol=0.02)
 
 
 def test_codecs_that_do_not_fit_lead_to_mkv_and_a_warning(tmp_path):
@@ -120,7 +120,7 @@ def test_truncated_source_is_copied_as_far_as_it_goes(tmp_path):
     assert loudest_s(result.path, 0) == pytest.approx(0.5, abs=0.002)
 
 
-def test_packets_that_no_container_takes_are_left_out_and_told(tmp_path):
+def test_packets_that_no_container_takes_are_left_out_with_a_warning(tmp_path):
     source = video(tmp_path / "s.ts")
     data = bytearray(source.read_bytes())
     places = [place for place in range(len(data)) if data.startswith(b"\xff\xf1", place)]
@@ -134,7 +134,7 @@ def test_packets_that_no_container_takes_are_left_out_and_told(tmp_path):
     assert len(video_packets(result.path)) == 100
 
 
-def test_a_sound_track_without_a_rate_is_left_out_and_told(tmp_path):
+def test_a_sound_track_without_a_rate_is_left_out_with_a_warning(tmp_path):
     source = video(tmp_path / "s.mkv", sound_codec="pcm_s16le")
     data = source.read_bytes()
     rate = b"\xb5\x88" + struct.pack(">d", 48000)

@@ -42,7 +42,7 @@ def test_the_first_packet_without_a_decoding_time_leaves_room_for_reordered_fram
     assert fixed((None, None)) == [(-room, -room)]
 
 
-def test_a_recording_that_began_later_begins_at_nought():
+def test_a_recording_that_began_later_starts_at_zero():
     assert fixed((60_000, 60_000), (60_040, 60_040), shift=60) == [(0, 0), (40, 40)]
     assert fixed((60_000, None), shift=60) == [(0, -MAX_REORDERED_FRAMES)]
     assert fixed((-2_000, -2_000), shift=-2) == [(0, 0)]

@@ -9,12 +9,12 @@ import pytest
 
 from selva_bundle.lengths import (
     SequenceRules,
-    clip_positions,
     latent_positions,
     nearest_exact_indices,
     shown_indices,
     sync_indices,
     sync_rows,
+    visual_positions,
 )
 
 TABLE = Path(__file__).parent / "data" / "expected" / "sequence_lengths.tsv"
@@ -48,7 +48,7 @@ def test_lengths_are_the_published_ones(row):
     lengths = rules(rate_hz).lengths(float(row["duration_s"]))
     decoded = lengths.latent * 2 * HOPS[rate_hz]
     expected = (int(row["latent"]), int(row["clip"]), int(row["sync"]), int(row["audio_samples"]))
-    assert (lengths.latent, lengths.clip, lengths.sync, decoded) == expected
+    assert (lengths.latent, lengths.visual, lengths.sync, decoded) == expected
 
 
 @pytest.mark.parametrize("rate_hz", HOPS)
@@ -58,7 +58,7 @@ def test_every_duration_fits_the_decoder_and_the_frames(rate_hz):
         assert lengths.frames == hundredths // 4
         assert lengths.samples == round(hundredths * rate_hz / 100)
         assert lengths.samples <= lengths.latent * 2 * HOPS[rate_hz] < lengths.samples + 2 * HOPS[rate_hz] + 1
-        assert lengths.clip >= 1
+        assert lengths.visual >= 1
         assert 16 + 8 * (lengths.segments - 1) <= lengths.frames < 16 + 8 * lengths.segments
 
 
@@ -70,7 +70,7 @@ def test_durations_mean_what_was_written():
 
 
 def test_the_shortest_visual_stream_has_one_token():
-    assert rules(clip_fps=1).lengths(0.64).clip == 1
+    assert rules(clip_fps=1).lengths(0.64).visual == 1
 
 
 @pytest.mark.parametrize("rate_hz", HOPS)
@@ -86,8 +86,8 @@ def test_nearest_exact_is_pytorchs(rate_hz):
 def test_positions_count_in_latents():
     lengths = rules().lengths(8.0)
     np.testing.assert_array_equal(latent_positions(lengths), np.arange(250, dtype=np.float32))
-    np.testing.assert_allclose(clip_positions(lengths), np.arange(64) * 250 / 64, rtol=1e-6)
-    assert clip_positions(lengths).dtype == latent_positions(lengths).dtype == np.float32
+    np.testing.assert_allclose(visual_positions(lengths), np.arange(64) * 250 / 64, rtol=1e-6)
+    assert visual_positions(lengths).dtype == latent_positions(lengths).dtype == np.float32
 
 
 @pytest.mark.parametrize(

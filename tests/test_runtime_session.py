@@ -182,7 +182,7 @@ def test_negative_prompts_and_guidance_change_the_sound(session, clip):
     np.testing.assert_array_equal(one.audio, none.audio)
 
 
-def test_what_is_known_is_not_computed_again(recorded):
+def test_cached_features_are_not_computed_again(recorded):
     session, executor = recorded
     clip = encode(session)
     few_steps(session, clip, ["rain", "sea"], negative="music")
@@ -197,10 +197,14 @@ def test_what_is_known_is_not_computed_again(recorded):
     assert executor.runs["video_backbone"] == before["video_backbone"] == len(clip.tokens)
 
 
-def test_more_prompts_than_the_caches_hold(monkeypatch, request):
+@pytest.fixture
+def small_caches(monkeypatch):
     monkeypatch.setattr(selva_runtime.text, "_CACHED_PROMPTS", 4)
     monkeypatch.setattr(selva_runtime.session, "_CACHED_SELECTIONS", 4)
-    session, executor = request.getfixturevalue("recorded")
+
+
+def test_more_prompts_than_the_caches_hold(small_caches, recorded):
+    session, executor = recorded
     clip, prompts = encode(session, 0.64), [f"{number} dogs" for number in range(7)]
     for _ in range(2):
         stems = few_steps(session, clip, prompts, steps=1)

@@ -82,7 +82,7 @@ def test_a_command_that_looks_stops_where_it_looks(number):
 
 
 @pytest.mark.parametrize("error", ["BackendError('initialization failed')", "ImportError('cannot initialise')"])
-def test_an_error_on_the_way_out_is_not_the_news(error):
+def test_an_error_while_leaving_does_not_hide_the_first(error):
     """Third-party modules turn an interrupted import into errors of their own, which must not be reported."""
     body = f"ready()\ntry:\n    wait()\nexcept KeyboardInterrupt:\n    raise {error}"
     assert ended(started("OneLineCommand", body), signal.SIGINT) == stopped(signal.SIGINT)
@@ -96,7 +96,7 @@ def test_cleaning_up_is_not_disturbed(kind):
     assert ended(process, signal.SIGTERM, signal.SIGTERM, apart_s=0.05) == stopped(signal.SIGTERM, "cleaned\n")
 
 
-def test_a_second_signal_ends_what_is_stuck():
+def test_a_second_signal_ends_a_stuck_command():
     stuck = "ready()\nwhile True:\n    try:\n        wait()\n    except BaseException:\n        pass"
     process = started("OneLineCommand", stuck, before="signals._INSIST_S = 0.2")
     assert ended(process, signal.SIGINT, signal.SIGINT, apart_s=0.4) == (-signal.SIGINT, "", "")

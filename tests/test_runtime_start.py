@@ -85,7 +85,7 @@ def sigint_restored():
     signal.signal(signal.SIGINT, before)
 
 
-def test_the_version_is_the_distributions():
+def test_the_version_is_that_of_the_distribution():
     assert selva_runtime.__version__ == version("selva-deploy") == PROJECT["version"]
 
 
@@ -94,8 +94,19 @@ def test_every_command_starts_in_one_place():
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_every_command_says_its_version(sigint_restored, monkeypatch, capsys, script):
+def test_every_command_prints_its_version(sigint_restored, monkeypatch, capsys, script):
     monkeypatch.setattr(sys, "argv", [script, "--version"])
     with pytest.raises(SystemExit) as ended:
         getattr(start, SCRIPTS[script][2])()
     assert (ended.value.code, capsys.readouterr().out) == (0, f"{script} {version('selva-deploy')}\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "extra"), [("fetch", "export"), ("export", "export"), ("train", "train"), ("bench", "bench")]
+)
+def test_a_command_without_its_packages_says_what_to_install(command, extra):
+    hidden = "torch" if command != "bench" else "click"
+    code = f"import sys; sys.modules[{hidden!r}] = None; from selva_runtime.command.start import {command}; {command}()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    expected = f"error: the module {hidden} is not installed: pip install 'selva-deploy[{extra}]'\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", expected)

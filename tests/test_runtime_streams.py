@@ -21,7 +21,9 @@ def in_a_shell(redirections: str, *arguments: object) -> subprocess.CompletedPro
     """Runs selva-generate with redirected descriptors; the result's returncode is the command's own."""
     script = f'"$@" {redirections}; exit ${{PIPESTATUS[0]}}'
     command = [sys.executable, "-m", "selva_runtime", *map(str, arguments)]
-    return subprocess.run(["bash", "-c", script, "bash", *command], capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        ["bash", "-c", script, "bash", *command], capture_output=True, text=True, timeout=60, check=False
+    )
 
 
 @pytest.mark.parametrize(
@@ -45,13 +47,13 @@ def test_stems_are_made_without_a_listener(video, tmp_path, redirections):
 def test_a_mistake_keeps_its_exit_code(video, tmp_path, redirections):
     done = in_a_shell(redirections, video, "-p", "rain", "-o", tmp_path / "out", "--bundle", tmp_path, "--json")
     assert done.returncode == 2
-    heard = done.stderr.splitlines()
-    assert len(heard) == (0 if "2>" in redirections else 1), done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == (0 if "2>" in redirections else 1), done.stderr
     if redirections.startswith("2>"):
         assert "manifest.json" in json.loads(done.stdout)["error"]
 
 
-def test_a_full_disk_behind_stdout_is_said(tmp_path):
+def test_a_full_disk_behind_stdout_is_reported(tmp_path):
     done = in_a_shell(">/dev/full", "--version")
     assert (done.returncode, done.stderr) == (2, "error: standard output: No space left on device\n")
 
@@ -62,6 +64,8 @@ def test_no_file_gets_the_number_of_a_closed_stream(tmp_path):
         f"file = open({str(tmp_path / 'stem.wav')!r}, 'wb'); os.write(2, b'a log line'); print(1, file=sys.stderr);"
         "sys.exit(file.fileno() < 3)"
     )
-    done = subprocess.run(["bash", "-c", '"$@" <&- >&- 2>&-', "bash", sys.executable, "-c", code], timeout=60)
+    done = subprocess.run(
+        ["bash", "-c", '"$@" <&- >&- 2>&-', "bash", sys.executable, "-c", code], timeout=60, check=False
+    )
     assert done.returncode == 0
     assert (tmp_path / "stem.wav").read_bytes() == b""

@@ -18,19 +18,14 @@ def opened(demo_bundle):
 
 
 @pytest.fixture
-def on_tensorrt(opened, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with on_fake_engines(opened) as made:
+def on_tensorrt(opened, tmp_path):
+    with on_fake_engines(opened, tmp_path / "cache") as made:
         yield made
 
 
-def test_engines_give_the_sound_of_the_graphs(demo_bundle, on_tensorrt):
+def test_contexts_share_their_scratch_and_cache(on_tensorrt):
     session, made = on_tensorrt
-    cpu = Session(demo_bundle, backend="cpu", threads=1)
-    prompts = ["rain", "sea", "wind", "bells"]  # one more than the engine takes at once
-    stems = session.generate(encode(session), prompts, steps=7)
-    for one, other in zip(stems, cpu.generate(encode(cpu), prompts, steps=7), strict=True):
-        np.testing.assert_allclose(one.audio, other.audio, rtol=0, atol=1e-5)
+    few_steps(session, encode(session), ["rain", "sea", "wind", "bells"])  # one more than the engine takes at once
     steps = [context for context in made if context.engine.graph.name == "guided_step"]
     assert [context.shapes["latents"] for context in steps] == [(3, 32, 20), (1, 32, 20)]
     others = [context.engine.graph.name for context in made if context not in steps]
@@ -41,7 +36,7 @@ def test_engines_give_the_sound_of_the_graphs(demo_bundle, on_tensorrt):
     assert len({context.scratch for context in made if context.scratch[1] >= 3000}) == 1, "one scratch for all"
 
 
-def test_kernels_that_were_compiled_are_kept(on_tensorrt, opened):
+def test_compiled_kernels_are_kept(on_tensorrt, opened):
     session, _ = on_tensorrt
     few_steps(session, encode(session), ["rain"])
     (file,) = cache_folder().iterdir()
@@ -67,8 +62,7 @@ def raising(*_):
     ],
 )
 def test_a_kernel_cache_that_fails_does_not_fail_a_run(demo_bundle, kind, function, failing, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with on_fake_engines(demo_bundle) as (session, _):
+    with on_fake_engines(demo_bundle, tmp_path / "cache") as (session, _):
         clip = encode(session)  # writes the first file
         (file,) = cache_folder().iterdir()
         before = file.read_bytes()

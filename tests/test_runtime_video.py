@@ -138,7 +138,7 @@ def test_codecs_and_containers(tmp_path, name, settings):
 @pytest.mark.parametrize(
     ("turned", "upright"),
     [
-        ((90, False, False), lambda picture: np.rot90(picture)),
+        ((90, False, False), np.rot90),
         ((-90, False, False), lambda picture: np.rot90(picture, -1)),
         ((180, False, False), lambda picture: np.rot90(picture, 2)),
         ((0, True, False), lambda picture: picture[:, ::-1]),
@@ -307,7 +307,7 @@ def flip_bits(data, count, seed, first=2000):
     return bytes(damaged)
 
 
-def test_damaged_packets_are_skipped_and_told(tmp_path):
+def test_damaged_packets_are_skipped_with_a_warning(tmp_path):
     path = write_video(tmp_path / "street.avi", pictures(50), codec="mjpeg", pixels="yuvj420p")
     data = path.read_bytes()
     places = [place for place in range(len(data)) if data.startswith(b"\xff\xd8\xff", place)]
@@ -320,7 +320,7 @@ def test_damaged_packets_are_skipped_and_told(tmp_path):
     assert numbers_of(clip.frames) == [*range(10), 13, 13, 13, *range(13, 50)]
 
 
-def test_truncated_file_says_so(tmp_path):
+def test_truncated_file_is_reported(tmp_path):
     path = write_video(tmp_path / "street.mkv", pictures(100), options={"g": "10"})
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
     clip = read_clip(path, size=SIZE)

@@ -7,10 +7,10 @@ import pytest
 
 openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed")
 
-from selva_runtime.backends.openvino.minimal_filtering import OUTPUTS, WORTH_FROM, filtering, use_minimal_filtering  # noqa: E402
+from selva_runtime.backends.openvino.minimal_filtering import MIN_FILTER_SIZE, OUTPUTS, filtering, use_minimal_filtering  # noqa: E402
 
 ops = openvino.opset13
-WIDTH = WORTH_FROM // 3 + 1
+WIDTH = MIN_FILTER_SIZE // 3 + 1
 FLOAT32 = {"INFERENCE_PRECISION_HINT": "f32"}
 
 

@@ -13,7 +13,7 @@ from train_samples import LENGTHS, TINY
 import selva_ref
 from selva_ref.model.generator import Generator
 from selva_ref.training.ema import WeightAverages
-from selva_ref.training.losses import covered_clip_tokens, distillation_loss, flow_matching_loss
+from selva_ref.training.losses import covered_visual_tokens, distillation_loss, flow_matching_loss
 from selva_ref.training.schedule import adamw, learning_rate
 from selva_ref.weights import random_weights
 
@@ -46,11 +46,11 @@ def test_distillation_loss() -> None:
 def test_flow_matching_loss_is_the_distance_to_the_straight_path(generator: Generator) -> None:
     given = inputs(2)
     noise, data, t = given["noise"], given["latents_BTZ"], given["t_B"]
-    clip = generator.empty_clip(2, LENGTHS.clip)
+    clip = generator.empty_clip(2, LENGTHS.visual)
     conditions = generator.prepare(given["sync_BND"], clip, given["text_BLD"], latent_length=LENGTHS.latent)
     x = (1 - t[:, None, None]) * noise + t[:, None, None] * data
     expected = (generator.flow(x, t, conditions) - (data - noise)).square().mean()
-    torch.testing.assert_close(flow_matching_loss(generator, **given, clip_tokens=LENGTHS.clip), expected)
+    torch.testing.assert_close(flow_matching_loss(generator, **given, visual_tokens=LENGTHS.visual), expected)
 
 
 @torch.no_grad()
@@ -67,8 +67,8 @@ def test_null_conditions_hide_the_feature_of_their_items_only(generator: Generat
 
 
 @pytest.mark.parametrize(("duration_s", "segments"), [(0.96, 2), (4.16, 12), (8.0, 24)])
-def test_clip_tokens_of_what_segments_cover(duration_s: float, segments: int) -> None:
-    assert covered_clip_tokens(8 * segments) == int(8 * duration_s)
+def test_visual_tokens_of_what_segments_cover(duration_s: float, segments: int) -> None:
+    assert covered_visual_tokens(8 * segments) == int(8 * duration_s)
 
 
 def test_schedule() -> None:
@@ -109,7 +109,7 @@ def test_averages_of_any_width_have_a_power_function_profile(tmp_path: Path, wid
     assert average["a.weight"][0, 0].item() == pytest.approx(expected, abs=0.01)
 
 
-def test_averages_go_on_from_their_state(tmp_path: Path) -> None:
+def test_averages_resume_from_their_state(tmp_path: Path) -> None:
     values = np.linspace(0, 1, 40)
     results = []
     for folder, cut in ((tmp_path / "whole", 40), (tmp_path / "parts", 20)):

@@ -66,7 +66,9 @@ def test_two_processes_give_the_losses_of_one(trained: Path, tmp_path: Path) -> 
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "-m", MODULE]
     base = ["--base", trained / "checkpoints" / "base.safetensors", "--accumulate", 2, "--workers", 1]
     arguments = [*launcher, "stage2", *options(trained, out), *base]
-    done = subprocess.run(list(map(str, arguments)), env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        list(map(str, arguments)), env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stderr
     (line,) = done.stdout.splitlines()
     expected = curve(trained / "out" / "stage2")
@@ -105,7 +107,7 @@ def test_extraction_reports_what_it_skipped(folder: Path, tmp_path: Path, capsys
     assert json.loads(out)["skipped"] == {"silent": 2, "short": 1, "broken": 1, "missing": 1}
 
 
-def test_a_video_that_is_gone_is_one_line(folder: Path, tmp_path: Path, capsys) -> None:
+def test_a_missing_video_is_one_line(folder: Path, tmp_path: Path, capsys) -> None:
     write_features(tmp_path / "data")
     arguments = options(folder, tmp_path / "out")
     arguments[1] = tmp_path / "data"
@@ -149,7 +151,7 @@ def test_demo_is_one_of_the_commands(tmp_path: Path, capsys) -> None:
 @pytest.mark.parametrize(("name", "option"), [("stage2", "--accumulate"), ("demo", "--quick")])
 def test_help_needs_no_torch(name: str, option: str) -> None:
     blocked = f"import sys; sys.modules['torch'] = None; from {MODULE} import main; main.main([{name!r}, '--help'])"
-    done = subprocess.run([sys.executable, "-c", blocked], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", blocked], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert option in done.stdout
 

@@ -115,7 +115,7 @@ def interrupted(at: int) -> Callable[[str, int, int], None]:
 
 
 @pytest.mark.parametrize("torn", [False, True], ids=["interrupted", "cut in a line"])
-def test_goes_on_where_it_was_cut(request_: ExtractRequest, extracted: Extracted, tmp_path: Path, torn: bool) -> None:
+def test_resumes_where_it_was_cut(request_: ExtractRequest, extracted: Extracted, tmp_path: Path, torn: bool) -> None:
     request = replace(request_, out=tmp_path / "data")
     with pytest.raises(KeyboardInterrupt):
         extract(request, interrupted(at=5))
@@ -145,7 +145,7 @@ def test_another_request_does_not_mix_with_the_first(request_: ExtractRequest, e
         extract(replace(request_, duration_s=0.72), quiet)
 
 
-def test_nothing_usable_is_an_error(request_: ExtractRequest, tmp_path: Path) -> None:
+def test_no_usable_clip_is_an_error(request_: ExtractRequest, tmp_path: Path) -> None:
     path = tmp_path / "list.tsv"
     path.write_text("id\tlabel\nbroken\tdog\ngone\train\n")
     with pytest.raises(TrainingError, match=r"no clip is usable; .*skipped.tsv gives the reasons, the first is: "):

@@ -21,7 +21,7 @@ from selva_ref.training.errors import TrainingError
 from selva_ref.training.hashed import save_hashed
 from selva_ref.training.initial import fresh_encoder
 from selva_ref.training.parameters import STAGE1, STAGE2, trainable
-from selva_ref.training.run import Order, stage1, stage2
+from selva_ref.training.run import StageRequest, stage1, stage2
 from selva_ref.training.settings import RunPlace
 from selva_ref.weights.loading import load_part
 
@@ -32,7 +32,7 @@ GOLDEN = {
     "stage1": [2.161320, 2.043271, 1.740274, 1.573098, 1.471067, 1.399936],
     "stage2": [3.719247, 3.887128, 3.754931, 3.506279, 3.672195, 3.274316],
 }
-"""Losses of the six steps of `order`. A refactor keeps them; anything that changes them changes the training."""
+"""Losses of the six steps of `choices`. A refactor keeps them; anything else changes the training."""
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -48,10 +48,10 @@ def painted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def order(tmp_path_factory: pytest.TempPathFactory) -> Order:
+def choices(tmp_path_factory: pytest.TempPathFactory) -> StageRequest:
     folder = tmp_path_factory.mktemp("run")
     checkpoints = write_checkpoints(folder / "checkpoints", TINY)
-    return Order(
+    return StageRequest(
         data=write_features(folder / "data"),
         checkpoints=checkpoints,
         base=checkpoints / "base.safetensors",
@@ -65,12 +65,12 @@ def order(tmp_path_factory: pytest.TempPathFactory) -> Order:
 
 
 @pytest.fixture(scope="module")
-def trained(order: Order, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[float]]]:
+def trained(choices: StageRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[float]]]:
     """Runs both stages to the end and returns their folder and losses."""
     place = RunPlace(out=tmp_path_factory.mktemp("trained") / "out")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "MixedClips", PaintedClips)
-        return place.out, {name: stage(order, place).losses for name, stage in STAGES.items()}
+        return place.out, {name: stage(choices, place).losses for name, stage in STAGES.items()}
 
 
 def encoder_for(stage: str, trained: tuple[Path, object], out: Path) -> RunPlace:
@@ -88,9 +88,9 @@ def test_golden_losses(trained, stage: str) -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_only_what_is_trained_has_moved(order: Order, trained, stage: str) -> None:
+def test_only_trained_parameters_have_changed(choices: StageRequest, trained, stage: str) -> None:
     if stage == "stage1":
-        before = fresh_encoder(TINY, order.checkpoints / "teacher_demo.safetensors", seed=0)
+        before = fresh_encoder(TINY, choices.checkpoints / "teacher_demo.safetensors", seed=0)
     else:
         before = load_part("generator", TINY, None)
     names = trainable(before, PATTERNS[stage]).keys()
@@ -100,7 +100,7 @@ def test_only_what_is_trained_has_moved(order: Order, trained, stage: str) -> No
     assert before.state_dict().keys() == after.keys()
 
 
-def test_the_network_itself_is_frozen_but_for_its_trained_part(order: Order, trained, tmp_path, monkeypatch) -> None:
+def test_the_network_itself_is_frozen_but_for_its_trained_part(choices, trained, tmp_path, monkeypatch) -> None:
     """Checks the networks in memory, including the encoder that stage 2 uses."""
     kept: list[tuple[run.Run, dict[str, torch.Tensor]]] = []
 
@@ -110,36 +110,36 @@ def test_the_network_itself_is_frozen_but_for_its_trained_part(order: Order, tra
 
     train = run.train
     monkeypatch.setattr(run, "train", watched)
-    stage2(order, encoder_for("stage2", trained, tmp_path / "out"))
+    stage2(choices, encoder_for("stage2", trained, tmp_path / "out"))
     ((what, before),) = kept
     moved = {name for name, value in what.stage.state_dict().items() if not torch.equal(value, before[name])}
     assert moved == {f"network.{name}" for name in what.stage.trained}
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_ctrl_c_saves_and_the_same_call_goes_on(order, trained, tmp_path, monkeypatch, stage: str) -> None:
+def test_ctrl_c_saves_and_the_same_call_resumes(choices, trained, tmp_path, monkeypatch, stage: str) -> None:
     place = encoder_for(stage, trained, tmp_path / "out")
     monkeypatch.setattr(PaintedClips, "_example", at_step(2, lambda: signal.raise_signal(signal.SIGINT)))
     with pytest.raises(KeyboardInterrupt):
-        STAGES[stage](order, place)
+        STAGES[stage](choices, place)
     monkeypatch.undo()
     monkeypatch.setattr(run, "MixedClips", PaintedClips)
     assert curve(place.out / stage) == pytest.approx(trained[1][stage][:3], rel=1e-6)
-    assert STAGES[stage](order, place).losses == trained[1][stage][3:]
+    assert STAGES[stage](choices, place).losses == trained[1][stage][3:]
     assert (place.out / FILES[stage]).read_bytes() == (trained[0] / FILES[stage]).read_bytes()
 
 
-def test_a_killed_run_goes_on_from_its_last_state(order, trained, tmp_path, monkeypatch) -> None:
+def test_a_killed_run_resumes_from_its_last_state(choices, trained, tmp_path, monkeypatch) -> None:
     def die() -> None:
         raise RuntimeError("killed")
 
     place = RunPlace(out=tmp_path / "out", save_every=2)
     monkeypatch.setattr(PaintedClips, "_example", at_step(5, die))
     with pytest.raises(RuntimeError, match="killed"):
-        stage1(order, place)
+        stage1(choices, place)
     monkeypatch.undo()
     monkeypatch.setattr(run, "MixedClips", PaintedClips)
-    assert stage1(order, place).losses == trained[1]["stage1"][4:]
+    assert stage1(choices, place).losses == trained[1]["stage1"][4:]
     assert (place.out / FILES["stage1"]).read_bytes() == (trained[0] / FILES["stage1"]).read_bytes()
     assert curve(place.out / "stage1") == pytest.approx(trained[1]["stage1"], rel=1e-6)  # step 5 appears once
 
@@ -156,22 +156,22 @@ def at_step(wanted: int, act: Callable[[], None]):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_accumulating_gives_the_same_losses(order, trained, tmp_path, stage: str) -> None:
+def test_accumulating_gives_the_same_losses(choices, trained, tmp_path, stage: str) -> None:
     place = replace(encoder_for(stage, trained, tmp_path / "out"), accumulate=4)
-    assert STAGES[stage](order, place).losses == pytest.approx(trained[1][stage], rel=1e-5)
+    assert STAGES[stage](choices, place).losses == pytest.approx(trained[1][stage], rel=1e-5)
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_bf16_is_close(order, trained, tmp_path, stage: str) -> None:
+def test_bf16_is_close(choices, trained, tmp_path, stage: str) -> None:
     place = encoder_for(stage, trained, tmp_path / "out")
-    losses = STAGES[stage](replace(order, precision="bf16"), place).losses
+    losses = STAGES[stage](replace(choices, precision="bf16"), place).losses
     assert losses == pytest.approx(trained[1][stage], rel=0.03)
     assert losses != trained[1][stage]
     assert {value.dtype for value in load_file(place.out / FILES[stage]).values()} == {torch.float32}
 
 
-def test_stage1_learns(order: Order, tmp_path: Path) -> None:
-    losses = stage1(replace(order, steps=40, batch=2), RunPlace(out=tmp_path / "out")).losses
+def test_stage1_learns(choices: StageRequest, tmp_path: Path) -> None:
+    losses = stage1(replace(choices, steps=40, batch=2), RunPlace(out=tmp_path / "out")).losses
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
 
 
@@ -204,11 +204,11 @@ def test_tensorboard_shows_curves_pictures_and_sounds(trained) -> None:
     assert "loss/validation" in events(trained[0] / "stage1").Tags()["scalars"]
 
 
-def test_a_finished_run_can_be_averaged_again(order, trained, tmp_path) -> None:
+def test_a_finished_run_can_be_averaged_again(choices, trained, tmp_path) -> None:
     place = encoder_for("stage2", trained, tmp_path / "out")
-    stage2(order, place)
+    stage2(choices, place)
     narrow = load_file(place.out / FILES["stage2"])
-    assert stage2(order, replace(place, average_width=0.1)).losses == []
+    assert stage2(choices, replace(place, average_width=0.1)).losses == []
     wide = load_file(place.out / FILES["stage2"])
     base = load_part("generator", TINY, None).state_dict()
     name = "final_layer.adaLN_modulation.1.weight"
@@ -216,8 +216,8 @@ def test_a_finished_run_can_be_averaged_again(order, trained, tmp_path) -> None:
 
 
 @torch.no_grad()
-def test_a_fresh_encoder_begins_near_its_teacher(order: Order) -> None:
-    path = order.checkpoints / "teacher_demo.safetensors"
+def test_a_fresh_encoder_begins_near_its_teacher(choices: StageRequest) -> None:
+    path = choices.checkpoints / "teacher_demo.safetensors"
     encoder, again = (fresh_encoder(TINY, path, seed=3) for _ in range(2))
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in encoder.state_dict().items())
     frames = torch.randint(0, 256, (LENGTHS.frames, 3, 32, 32), dtype=torch.uint8)
@@ -226,7 +226,7 @@ def test_a_fresh_encoder_begins_near_its_teacher(order: Order) -> None:
     tokens = encoder.backbone(segment(video, TINY.video))
     changed = encoder.synch_text_cross_blocks[0](tokens, *encoder.project_text(text, mask))
     assert 0 < (changed - tokens).norm() / tokens.norm() < 0.2
-    teacher = load_part("teacher", TINY, order.checkpoints)(segment(video, TINY.video)).flatten(1, 2)
+    teacher = load_part("teacher", TINY, choices.checkpoints)(segment(video, TINY.video)).flatten(1, 2)
     student = encoder(video, text, mask)
     assert (student - teacher).norm() / teacher.norm() < 0.2
 
@@ -238,32 +238,32 @@ def test_a_fresh_encoder_begins_near_its_teacher(order: Order) -> None:
             {"learning_rate": 2e-3},
             r"state.pt: started with learning_rate 0.001, not 0.002; use the same value, or choose another",
         ),
-        ({"seed": 1}, "begun with seed 0, not 1"),
+        ({"seed": 1}, "started with seed 0, not 1"),
         ({"batch": 0}, "batch 0: must be at least 1"),
         ({"learning_rate": 0.0}, "learning rate 0.0: must be above 0"),
         ({"holdout": 8}, "8 clips, of which 8 are held out; hold out fewer with --holdout"),
         ({"data": Path("nowhere")}, r"nowhere: no data.json; create the folder with: selva-train extract"),
     ],
 )
-def test_mistakes_in_an_order(order, trained, changes: dict, message: str) -> None:
+def test_mistakes_in_a_request(choices, trained, changes: dict, message: str) -> None:
     with pytest.raises(TrainingError, match=message):
-        stage1(replace(order, **changes), RunPlace(out=trained[0]))
+        stage1(replace(choices, **changes), RunPlace(out=trained[0]))
 
 
-def test_mistakes_in_folders(order, trained, tmp_path) -> None:
+def test_mistakes_in_folders(choices, trained, tmp_path) -> None:
     with pytest.raises(TrainingError, match="holds the checkpoints to start from; choose another --out"):
-        stage1(order, RunPlace(out=order.checkpoints))
+        stage1(choices, RunPlace(out=choices.checkpoints))
     with pytest.raises(TrainingError, match=r"no video_encoder_demo.safetensors; run selva-train stage1 with the same"):
-        stage2(order, RunPlace(out=tmp_path / "new"))
+        stage2(choices, RunPlace(out=tmp_path / "new"))
     with pytest.raises(CheckpointNotFoundError, match=r"no mmaudio_demo.pth, .* or name another with --base"):
-        stage2(replace(order, base=None), RunPlace(out=trained[0]))
+        stage2(replace(choices, base=None), RunPlace(out=trained[0]))
     with pytest.raises(TrainingError, match="batch 4: must be a multiple of 3"):
-        stage1(order, RunPlace(out=tmp_path / "new", accumulate=3))
+        stage1(choices, RunPlace(out=tmp_path / "new", accumulate=3))
 
 
-def test_a_state_is_never_unpickled(order, tmp_path) -> None:
+def test_a_state_is_never_unpickled(choices, tmp_path) -> None:
     place = RunPlace(out=tmp_path / "out")
     (place.out / "stage1").mkdir(parents=True)
     save_hashed({"step": Path("x")}, place.out / "stage1" / "state.pt")
     with pytest.raises(TrainingError, match=r"state.pt: not the state of a run \(.*\); move it away to start again"):
-        stage1(order, place)
+        stage1(choices, place)

@@ -15,7 +15,7 @@ from selva_ref.training.hashed import load_hashed, save_hashed
 from selva_ref.weights.checkpoints import file_sha256
 
 
-def test_goes_on_from_what_was_saved(tmp_path: Path) -> None:
+def test_resumes_from_a_saved_state(tmp_path: Path) -> None:
     run, fresh = SmallRun(tmp_path / "run"), SmallRun(tmp_path / "fresh", steps=0)
     fresh.path = run.save()
     assert fresh.resume() == 3

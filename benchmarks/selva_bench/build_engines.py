@@ -23,7 +23,9 @@ from typing import Any
 import click
 import onnx
 
-from selva_engines.build import Built, build_engine
+from selva_bench.machine import cpu_model
+from selva_bundle.ports import DECODER, GUIDED_STEP, VIDEO_BACKBONE
+from selva_engines.build import BuiltEngine, build_engine
 from selva_engines.layers import Layer
 from selva_engines.library import TARGETS, Library, load_library
 from selva_engines.profiles import EngineDescription, describe
@@ -34,7 +36,7 @@ from selva_ref.model.presets import PRESETS, Preset
 from selva_ref.pipeline import sequence_rules
 
 RESULTS = Path(__file__).parents[1] / "results"
-PLAIN_EXPORT_NODES = {"video_backbone": 6234, "guided_step": 4129, "decoder": 5386}
+PLAIN_EXPORT_NODES = {VIDEO_BACKBONE: 6234, GUIDED_STEP: 4129, DECODER: 5386}
 """Number of ONNX nodes in a plain export of the published small_16k (decoder: only its vocoder), for comparison."""
 
 
@@ -90,7 +92,7 @@ def _measure(library: Library, preset: Preset, signature: Signature) -> dict[str
     }
 
 
-def _row(preset: Preset, signature: Signature, built: Built, nodes: int, size: int) -> dict[str, Any]:
+def _row(preset: Preset, signature: Signature, built: BuiltEngine, nodes: int, size: int) -> dict[str, Any]:
     launched = [layer for layer in built.layers if layer.launches]
     return {
         "preset": preset.name,
@@ -127,13 +129,7 @@ def _description(preset: Preset, signature: Signature) -> EngineDescription:
 
 
 def _machine() -> dict[str, Any]:
-    return {"system": f"{platform.system()} {platform.machine()}", "processor": _processor(), "cores": os.cpu_count()}
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return {"system": f"{platform.system()} {platform.machine()}", "processor": cpu_model(), "cores": os.cpu_count()}
 
 
 def _versions(library: Library) -> dict[str, str]:

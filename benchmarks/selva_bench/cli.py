@@ -8,13 +8,22 @@ from typing import Any
 
 import click
 
-from selva_bench.run import BenchRequest, run_bench
+from selva_bench.inputs import EXAMPLE
+from selva_bench.options import BenchOptions
+from selva_bench.presentation import table
+from selva_bench.run import run_bench
+from selva_runtime.backends.cores import usable_cores
 from selva_runtime.command.base import OneLineCommand
 
 
 def _list(_context: click.Context, _parameter: click.Parameter, text: str | None) -> tuple[str, ...]:
     """Splits "1,4" into ("1", "4"), in order and without repeats."""
     return tuple(dict.fromkeys(part for part in (text or "").replace(" ", "").split(",") if part))
+
+
+def _numbers(context: click.Context, parameter: click.Parameter, text: str) -> tuple[int | str, ...]:
+    """Splits "1,4" into (1, 4). What is not a number stays text, for the message of `BenchOptions`."""
+    return tuple(int(part) if part.isdecimal() else part for part in _list(context, parameter, text))
 
 
 @click.command("selva-bench", cls=OneLineCommand, context_settings={"help_option_names": ["-h", "--help"]})
@@ -45,15 +54,25 @@ def _list(_context: click.Context, _parameter: click.Parameter, text: str | None
     help="Baselines: torch (selva_ref as it is), torch-compile, with a comma between.",
 )
 @click.option(
-    "--stems", callback=_list, default="1,4", show_default=True, help="Numbers of stems of one video, 1 to 64."
+    "--stems", callback=_numbers, default="1,4", show_default=True, help="Numbers of stems of one video, 1 to 64."
 )
 @click.option("--duration", "duration_s", type=float, default=8.0, show_default=True, help="Seconds of video.")
-@click.option("--video", type=click.Path(path_type=Path), help="Repeated if too short.  [default: examples/street.mp4]")
+@click.option(
+    "--video",
+    type=click.Path(path_type=Path),
+    default=EXAMPLE,
+    help="Repeated if too short.  [default: examples/street.mp4]",
+)
 @click.option("--steps", type=click.IntRange(2, 1000), default=25, show_default=True, help="Integration steps.")
 @click.option(
     "--rounds", type=click.IntRange(1, 10_000), default=3, show_default=True, help="Turns of every side, after warm-up."
 )
-@click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads.  [default: the cores that may be used]")
+@click.option(
+    "--threads",
+    type=click.IntRange(1, 1024),
+    default=usable_cores,
+    help="CPU threads.  [default: the cores that may be used]",
+)
 @click.option("--keep-text-towers", is_flag=True, help="Let the runtime keep its text towers loaded, as PyTorch does.")
 @click.option(
     "--out",
@@ -75,7 +94,7 @@ def main(json_only: bool, **options: Any) -> None:
         if not json_only:
             click.echo(line, err=True)
 
-    result = run_bench(BenchRequest(quiet=json_only, **options), say)
+    document = run_bench(BenchOptions(quiet=json_only, **options), say)
     if not json_only:
-        click.echo(result.table)
-    click.echo(json.dumps(result.document))
+        click.echo(table(document))
+    click.echo(json.dumps(document))

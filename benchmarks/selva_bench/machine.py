@@ -29,7 +29,7 @@ _LIBRARIES = (
 def describe() -> dict[str, Any]:
     """Hardware, operating system and library versions."""
     return {
-        "cpu": _cpu_model(),
+        "cpu": cpu_model(),
         "cores": usable_cores(),
         "memory_bytes": _memory_bytes(),
         "gpu": _gpu_query("name"),
@@ -62,7 +62,8 @@ def _gpu_query(field: str) -> str | None:
     return next(iter(answer.stdout.splitlines()), "").strip() or None
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """The name that the CPU gives itself, or its architecture."""
     for line in _read("/proc/cpuinfo").splitlines():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()

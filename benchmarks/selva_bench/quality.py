@@ -21,8 +21,8 @@ import torch
 
 import selva_runtime
 from selva_bench import machine
-from selva_bench.measure import snr_db
-from selva_bundle.atomic import written_whole
+from selva_bench.statistics import snr_db
+from selva_bundle.atomic import atomic_write
 from selva_ref.demo.evaluation.events import Score, score
 from selva_ref.demo.evaluation.report import TEST_SEED
 from selva_ref.demo.evaluation.scores import TestScene, composed_tests, mixed_tests
@@ -34,7 +34,7 @@ from selva_runtime import BackendError, Session
 from selva_runtime.backends.executor import BF16, EXACT
 
 WAYS = (("cpu", EXACT), ("openvino", EXACT), ("openvino", BF16))
-"""Backend and precision; the others are compared with the first."""
+"""Backend and arithmetic; the others are compared with the first."""
 Sounds = npt.NDArray[np.float32]
 
 
@@ -68,10 +68,10 @@ def rows(bundle: Path, tests: dict[str, list[TestScene]]) -> Iterator[tuple[str,
     """Yields the label of each way that can run here, and its numbers by test set."""
     mel = MelSpectrogram(PRESETS["demo"].audio)
     references: dict[str, Sounds] = {}
-    for backend, precision in WAYS:
-        label = f"{backend} {precision}"
+    for backend, arithmetic in WAYS:
+        label = f"{backend} {arithmetic}"
         try:
-            session = Session(bundle, backend=backend, precision=precision)
+            session = Session(bundle, backend=backend, precision=arithmetic)
         except BackendError as error:
             yield label, {"unavailable": str(error)}
             continue
@@ -103,7 +103,7 @@ def line(label: str, name: str, numbers: dict[str, Any]) -> str:
 @click.option("--scenes", type=click.IntRange(1), default=48, show_default=True, help="Scenes in each test set.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Also kept as JSON.")
 def main(bundle: Path | None, scenes: int, out: Path | None) -> None:
-    """Stems of the demo bundle on each CPU backend and precision: how far apart, and what is heard in them."""
+    """Stems of the demo bundle on each CPU backend and arithmetic: how far apart, and what is heard in them."""
     bundle = bundle or Path(selva_runtime.__file__).with_name("demo_bundle")
     tests = {"mixed": mixed_tests(scenes, TEST_SEED), "composed": composed_tests(scenes, TEST_SEED)}
     found = {}
@@ -116,7 +116,7 @@ def main(bundle: Path | None, scenes: int, out: Path | None) -> None:
             click.echo(line(label, name, numbers))
     if out is not None:
         setting = {"command": "python -m selva_bench.quality", "scenes": scenes, "machine": machine.describe()}
-        with written_whole(out) as temporary:
+        with atomic_write(out) as temporary:
             temporary.write_text(json.dumps({**setting, "ways": found}, indent=1) + "\n", encoding="utf-8")
 
 

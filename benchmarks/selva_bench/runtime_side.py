@@ -1,32 +1,77 @@
-"""Times the runtime: one clip per round, encoded once, and stems of it."""
+"""Times the runtime: it encodes the video once per round, and generates stems of it.
+
+The time of a call is split into stages by its progress calls alone. Every backend reports progress, even one that
+replays whole runs of steps on a GPU. The time since the last report belongs to the stage that reports.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from itertools import islice
+from time import perf_counter
 from typing import Any
 
 import numpy as np
 
-from selva_bench.errors import BenchError
-from selva_bench.job import SideJob, endless_prompts
-from selva_bench.stages import StageClock
-from selva_bench.totals import round_totals
+from selva_bench.options import BF16_SUFFIX, BenchError, BenchOptions
+from selva_bench.statistics import round_totals
+from selva_runtime.backends.executor import BF16, EXACT
 from selva_runtime.results import Clip, Stem
 from selva_runtime.session import Session
+
+
+class StageClock:
+    """A progress callback that records the time of each report. Make a new one for each call."""
+
+    def __init__(self, now: Callable[[], float] = perf_counter) -> None:
+        self._now = now
+        self._start_s = self._last_s = now()
+        self._reports: list[tuple[str, int, int, float]] = []
+        self.elapsed_s = 0.0
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Records the time since the last report for `stage`; the signature is `selva_runtime.session.Progress`."""
+        now_s = self._now()
+        self._reports.append((stage, done, total, now_s - self._last_s))
+        self._last_s = now_s
+
+    def stop(self) -> None:
+        """Stops the clock; call it when the work is done."""
+        self.elapsed_s = self._now() - self._start_s
+
+    def total_s(self, stage: str) -> float:
+        """Seconds of all reports of `stage`."""
+        return sum(seconds for name, _, _, seconds in self._reports if name == stage)
+
+    def steps_s(self) -> list[float]:
+        """Seconds of each step; steps reported together share their time evenly."""
+        times: list[float] = []
+        for stage, done, _, seconds in self._reports:
+            if stage == "step":
+                count = done - len(times)
+                times += [seconds / count] * count
+        return times
+
+
+def backend_and_arithmetic(label: str) -> tuple[str, str]:
+    """Splits the name of a side: "openvino-bf16" is the backend openvino, computing in bfloat16."""
+    backend = label.removesuffix(BF16_SUFFIX)
+    return backend, EXACT if backend == label else BF16
 
 
 class RuntimeSide:
     """A session in this process."""
 
-    def __init__(self, job: SideJob) -> None:
-        self._job = job
-        self._prompts = endless_prompts()
+    def __init__(self, label: str, options: BenchOptions, prompts: Iterator[str]) -> None:
+        self._options = options
+        self._prompts = prompts
+        backend, arithmetic = backend_and_arithmetic(label)
         self._session = Session(
-            job.bundle,
-            backend=job.backend,
-            threads=job.threads,
-            keep_text_towers=job.keep_text_towers,
-            precision=job.precision,
+            options.bundle_folder,
+            backend=backend,
+            threads=options.threads,
+            keep_text_towers=options.keep_text_towers,
+            precision=arithmetic,
         )
 
     @property
@@ -48,22 +93,19 @@ class RuntimeSide:
 
     def warm_up(self) -> None:
         """Runs every batch size once. At the first run of each, backends plan memory or record what they replay."""
-        for stems in self._job.stems:
+        for stems in self._options.stem_counts:
             self._generate(stems)
 
     def round(self) -> dict[str, Any]:
-        """Totals and stages of one clip and its stems, seconds."""
+        """Totals and stages of encoding the video once and generating its stems, seconds."""
         self._clip, encoding = self._encode()
         encode_s, decode_s = encoding.elapsed_s, encoding.total_s("decode")
         stages = {"decode": [decode_s], "encode": [encoding.total_s("encode")]}
-        by_stems: dict[int, tuple[float, float]] = {}
-        for stems in self._job.stems:
-            seconds = self._timed(stems, stages)
-            by_stems[stems] = (encode_s + seconds, decode_s)
+        by_stems = {n: (encode_s + self._timed(n, stages), decode_s) for n in self._options.stem_counts}
         return {"totals": round_totals(by_stems, self._timed(1, stages)), "stages": stages}
 
     def _timed(self, stems: int, stages: dict[str, list[float]]) -> float:
-        """Generates `stems` new prompts and returns the seconds. Adds to `stages`, except the step of a single stem."""
+        """Generates `stems` new prompts and returns the seconds. Adds to `stages`, for several stems only the steps."""
         _, clock = self._generate(stems)
         stages.setdefault("step" if stems == 1 else f"step_of_{stems}", []).extend(clock.steps_s())
         if stems == 1:
@@ -73,17 +115,16 @@ class RuntimeSide:
 
     def _encode(self) -> tuple[Clip, StageClock]:
         clock = StageClock()
-        clip = self._session.encode(self._job.video, duration_s=self._job.duration_s, progress=clock)
+        wanted_s = self._options.duration_s
+        clip = self._session.encode(self._options.video, duration_s=wanted_s, progress=clock)
         clock.stop()
-        if clip.duration_s < self._job.duration_s:
-            raise BenchError(f"the video lasts {clip.duration_s:.2f} s, not {self._job.duration_s} s; give another")
+        if clip.duration_s < wanted_s:
+            raise BenchError(f"the video lasts {clip.duration_s:.2f} s, not {wanted_s} s; give another")
         return clip, clock
 
     def _generate(self, stems: int) -> tuple[list[Stem], StageClock]:
         prompts = list(islice(self._prompts, stems))
         clock = StageClock()
-        made = self._session.generate(
-            self._clip, prompts, steps=self._job.steps, guidance=self._job.guidance, progress=clock
-        )
+        made = self._session.generate(self._clip, prompts, steps=self._options.steps, progress=clock)
         clock.stop()
         return made, clock

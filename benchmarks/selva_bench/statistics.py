@@ -1,16 +1,24 @@
-"""Turns measured seconds into the reported numbers. It uses no clock or process, so that every number has a closed
-form.
+"""Turns measurements into the reported numbers. It uses no clock or process, so that every number has a closed form.
 
-A round is one pass of every side over the same work. Ratios are taken within a round, because other load on the machine
-changes between rounds. Their median is reported.
+Totals answer a user's questions: how long do the first stem, the next one and another prompt take? Every side uses the
+same names, so that they can be compared. A round is one pass of every side over the same work. Ratios are taken within
+a round, because other load on the machine changes between rounds. Their median is reported.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+import numpy as np
+import numpy.typing as npt
+
+STAGES = ("decode", "encode", "text", "select", "conditions", "step", "vocode")
+"""In the order they run."""
+AFTER_DECODE = "_after_decode"
+"""Suffix for a total without reading the video file."""
 ENOUGH_FOR_P99 = 100
 """With fewer samples the 99th percentile is just the slowest one."""
 
@@ -97,3 +105,35 @@ def further_stem_s(one_s: float, many_s: float, stems: int) -> float:
 def real_time_factor(seconds: float, sound_s: float) -> float:
     """Seconds of computing per second of sound: below 1 is faster than real time."""
     return seconds / sound_s
+
+
+def stems_in(name: str) -> int:
+    """Number of stems in a total, for its real-time factor."""
+    head = name.removesuffix(AFTER_DECODE).removesuffix("_stems")
+    return int(head) if head.isdecimal() else 1
+
+
+def round_totals(by_stems: Mapping[int, tuple[float, float]], new_prompt_s: float) -> dict[str, list[float]]:
+    """Totals of one round, each a list with one sample.
+
+    Args:
+        by_stems: stems → (total seconds, seconds of that for reading the video); must contain 1.
+        new_prompt_s: seconds for a new prompt on the same video.
+    """
+    totals = {}
+    for stems, (all_s, decode_s) in sorted(by_stems.items()):
+        name = "first_stem" if stems == 1 else f"{stems}_stems"
+        totals[name] = [all_s]
+        totals[name + AFTER_DECODE] = [all_s - decode_s]
+        if stems > 1:
+            totals[f"further_stem_of_{stems}"] = [further_stem_s(by_stems[1][0], all_s, stems)]
+    return {**totals, "new_prompt": [new_prompt_s]}
+
+
+def snr_db(sound: npt.NDArray[np.float32] | None, reference: npt.NDArray[np.float32] | None) -> float | None:
+    """Signal-to-noise ratio of a sound against the reference; None if they are equal or cannot be compared."""
+    if sound is None or reference is None or sound.shape != reference.shape:
+        return None
+    noise = float(np.square(sound.astype(np.float64) - reference).sum())
+    signal = float(np.square(reference.astype(np.float64)).sum())
+    return 10 * math.log10(signal / noise) if noise > 0 and signal > 0 else None

@@ -7,7 +7,7 @@ trained ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from time import perf_counter
 from typing import Any
 
@@ -15,9 +15,11 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from selva_bench.errors import BenchError
-from selva_bench.job import SideJob, endless_prompts
-from selva_bench.totals import round_totals
+from selva_bench.options import BenchError, BenchOptions
+from selva_bench.statistics import round_totals
+from selva_bundle.bundle import Bundle
+from selva_export.rewrites import vae
+from selva_export.rewrites.vocoder import fold_weight_norms
 from selva_ref.pipeline import Pipeline
 from selva_runtime.media.video import read_clip
 
@@ -28,30 +30,34 @@ _PRODUCT = 2048
 class TorchSide:
     """A pipeline in this process: float32 on a CPU, bfloat16 on a GPU."""
 
-    def __init__(self, job: SideJob) -> None:
-        torch.set_num_threads(job.threads)
-        if job.backend == "cuda" and not torch.cuda.is_available():
+    def __init__(self, label: str, options: BenchOptions, prompts: Iterator[str]) -> None:
+        baseline, _, self._device = label.rpartition("-")
+        self._compiled = baseline == "torch-compile"
+        torch.set_num_threads(options.threads)
+        if self._device == "cuda" and not torch.cuda.is_available():
             raise BenchError("this PyTorch sees no GPU")
-        self._job = job
-        self._prompts = endless_prompts()
-        self._dtype = torch.bfloat16 if job.backend == "cuda" else torch.float32
-        self._pipeline = Pipeline(job.preset, None, device=job.backend, dtype=self._dtype)
+        self._options = options
+        self._prompts = prompts
+        manifest = Bundle.open(options.bundle_folder).manifest
+        self._guidance = manifest.defaults.guidance
+        self._dtype = torch.bfloat16 if self._device == "cuda" else torch.float32
+        self._pipeline = Pipeline(manifest.preset, None, device=self._device, dtype=self._dtype)
         for network in filter(lambda part: isinstance(part, torch.nn.Module), vars(self._pipeline).values()):
             network.requires_grad_(False)
-        self._pipeline.vae.bake()
-        self._pipeline.vocoder.remove_weight_norm()
+        vae.rewrite(self._pipeline.vae)
+        fold_weight_norms(self._pipeline.vocoder)
         self._marks: list[tuple[str, Any, Any, int]] = []
         self._count: Callable[[], int] = lambda: 0
         backbone = self._pipeline.video_encoder.backbone
         self._pipeline.video_encoder.backbone = lambda segments: backbone(segments.to(self._dtype))  # type: ignore[method-assign]
-        if job.compiled:
+        if self._compiled:
             _compile(self._pipeline)
         self._watch()
 
     @property
     def facts(self) -> dict[str, Any]:
         """Facts about the device and the networks."""
-        return {"backend": self._job.backend, "precision": str(self._dtype).removeprefix("torch."), "weights": "random"}
+        return {"backend": self._device, "precision": str(self._dtype).removeprefix("torch."), "weights": "random"}
 
     def first_stem(self) -> np.ndarray:
         """Generates the sound of the first prompt; in a fresh process this is a cold start."""
@@ -59,20 +65,20 @@ class TorchSide:
 
     def warm_up(self) -> None:
         """Runs a compiled pipeline once more: the text changes shape, and torch.compile may compile again for that."""
-        if self._job.compiled:
+        if self._compiled:
             self._run()
 
     def round(self) -> dict[str, Any]:
         """Totals and stages, seconds, of as many complete runs as the most stems. Each run is a new prompt."""
         stages: dict[str, list[float]] = {}
         decodes_s, runs_s = [], []
-        for _ in range(max(self._job.stems)):
+        for _ in range(self._options.stem_counts[-1]):
             _, decode_s, run_s, spent = self._run()
             decodes_s.append(decode_s)
             runs_s.append(run_s)
             for stage, samples in {"decode": [decode_s], **spent}.items():
                 stages.setdefault(stage, []).extend(samples)
-        by_stems = {n: (sum(runs_s[:n]), sum(decodes_s[:n])) for n in self._job.stems}
+        by_stems = {n: (sum(runs_s[:n]), sum(decodes_s[:n])) for n in self._options.stem_counts}
         return {"totals": round_totals(by_stems, runs_s[-1]), "stages": stages}
 
     def floor(self) -> dict[str, Any] | None:
@@ -80,7 +86,7 @@ class TorchSide:
 
         That is its operations divided by the speed of a large matrix product. None after torch.compile, and on a GPU.
         """
-        if self._job.compiled or self._job.backend == "cuda":
+        if self._compiled or self._device == "cuda":
             return None
         with FlopCounterMode(display=False) as counter:
             self._count = counter.get_total_flops
@@ -97,20 +103,24 @@ class TorchSide:
 
     def _run(self, steps: int | None = None) -> tuple[np.ndarray, float, float, dict[str, list[float]]]:
         """Returns the sound, seconds for reading the video, seconds in total, and the seconds of each stage."""
-        job, rules = self._job, self._pipeline.rules
+        rules, duration_s = self._pipeline.rules, self._options.duration_s
         self._marks.clear()
         start_s = perf_counter()
-        clip = read_clip(
-            job.video,
+        read = read_clip(
+            self._options.video,
             size=rules.image_size,
             fps=rules.fps,
             start_s=0.0,
-            duration_s=job.duration_s,
+            duration_s=duration_s,
             min_duration_s=rules.min_duration_s,
         )
         decode_s = perf_counter() - start_s
         audio = self._pipeline(
-            clip.frames, next(self._prompts), duration_s=job.duration_s, steps=steps or job.steps, guidance=job.guidance
+            read.frames,
+            next(self._prompts),
+            duration_s=duration_s,
+            steps=steps or self._options.steps,
+            guidance=self._guidance,
         )
         return audio, decode_s, perf_counter() - start_s, self._spent()
 
@@ -148,7 +158,7 @@ class TorchSide:
 
     def _now(self) -> Any:
         """Seconds, or an event on a GPU: it can be read later, so the queue need not wait now."""
-        if self._job.backend != "cuda":
+        if self._device != "cuda":
             return perf_counter()
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()

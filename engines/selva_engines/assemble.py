@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from selva_engines.build import Built, build_engine, check_capabilities
+from selva_engines.build import BuiltEngine, build_engine, check_capabilities
 from selva_engines.cancellable import run_cancellable
 from selva_engines.device import device_capability
 from selva_engines.errors import EngineError, EngineRequestError
@@ -61,10 +61,10 @@ def build_engines(request: BuildRequest, say: Callable[[str], None] = print) -> 
     library = load_library(request.target)
     request = replace(request, capabilities=_capabilities(library, request.capabilities))
     out = source.path / FOLDER / set_name(request.target, library.version, request.capabilities)
-    current = _current(out, source, request, descriptions)
+    current = _reusable_engines(out, source, request, descriptions)
     wanted = [name for name in descriptions if name in request.graphs or not request.graphs]
     with _atomic_folder(out) as folder:
-        records = {name: _keep(current[name], out, folder) for name in current}
+        records = {name: _copy_files(current[name], out, folder) for name in current}
         for number, name in enumerate(wanted, start=1):
             if name in current:
                 say(f"[{number}/{len(wanted)}] {name:<15} is current")
@@ -90,7 +90,7 @@ def _capabilities(library: Library, asked: tuple[str, ...]) -> tuple[str, ...]:
     return (here,)
 
 
-def _current(
+def _reusable_engines(
     out: Path, source: Source, request: BuildRequest, descriptions: Mapping[str, EngineDescription]
 ) -> dict[str, EngineRecord]:
     """Return the engines in the folder that need no new build: unaltered, of the same graphs, profiles and kind."""
@@ -118,7 +118,7 @@ def _is_intact(engines: EngineSet, name: str) -> bool:
     return True
 
 
-def _keep(record: EngineRecord, out: Path, folder: Path) -> EngineRecord:
+def _copy_files(record: EngineRecord, out: Path, folder: Path) -> EngineRecord:
     for file in (record.file, record.layers_file):
         try:
             os.link(out / file, folder / file)
@@ -148,7 +148,7 @@ def _build(
     return _record(source, description, built, hashlib.sha256(layers).hexdigest())
 
 
-def _record(source: Source, description: EngineDescription, built: Built, layers_sha256: str) -> EngineRecord:
+def _record(source: Source, description: EngineDescription, built: BuiltEngine, layers_sha256: str) -> EngineRecord:
     name = description.graph
     products = {dtype: len(built.network.large_products(dtype)) for dtype in ("float16", "float32")}
     return EngineRecord(

@@ -20,7 +20,7 @@ from selva_engines.profiles import EngineDescription
 
 
 @dataclass(frozen=True, kw_only=True)
-class Built:
+class BuiltEngine:
     """An engine in memory."""
 
     blob: Any
@@ -39,7 +39,7 @@ def build_engine(
     capabilities: Sequence[str] = (),
     strip_weights: bool = False,
     cancelled: Event | None = None,
-) -> Built:
+) -> BuiltEngine:
     """Parse one graph and build its engine.
 
     Args:
@@ -58,8 +58,8 @@ def build_engine(
     api = library.api
     library.log.clear()
     start = perf_counter()
-    builder = _made(library, "builder", api.Builder(library.logger))
-    network = _made(library, "network", builder.create_network(0))
+    builder = _require(library, "builder", api.Builder(library.logger))
+    network = _require(library, "network", builder.create_network(0))
     parser = api.OnnxParser(network, library.logger)
     if not parser.parse_from_file(str(onnx_path)):
         said = "; ".join(str(parser.get_error(i).desc()) for i in range(parser.num_errors))
@@ -71,8 +71,8 @@ def build_engine(
         config.progress_monitor = _monitor(api, cancelled)
     blob = builder.build_serialized_network(network, config)
     if blob is None:
-        raise EngineBuildError(_why(library, description.graph, strip_weights, cancelled))
-    return Built(
+        raise EngineBuildError(_failure_message(library, description.graph, strip_weights, cancelled))
+    return BuiltEngine(
         blob=blob,
         network=summary,
         layers=parse_layers(library.log.details),
@@ -134,13 +134,13 @@ def _compute_capability(library: Library, capability: str) -> Any:
     return known[name]
 
 
-def _made(library: Library, what: str, thing: Any) -> Any:
+def _require(library: Library, what: str, thing: Any) -> Any:
     if thing is None:
         raise EngineLibraryError(f"{library.target.name} could not create a {what}: {library.log.error_line()}")
     return thing
 
 
-def _why(library: Library, graph: str, strip_weights: bool, cancelled: Event | None) -> str:
+def _failure_message(library: Library, graph: str, strip_weights: bool, cancelled: Event | None) -> str:
     if cancelled is not None and cancelled.is_set():
         return f"building {graph} was interrupted"
     said = library.log.error_line()

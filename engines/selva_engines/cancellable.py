@@ -29,12 +29,12 @@ def run_cancellable(work: Callable[[Event], T]) -> T:
                 pass
         except BaseException:
             cancelled.set()
-            _wait_out(future)
+            _wait_until_done(future)
             raise
         return future.result()
 
 
-def _wait_out(future: Future[T]) -> None:
+def _wait_until_done(future: Future[T]) -> None:
     """Wait, however often Ctrl-C is pressed: the library cannot stop in the middle of a call."""
     while not future.done():
         try:

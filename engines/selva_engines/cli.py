@@ -56,9 +56,7 @@ def main() -> None:
     help="Compute capability of the GPU, such as 8.6. Repeatable. Default: 8.0 and later.",
 )
 @click.option("--graphs", metavar="NAME,NAME", default="", help="Only these graphs, separated by commas. Default: all.")
-@click.option(
-    "--max-stems", type=int, default=MAX_STEMS, help="Maximum number of stems an engine takes at once, 1 to 64."
-)
+@click.option("--max-stems", type=int, default=MAX_STEMS, help="Maximum stems per engine call, 1 to 64.")
 @click.option(
     "--strip-weights",
     is_flag=True,

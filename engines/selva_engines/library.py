@@ -88,9 +88,7 @@ def load_library(target: str) -> Library:
         raise EngineLibraryError(f"target {target} needs the module {wanted.module}: {install} ({reason})") from error
     oldest = ".".join(map(str, wanted.oldest))
     if tuple(int(part) for part in version.split(".")[:2]) < wanted.oldest:
-        raise EngineLibraryError(
-            f"{wanted.module} {version} is too old; version {oldest} or later is needed: {install} --upgrade"
-        )
+        raise EngineLibraryError(f"{wanted.module} {version} is older than {oldest}: {install} --upgrade")
     return Library(wanted, api)
 
 

@@ -44,7 +44,7 @@ class EngineLoader:
         self._check_validity(name, blob)
         engine = self._runtime.deserialize_cuda_engine(blob)
         if engine is None:
-            raise self._refused(name, self._library.log.error_line())
+            raise self._rejected(name, self._library.log.error_line())
         if self._engines.weights_stripped:
             with self._engines.source.verified_graph(name) as path:
                 self._refit(name, engine, path)
@@ -57,7 +57,7 @@ class EngineLoader:
             return
         validity, diagnostics = check(blob)
         if validity == self._library.api.EngineValidity.INVALID:
-            raise self._refused(name, self._reasons(int(diagnostics)))
+            raise self._rejected(name, self._reasons(int(diagnostics)))
 
     def _reasons(self, diagnostics: int) -> str:
         kinds = self._library.api.EngineInvalidityDiagnostics.__members__
@@ -70,9 +70,9 @@ class EngineLoader:
         parser = api.OnnxParserRefitter(refitter, self._library.logger)
         if not parser.refit_from_file(str(onnx_path)) or not refitter.refit_cuda_engine():
             said = "; ".join(str(parser.get_error(i).desc()) for i in range(parser.num_errors))
-            raise self._refused(name, f"its weights cannot be refitted: {said or self._library.log.error_line()}")
+            raise self._rejected(name, f"its weights cannot be refitted: {said or self._library.log.error_line()}")
 
-    def _refused(self, name: str, reason: str) -> EngineRefusedError:
+    def _rejected(self, name: str, reason: str) -> EngineRefusedError:
         path = self._engines.folder / self._engines.engines[name].file
         command = self._engines.build_command
         return EngineRefusedError(f"{self._library.target.name} rejected {path}: {reason}; run: {command}")

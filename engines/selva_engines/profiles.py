@@ -7,9 +7,20 @@ runtime always uses one size: for a dynamic axis the kernels must suit a whole r
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
-from selva_bundle.ports import Port, Size, split_axis
+from selva_bundle.ports import (
+    CONDITIONS,
+    DECODER,
+    GUIDED_STEP,
+    TEXT_CLIP,
+    TEXT_T5,
+    VIDEO_BACKBONE,
+    VIDEO_SELECT,
+    Port,
+    Size,
+    split_axis,
+)
 from selva_engines.errors import EngineRequestError
 from selva_engines.source import GraphSource, Source
 
@@ -27,15 +38,15 @@ _SOFTMAX = {"softmax": ("SOFTMAX",)}
 _NORMS = {"norm statistics": ("NORMALIZATION", "REDUCE", "UNARY.SQRT", "UNARY.RECIP")}
 _ANGLES = ("UNARY.COS", "UNARY.SIN")
 _ISLANDS: dict[str, dict[str, tuple[str, ...]]] = {
-    "text_t5": {**_SOFTMAX, **_NORMS},
-    "text_clip": {**_SOFTMAX, **_NORMS},
-    "video_backbone": {**_SOFTMAX, **_NORMS},
-    "video_select": {**_SOFTMAX, **_NORMS},
-    "conditions": {"rotation tables": _ANGLES, "means over tokens": ("REDUCE",)},
-    "guided_step": {**_SOFTMAX, **_NORMS, "time embedding": _ANGLES},
-    "decoder": {**_SOFTMAX, **_NORMS, "snake": ("UNARY.COS",)},
+    TEXT_T5: {**_SOFTMAX, **_NORMS},
+    TEXT_CLIP: {**_SOFTMAX, **_NORMS},
+    VIDEO_BACKBONE: {**_SOFTMAX, **_NORMS},
+    VIDEO_SELECT: {**_SOFTMAX, **_NORMS},
+    CONDITIONS: {"rotation tables": _ANGLES, "means over tokens": ("REDUCE",)},
+    GUIDED_STEP: {**_SOFTMAX, **_NORMS, "time embedding": _ANGLES},
+    DECODER: {**_SOFTMAX, **_NORMS, "snake": ("UNARY.COS",)},
 }
-_FLOAT32_PRODUCTS = {"text_t5": "the feed-forward output of every T5 block, which leaves float16's range"}
+_FLOAT32_PRODUCTS = {TEXT_T5: "the feed-forward output of every T5 block, which leaves float16's range"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +111,7 @@ def describe(source: Source, *, max_stems: int = MAX_STEMS) -> dict[str, EngineD
 
 
 def _describe(source: Source, graph: GraphSource, axes: Mapping[str, Range]) -> EngineDescription:
-    if graph.name in ("video_backbone", "video_select"):
+    if graph.name in (VIDEO_BACKBONE, VIDEO_SELECT):
         segments = axes["segments"]
         largest = min(segments.max, SEGMENTS_PER_CALL)
         few = Range(min=1, opt=min(segments.opt, largest), max=largest)
@@ -129,8 +140,8 @@ def _range(size: Size, axes: Mapping[str, Range]) -> Range:
 def _axes(source: Source, max_stems: int) -> dict[str, Range]:
     rules = source.sequence
     durations = (rules.min_duration_s, source.default_duration_s, rules.max_duration_s)
-    low, mid, high = (asdict(rules.lengths(duration_s)) for duration_s in durations)
-    lengths = {axis: Range(min=low[axis], opt=mid[axis], max=high[axis]) for axis in ("segments", "latent", "clip")}
+    low, mid, high = (rules.lengths(duration_s).axes for duration_s in durations)
+    lengths = {axis: Range(min=low[axis], opt=mid[axis], max=high[axis]) for axis in low}
     return {
         "prompts": Range(min=1, opt=1, max=1),  # the runtime runs prompts one by one
         "tokens": Range(min=1, opt=min(OPTIMAL_TOKENS, source.max_tokens), max=source.max_tokens),

@@ -46,7 +46,7 @@ class Source:
         Raises:
             EngineSourceError: a file was altered or cannot be read.
         """
-        with _as_source_errors(), Bundle.open(self.path).held(name) as path:
+        with _as_source_errors(), Bundle.open(self.path).verified_graph(name) as path:
             yield path
 
 

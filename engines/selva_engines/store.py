@@ -54,7 +54,7 @@ class EngineSet:
         """Whether a GPU of this capability may load these engines. For a portable set the library checks again."""
         if self.capabilities:
             return capability in self.capabilities
-        return int(capability.split(".")[0]) >= 8
+        return int(capability.split(".", maxsplit=1)[0]) >= 8
 
     def read(self, name: str) -> bytes:
         """Read an engine. Check that it is unaltered and belongs to the graph that is now in the bundle.
@@ -69,7 +69,7 @@ class EngineSet:
             raise EngineRefusedError(
                 f"{self.folder / record.file} was built from another {name} graph; run: {self.build_command}"
             )
-        return self._verified(record.file, record.sha256)
+        return self._read_verified(record.file, record.sha256)
 
     def read_layers(self, name: str) -> list[dict[str, Any]]:
         """Read the layers of an engine as dictionaries: name, kind, precision, inputs, constants, outputs.
@@ -79,7 +79,7 @@ class EngineSet:
             EngineRefusedError: the file was altered or cannot be parsed.
         """
         record = self._record(name)
-        content = self._verified(record.layers_file, record.layers_sha256)
+        content = self._read_verified(record.layers_file, record.layers_sha256)
         try:
             return parse_layer_table(content)
         except (ValueError, KeyError) as error:
@@ -91,7 +91,7 @@ class EngineSet:
             raise EnginesMissingError(f"{self.folder} has no engine for {name}; run: {self.build_command}")
         return self.engines[name]
 
-    def _verified(self, file: str, sha256: str) -> bytes:
+    def _read_verified(self, file: str, sha256: str) -> bytes:
         path = self.folder / file
         try:
             blob = path.read_bytes()

@@ -17,8 +17,10 @@ import torch
 from torch import nn
 
 from selva_bundle.manifest import FORMAT, FORMAT_VERSION
+from selva_bundle.ports import CONDITIONS, DECODER, GUIDED_STEP, TEXT_CLIP, TEXT_T5, VIDEO_BACKBONE, VIDEO_SELECT
 from selva_export import graphs
 from selva_export.errors import ExportError
+from selva_export.rewrites import rewrite
 from selva_export.signatures import Signature, example_inputs, signatures
 from selva_export.to_onnx import TRACE_AXES, export_graph
 from selva_export.verify import TOLERANCES, VERIFY_AXES, Parity, compare, reference_outputs
@@ -34,13 +36,13 @@ RANDOM_NOTICE = "Random weights: for latency work and tests; the sounds mean not
 DEMO_NOTICE = "Toy model of the selva-deploy project, MIT licence."
 
 MAKERS: dict[str, tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
-    "text_t5": (graphs.TextT5, ("text_t5",)),
-    "text_clip": (graphs.TextClip, ("text_clip",)),
-    "video_backbone": (graphs.VideoBackbone, ("video_encoder",)),
-    "video_select": (graphs.VideoSelect, ("video_encoder",)),
-    "conditions": (graphs.PrepareConditions, ("generator",)),
-    "guided_step": (graphs.GuidedStep, ("generator",)),
-    "decoder": (graphs.Decode, ("generator", "vae", "vocoder")),
+    TEXT_T5: (graphs.TextT5, ("text_t5",)),
+    TEXT_CLIP: (graphs.TextClip, ("text_clip",)),
+    VIDEO_BACKBONE: (graphs.VideoBackbone, ("video_encoder",)),
+    VIDEO_SELECT: (graphs.VideoSelect, ("video_encoder",)),
+    CONDITIONS: (graphs.PrepareConditions, ("generator",)),
+    GUIDED_STEP: (graphs.GuidedStep, ("generator",)),
+    DECODER: (graphs.Decode, ("generator", "vae", "vocoder")),
 }
 """Graph name → its module and the parts it is made from."""
 
@@ -96,15 +98,13 @@ def export_bundle(request: ExportRequest, say: Callable[[str], None] = print) ->
 
 
 def export_part(request: ExportRequest, signature: Signature, path: Path) -> list[Parity]:
-    """Exports one graph: computes reference outputs in float32, then casts, exports and compares."""
+    """Exports one graph: computes reference outputs in float32, then rewrites, casts, exports and compares."""
     make, parts = MAKERS[signature.name]
     preset = request.preset
-    networks = [load_part(part, preset, request.checkpoints) for part in parts]
-    module = make(*networks).eval()
+    module = make(*(load_part(part, request.preset, request.checkpoints) for part in parts)).eval()
     feeds = [example_inputs(signature, preset, axes, seed=1) for axes in VERIFY_AXES]
     cases = [(feed, reference_outputs(module, signature, feed)) for feed in feeds]
-    for network in networks:
-        network.bake()
+    module = rewrite(module)
     if request.precision == "fp16":
         cast(module, torch.float16)
     examples = example_inputs(signature, preset, TRACE_AXES, seed=0)

@@ -22,9 +22,7 @@ from selva_runtime.command.base import SETTINGS, OneLineCommand
 @click.option("--checkpoints", type=click.Path(path_type=Path), help="Folder of weights from selva-fetch.")
 @click.option("--random-weights", is_flag=True, help="Deterministic random weights instead: for latency tests.")
 @click.option("--half-weights", is_flag=True, help="Store a float32 bundle's weights as float16: half the size.")
-@click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="Folder for the bundle; must not exist yet."
-)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="New folder for the bundle.")
 @click.option(
     "--engines",
     type=click.Choice(["auto", "none", "tensorrt", "tensorrt-rtx"]),

@@ -100,14 +100,14 @@ class PrepareConditions(nn.Module):
 class GuidedStep(nn.Module):
     """One Euler step of all stems: x + dt * (s v(cond) + (1 - s) v(empty)), with both velocities in one batch.
 
-    Latent vectors with the same row of sync features have the same modulations, so these are computed once per row: the
-    rows of every stem, then the 32 rows that empty features can have. `sync_row` holds the row of each latent vector.
+    `sync_row` holds the row of sync features of each latent vector: the rows of every stem come first, then the 32 rows
+    that empty features can have.
     """
 
     def __init__(self, generator: Generator) -> None:
         super().__init__()
         self.generator = generator
-        self.empty_rows = nn.Buffer(generator.empty_sync_rows().detach())
+        self.empty_rows = nn.Buffer(empty_sync_rows(generator).detach())
 
     def forward(
         self,
@@ -136,9 +136,26 @@ class GuidedStep(nn.Module):
         g = generator.global_at(t, c)
         rows = torch.cat(((c.sync_f + g[:stems]).flatten(0, 1), self.empty_rows + g[-1]))  # one text for all stems
         latent = generator.audio_input_proj(latents.to(dtype))  # once: both halves share it
-        both = generator.velocity(torch.cat((latent, latent)), F.silu(rows), F.silu(g), c, sync_row)
+        both = self.velocity(torch.cat((latent, latent)), F.silu(rows), F.silu(g), c, sync_row)
         v, v_empty = both[:stems], both[stems:]
         return latents + dt * (guidance * v + (1 - guidance) * v_empty)
+
+    def velocity(self, latent: Tensor, mods_RD: Tensor, g_mod: Tensor, c: Conditions, rows_BT: Tensor) -> Tensor:
+        """`Generator.velocity` from one modulation vector per row; `rows_BT` holds the row of each latent vector."""
+        return self.generator.velocity(latent, F.embedding(rows_BT, mods_RD), g_mod, c)
+
+
+def empty_sync_rows(generator: Generator) -> Tensor:
+    """Every distinct row of the projected empty sync features, (32, D). They are the same for any clip length.
+
+    The input repeats from segment to segment. A row sees at most 5 rows on either side (3 through the first
+    convolution, 1 through each of the MLP's two convolutions), which reaches no further than the neighbouring segments.
+    A row therefore depends only on which neighbours exist. In order: 8 rows of a first, a middle, a last and an only
+    segment.
+    """
+    conv, _, mlp = generator.sync_input_proj
+    assert conv.kernel_size[0] // 2 + 2 * (mlp.kernel // 2) <= 8
+    return torch.cat([generator.project_sync(generator.empty_sync(1, 8 * segments))[0] for segments in (3, 1)])
 
 
 class Decode(nn.Module):

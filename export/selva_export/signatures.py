@@ -11,7 +11,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from selva_bundle.ports import Port, Size
+from selva_bundle.ports import (
+    CONDITIONS,
+    DECODER,
+    GUIDED_STEP,
+    TEXT_CLIP,
+    TEXT_T5,
+    VIDEO_BACKBONE,
+    VIDEO_SELECT,
+    Port,
+    Size,
+)
 from selva_ref.model.presets import Preset
 
 
@@ -39,11 +49,9 @@ def _text(preset: Preset) -> tuple[Signature, ...]:
     mask = Port(name="mask", dtype="bool", shape=("prompts", "tokens"))
     clip_ids = Port(name="ids", dtype="int64", shape=("prompts", text.clip_tokens))
     return (
+        Signature(name=TEXT_T5, inputs=(ids, mask), outputs=(_float("features", "prompts", "tokens", text.t5_width),)),
         Signature(
-            name="text_t5", inputs=(ids, mask), outputs=(_float("features", "prompts", "tokens", text.t5_width),)
-        ),
-        Signature(
-            name="text_clip",
+            name=TEXT_CLIP,
             inputs=(clip_ids,),
             outputs=(_float("features", "prompts", text.clip_tokens, text.clip_width),),
         ),
@@ -58,8 +66,8 @@ def _video(preset: Preset) -> tuple[Signature, ...]:
     mask = Port(name="mask", dtype="bool", shape=("stems", "tokens"))
     sync = _float("sync", "stems", f"{video.time_tokens}*segments", video.width)
     return (
-        Signature(name="video_backbone", inputs=(frames,), outputs=(tokens,)),
-        Signature(name="video_select", inputs=(tokens, text, mask), outputs=(sync,)),
+        Signature(name=VIDEO_BACKBONE, inputs=(frames,), outputs=(tokens,)),
+        Signature(name=VIDEO_SELECT, inputs=(tokens, text, mask), outputs=(sync,)),
     )
 
 
@@ -77,7 +85,7 @@ def _generation(preset: Preset) -> tuple[Signature, ...]:
     latents = _float("latents", "stems", "latent", g.latent_width)
     return (
         Signature(
-            name="conditions",
+            name=CONDITIONS,
             inputs=(
                 _float("sync", "stems", f"{video.time_tokens}*segments", g.sync_width),
                 _float("text", "stems", g.text_tokens, g.text_width),
@@ -89,7 +97,7 @@ def _generation(preset: Preset) -> tuple[Signature, ...]:
             outputs=conditions,
         ),
         Signature(
-            name="guided_step",
+            name=GUIDED_STEP,
             inputs=(
                 latents,
                 *(_float(scalar, 1) for scalar in ("t", "dt", "guidance")),
@@ -99,7 +107,7 @@ def _generation(preset: Preset) -> tuple[Signature, ...]:
             outputs=(_float("next_latents", "stems", "latent", g.latent_width),),
         ),
         Signature(
-            name="decoder", inputs=(latents,), outputs=(_float("audio", "stems", f"{2 * preset.audio.hop}*latent"),)
+            name=DECODER, inputs=(latents,), outputs=(_float("audio", "stems", f"{2 * preset.audio.hop}*latent"),)
         ),
     )
 
@@ -108,7 +116,7 @@ def example_inputs(signature: Signature, preset: Preset, axes: Mapping[str, int]
     """Inputs of the right kind and scale for a graph: pixels, token ids, unit-normal features, positions."""
     rng = np.random.default_rng(seed)
     feeds = {port.name: _example(port, port.sizes(axes), preset, axes, rng) for port in signature.inputs}
-    if signature.name == "conditions":
+    if signature.name == CONDITIONS:
         for text in ("text", "negative_text"):  # CLIP features have unit length
             feeds[text] /= np.linalg.norm(feeds[text], axis=-1, keepdims=True)
         feeds["clip_positions"] *= np.float32(axes["latent"] / axes["clip"])

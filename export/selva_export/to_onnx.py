@@ -22,7 +22,7 @@ OPSET = 20
 EXTERNAL_DATA_BYTES = 64 * 2**20
 """A graph with more bytes of weights keeps them in a separate file, `NAME.onnx.data`; protobuf is limited to 2 GB."""
 
-HALVED_FROM = 1024
+HALF_MIN_ELEMENTS = 1024
 """`half_weights` stores tensors with this many elements or more in float16; small ones are scales, norms, tables."""
 
 TRACE_AXES = {"prompts": 2, "tokens": 9, "stems": 2, "segments": 3, "latent": 39, "clip": 11}
@@ -114,7 +114,7 @@ def _halve_weights(graph: onnx_ir.Graph) -> None:
     """Stores large float32 constants as float16 and casts them back at each use; runtimes fold the casts on loading."""
     for value in list(graph.initializers.values()):
         tensor = value.const_value
-        if tensor.dtype != onnx_ir.DataType.FLOAT or tensor.size < HALVED_FROM:
+        if tensor.dtype != onnx_ir.DataType.FLOAT or tensor.size < HALF_MIN_ELEMENTS:
             continue
         numbers = tensor.numpy()
         if np.abs(numbers).max() > np.finfo(np.float16).max:  # a mask, not a weight

@@ -2,7 +2,7 @@
 
 Hosts poll the output folder, and a user's earlier stems must survive a second run. So a file is written under a
 hidden temporary name beside its destination, then linked to the first free name of `name.wav`, `name-2.wav`, …
-`written_whole` replaces one of the project's own files, such as a checkpoint.
+`atomic_write` replaces one of the project's own files, such as a checkpoint.
 """
 
 from __future__ import annotations
@@ -88,14 +88,14 @@ def move(temporary: Path, candidate: Path) -> None:
 
 
 def candidates(wanted: Path) -> Iterator[Path]:
-    """Yield name.wav, name-2.wav, name-3.wav, …"""
+    """Yield name.wav, name-2.wav, name-3.wav and so on."""
     yield wanted
     for number in count(2):
         yield wanted.with_name(f"{wanted.stem}-{number}{wanted.suffix}")
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`. It replaces `path` at the end, or is removed on any error.
 
     Raises:

@@ -57,7 +57,7 @@ class Bundle:
         _check_contents(root, manifest)
         return cls(root, manifest)
 
-    def verified(self, name: str) -> Path:
+    def verified_path(self, name: str) -> Path:
         """Check the hash of a listed file, unless it is unchanged since the last check. Return its path.
 
         Raises:
@@ -85,9 +85,7 @@ class Bundle:
         """
         path, size = self.path / name, self.manifest.files[name].bytes
         if size > _MAX_READ_BYTES:
-            raise BundleError(
-                f"{path} has {size} bytes, more than the limit of {_MAX_READ_BYTES}; export the bundle again"
-            )
+            raise BundleError(f"{path} has {size} bytes, more than {_MAX_READ_BYTES}; export the bundle again")
         try:
             with path.open("rb") as file:
                 content = file.read(size + 1)
@@ -101,7 +99,7 @@ class Bundle:
         return self.path / self.manifest.graphs[graph].file
 
     @contextmanager
-    def loading(self, graph: str) -> Iterator[bytes | Path]:
+    def open_graph(self, graph: str) -> Iterator[bytes | Path]:
         """Yield what a library loads `graph` from: the hashed bytes, or a path if the weights are in separate files.
 
         Libraries map those files, because the weights are too large to hold twice. When the block ends, the files must
@@ -113,7 +111,7 @@ class Bundle:
         """
         entry = self.manifest.graphs[graph]
         if entry.data:
-            with self.held(graph) as path:
+            with self.verified_graph(graph) as path:
                 yield path
         else:
             model = self.read(entry.file)
@@ -121,16 +119,16 @@ class Bundle:
             yield model
 
     @contextmanager
-    def held(self, graph: str) -> Iterator[Path]:
+    def verified_graph(self, graph: str) -> Iterator[Path]:
         """Yield the path of a graph's ONNX file. It and its weights are those that were hashed until the block ends.
 
         Raises:
-            BundleError: as `loading` does.
+            BundleError: as `open_graph` does.
         """
         entry = self.manifest.graphs[graph]
         self._check_references(entry, self.read(entry.file))
         names = (entry.file, *entry.data)
-        paths = [self.verified(name) for name in names]
+        paths = [self.verified_path(name) for name in names]
         yield paths[0]
         for name, path in zip(names, paths, strict=True):
             if _signature(path.stat()) != self._verified[name]:

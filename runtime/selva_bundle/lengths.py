@@ -31,13 +31,18 @@ class Lengths:
     """Sync features of all segments."""
     latent: int
     """Latent vectors of the generator."""
-    clip: int
+    visual: int
     """Tokens of the generator's visual stream."""
     samples: int
     """Audio samples of the stem, exactly the duration. The decoder's output is trimmed to this."""
 
+    @property
+    def axes(self) -> dict[str, int]:
+        """Sizes of those axes of the graphs that depend on the duration. "clip" is the graphs' name for `visual`."""
+        return {"segments": self.segments, "latent": self.latent, "clip": self.visual}
 
-_MOST = {
+
+_LIMITS = {
     "sample_rate_hz": 192_000,
     "hop": 8192,
     "latent_width": 4096,
@@ -85,10 +90,10 @@ class SequenceRules:
         for field in fields(self):
             if field.name == "sync_timing":
                 continue
-            value, most = getattr(self, field.name), _MOST[field.name]
+            value, limit = getattr(self, field.name), _LIMITS[field.name]
             kinds = (int, float) if field.name.endswith("_s") else (int,)
-            if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value <= most:
-                raise ValueError(f"sequence.{field.name} is {value!r:.40}, not a number above 0 and up to {most}")
+            if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value <= limit:
+                raise ValueError(f"sequence.{field.name} is {value!r:.40}, not a number above 0 and up to {limit}")
         if self.min_duration_s > self.max_duration_s:
             raise ValueError(f"sequence.min_duration_s {self.min_duration_s} is above {self.max_duration_s}")
         if math.floor(exact_seconds(self.min_duration_s) * self.fps) < self.segment_frames:
@@ -104,7 +109,7 @@ class SequenceRules:
             segments=segments,
             sync=segments * self.sync_per_segment,
             latent=math.ceil(seconds * self.sample_rate_hz / (2 * self.hop)),
-            clip=max(1, math.floor(seconds * self.clip_fps)),
+            visual=max(1, math.floor(seconds * self.clip_fps)),
             samples=round(seconds * self.sample_rate_hz),
         )
 
@@ -153,10 +158,10 @@ def sync_rows(rules: SequenceRules, lengths: Lengths, stems: int) -> npt.NDArray
 
 
 def latent_positions(lengths: Lengths) -> npt.NDArray[np.float32]:
-    """(latent,) rotary positions of the latent stream: 0, 1, 2, …"""
+    """(latent,) rotary positions of the latent stream, which count from 0."""
     return np.arange(lengths.latent, dtype=np.float32)
 
 
-def clip_positions(lengths: Lengths) -> npt.NDArray[np.float32]:
-    """(clip,) rotary positions of the visual stream, stretched to the length of the latent stream."""
-    return np.arange(lengths.clip, dtype=np.float32) * np.float32(lengths.latent / lengths.clip)
+def visual_positions(lengths: Lengths) -> npt.NDArray[np.float32]:
+    """(visual,) rotary positions of the visual stream, stretched to the length of the latent stream."""
+    return np.arange(lengths.visual, dtype=np.float32) * np.float32(lengths.latent / lengths.visual)

@@ -118,16 +118,16 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def _loads(raw: bytes) -> object:
-    def no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    def reject_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
         entry = dict(pairs)
         if len(entry) != len(pairs):
             raise ValueError("a name appears twice")
         return entry
 
-    def no_constant(name: str) -> NoReturn:
+    def reject_constant(name: str) -> NoReturn:
         raise ValueError(f"{name} is not a number")
 
-    return json.loads(raw.decode("utf-8"), object_pairs_hook=no_duplicates, parse_constant=no_constant)
+    return json.loads(raw.decode("utf-8"), object_pairs_hook=reject_duplicates, parse_constant=reject_constant)
 
 
 def _manifest(top: dict[str, Any]) -> Manifest:
@@ -148,17 +148,17 @@ def _manifest(top: dict[str, Any]) -> Manifest:
     for name, graph in graphs.items():
         check_ports(name, graph.inputs, graph.outputs, sizes)
     return Manifest(
-        preset=_text(top["preset"], "preset"),
+        preset=_string(top["preset"], "preset"),
         precision=one_of(top["precision"], "precision", "fp32|fp16"),
         weights=one_of(top["weights"], "weights", "official|trained|random"),
-        notice=" ".join(_text(top["notice"], "notice").split()),
+        notice=" ".join(_string(top["notice"], "notice").split()),
         sequence=sequence,
         defaults=_defaults(section(top.get("defaults", {}), "defaults"), sequence),
         text=text,
         graphs=graphs,
         files=files,
-        hears=_texts(top.get("hears", []), "hears"),
-        words=_texts(top.get("words", []), "words"),
+        hears=_strings(top.get("hears", []), "hears"),
+        words=_strings(top.get("words", []), "words"),
     )
 
 
@@ -174,8 +174,8 @@ def _record(kind: type[Any], entry: dict[str, Any]) -> Any:
 def _graph(name: str, entry: dict[str, Any], files: Mapping[str, FileEntry]) -> Graph:
     return Graph(
         name=name,
-        file=_listed(entry["file"], files),
-        data=tuple(_listed(item, files) for item in items(entry.get("data", []), f"data of graph {name}")),
+        file=_listed_file(entry["file"], files),
+        data=tuple(_listed_file(item, files) for item in items(entry.get("data", []), f"data of graph {name}")),
         inputs=_ports(entry["inputs"], f"inputs of graph {name}"),
         outputs=_ports(entry["outputs"], f"outputs of graph {name}"),
     )
@@ -188,7 +188,7 @@ def _ports(value: object, what: str) -> tuple[Port, ...]:
         shape = tuple(items(entry["shape"], what))
         if not all(isinstance(size, str) or _is_count(size) for size in shape):
             raise ValueError(f"{what}: shape {shape}")
-        ports.append(Port(name=_text(entry["name"], what), dtype=_text(entry["dtype"], what), shape=shape))
+        ports.append(Port(name=_string(entry["name"], what), dtype=_string(entry["dtype"], what), shape=shape))
     return tuple(ports)
 
 
@@ -201,9 +201,9 @@ def _text_rules(entry: dict[str, Any], files: Mapping[str, FileEntry]) -> TextRu
     if not _is_count(clip["pad_id"]) or clip["pad_id"] > _MAX_TOKEN_ID:
         raise ValueError(f"text.clip.pad_id is {clip['pad_id']!r}")
     return TextRules(
-        t5_tokenizer=_listed(t5["tokenizer"], files),
+        t5_tokenizer=_listed_file(t5["tokenizer"], files),
         t5_max_tokens=t5["max_tokens"],
-        clip_tokenizer=_listed(clip["tokenizer"], files),
+        clip_tokenizer=_listed_file(clip["tokenizer"], files),
         clip_tokens=clip["tokens"],
         clip_pad_id=clip["pad_id"],
     )
@@ -238,18 +238,18 @@ def _file_entry(name: str, value: object) -> FileEntry:
     return FileEntry(sha256=sha256, bytes=size)
 
 
-def _listed(value: object, files: Mapping[str, FileEntry]) -> str:
-    name = _file_name(_text(value, "a file name"))
+def _listed_file(value: object, files: Mapping[str, FileEntry]) -> str:
+    name = _file_name(_string(value, "a file name"))
     if name not in files:
         raise BundleError(f"{name} is used but not listed under files; export the bundle again")
     return name
 
 
-def _texts(value: object, what: str) -> tuple[str, ...]:
-    return tuple(_text(item, what) for item in items(value, what))
+def _strings(value: object, what: str) -> tuple[str, ...]:
+    return tuple(_string(item, what) for item in items(value, what))
 
 
-def _text(value: object, what: str) -> str:
+def _string(value: object, what: str) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{what} is not a string")
     return value

@@ -17,25 +17,34 @@ _MAX_SIZE = 1_000_000
 Size = int | str
 """A number if the size is fixed, the name of an axis if it may vary. "2*stems" is a multiple of an axis."""
 
+# The graphs of a bundle, in the order in which data flows through them.
+TEXT_T5 = "text_t5"
+TEXT_CLIP = "text_clip"
+VIDEO_BACKBONE = "video_backbone"
+VIDEO_SELECT = "video_select"
+CONDITIONS = "conditions"
+GUIDED_STEP = "guided_step"
+DECODER = "decoder"
+
 PORTS = {
-    "text_t5": (
+    TEXT_T5: (
         "ids int64 prompts tokens; mask bool prompts tokens",
         "features float32 prompts tokens T5_WIDTH",
     ),
-    "text_clip": (
+    TEXT_CLIP: (
         "ids int64 prompts CLIP_TOKENS",
         "features float32 prompts CLIP_TOKENS CLIP_WIDTH",
     ),
-    "video_backbone": (
+    VIDEO_BACKBONE: (
         "segments uint8 segments SEGMENT_FRAMES 3 IMAGE_SIZE IMAGE_SIZE",
         "tokens float32 segments TOKENS_PER_SEGMENT VIDEO_WIDTH",
     ),
-    "video_select": (
+    VIDEO_SELECT: (
         "tokens float32 segments TOKENS_PER_SEGMENT VIDEO_WIDTH; text float32 stems tokens T5_WIDTH; "
         "mask bool stems tokens",
         "sync float32 stems SYNC SYNC_WIDTH",
     ),
-    "conditions": (
+    CONDITIONS: (
         "sync float32 stems SYNC SYNC_WIDTH; text float32 stems CLIP_TOKENS CLIP_WIDTH; "
         "negative_text float32 1 CLIP_TOKENS CLIP_WIDTH; use_negative bool 1; "
         "latent_positions float32 latent; clip_positions float32 clip",
@@ -43,14 +52,14 @@ PORTS = {
         "text_f float32 2*stems CLIP_TOKENS WIDTH; global_f float32 2*stems WIDTH; "
         "latent_rope float32 latent 2 HALF_HEAD; clip_rope float32 clip 2 HALF_HEAD",
     ),
-    "guided_step": (
+    GUIDED_STEP: (
         "latents float32 stems latent LATENT_WIDTH; t float32 1; dt float32 1; guidance float32 1; "
         "sync_row int64 2*stems latent; sync_f float32 stems SYNC WIDTH; clip_f float32 2*stems clip WIDTH; "
         "text_f float32 2*stems CLIP_TOKENS WIDTH; global_f float32 2*stems WIDTH; "
         "latent_rope float32 latent 2 HALF_HEAD; clip_rope float32 clip 2 HALF_HEAD",
         "next_latents float32 stems latent LATENT_WIDTH",
     ),
-    "decoder": (
+    DECODER: (
         "latents float32 stems latent LATENT_WIDTH",
         "audio float32 stems SAMPLES",
     ),

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from selva_bundle.errors import BackendError
+from selva_bundle.ports import GUIDED_STEP
 from selva_runtime.backends.executor import Executor, Tensor
 
 T = TypeVar("T", bound=Tensor)
@@ -46,7 +47,7 @@ def integrate(
     guidance = max(1.0, guidance)
     if executor.loop is not None:
         ended = executor.loop(noise, conditions, steps=steps, guidance=guidance, cancel=cancel, on_step=on_step)
-        finite(np.asarray(ended), "guided_step")  # a value that is not finite stays so to the end
+        finite(np.asarray(ended), GUIDED_STEP)  # a value that is not finite stays so to the end
         return ended
     latents: Tensor = noise
     scale = np.array([guidance], dtype=np.float32)
@@ -54,7 +55,7 @@ def integrate(
     for i in range(steps):
         t = np.array([i / steps], dtype=np.float32)
         feeds = {"latents": latents, "t": t, "dt": dt, "guidance": scale, **conditions}
-        latents = finite(executor.run("guided_step", feeds, cancel)["next_latents"], "guided_step")
+        latents = finite(executor.run(GUIDED_STEP, feeds, cancel)["next_latents"], GUIDED_STEP)
         on_step()
     return latents
 

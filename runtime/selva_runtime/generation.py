@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from selva_bundle.errors import BackendError, DeviceMemoryError, RequestError
-from selva_bundle.lengths import SequenceRules, clip_positions, latent_positions, sync_rows
-from selva_runtime.backends.executor import Executor, Tensor, joined, stacked
+from selva_bundle.lengths import SequenceRules, latent_positions, sync_rows, visual_positions
+from selva_bundle.ports import CONDITIONS, DECODER, VIDEO_SELECT
+from selva_runtime.backends.executor import Executor, Tensor, concatenate, stack
 from selva_runtime.backends.gpu.device_array import DeviceArray
 from selva_runtime.batches import in_batches
 from selva_runtime.flow import draw_noise, finite, integrate
@@ -104,7 +105,7 @@ class Generation:
         feeds = {"text": text, "mask": np.ones(text.shape[:2], dtype=np.bool_)}
 
         def run(rows: slice) -> Tensor:
-            part = executor.run("video_select", {"tokens": tokens[rows], **feeds}, self.cancel)["sync"][0]
+            part = executor.run(VIDEO_SELECT, {"tokens": tokens[rows], **feeds}, self.cancel)["sync"][0]
             self.progress("select", number * len(tokens) + rows.stop, prompts * len(tokens))
             return part
 
@@ -112,7 +113,7 @@ class Generation:
             executor.segments_per_batch = limit
             self.notes.append(f"the GPU is low on memory: the video is searched {limit} segments at a time")
 
-        return joined(executor, in_batches(len(tokens), executor.segments_per_batch, run, fewer))
+        return concatenate(executor, in_batches(len(tokens), executor.segments_per_batch, run, fewer))
 
     def _flow(self, features: list[tuple[Tensor, Tensor]], negative: Tensor | None, noise: Float32) -> Tensor:
         """(stems, latent, width) latents from each stem's sync and text features."""
@@ -148,20 +149,20 @@ class Generation:
             executor.stems_per_batch = limit
             self.notes.append(f"the GPU is low on memory: stems are generated {limit} at a time")
 
-        return joined(executor, in_batches(len(features), executor.stems_per_batch, run, fewer))
+        return concatenate(executor, in_batches(len(features), executor.stems_per_batch, run, fewer))
 
     def _conditions(self, features: list[tuple[Tensor, Tensor]], negative: Tensor | None) -> dict[str, Tensor]:
         lengths = self.rules.lengths(self.clip.duration_s)
-        text = stacked(self.executor, [text for _, text in features])
+        text = stack(self.executor, [text for _, text in features])
         feeds = {
-            "sync": stacked(self.executor, [sync for sync, _ in features]),
+            "sync": stack(self.executor, [sync for sync, _ in features]),
             "text": text,
             "negative_text": np.zeros((1, *text.shape[1:]), np.float32) if negative is None else negative[None],
             "use_negative": np.array([negative is not None]),
             "latent_positions": latent_positions(lengths),
-            "clip_positions": clip_positions(lengths),
+            "clip_positions": visual_positions(lengths),
         }
-        conditions = self.executor.run("conditions", feeds, self.cancel)
+        conditions = self.executor.run(CONDITIONS, feeds, self.cancel)
         return {**conditions, "sync_row": sync_rows(self.rules, lengths, len(features))}
 
     def _decode(self, latents: Tensor) -> list[tuple[Float32, DeviceArray | None]]:
@@ -169,8 +170,8 @@ class Generation:
         executor = self.executor
 
         def run(rows: slice) -> list[tuple[Float32, DeviceArray | None]]:
-            audio = executor.run("decoder", {"latents": latents[rows]}, self.cancel)["audio"]
-            heard = finite(np.asarray(audio), "decoder")
+            audio = executor.run(DECODER, {"latents": latents[rows]}, self.cancel)["audio"]
+            heard = finite(np.asarray(audio), DECODER)
             sounds = [(self._trim(heard[i]), self._device_part(audio, i)) for i in range(len(heard))]
             for number in range(rows.start, rows.stop):
                 self.progress("vocode", number + 1, len(latents))

@@ -20,8 +20,9 @@ import numpy.typing as npt
 from selva_bundle.bundle import Bundle
 from selva_bundle.errors import RequestError
 from selva_bundle.lengths import Lengths
+from selva_bundle.ports import VIDEO_BACKBONE
 from selva_runtime.backends.choose import make_executor
-from selva_runtime.backends.executor import EXACT, POLL_S, Tensor, check_cancel, check_process, stacked
+from selva_runtime.backends.executor import EXACT, POLL_S, Tensor, check_cancel, check_process, stack
 from selva_runtime.backends.gpu.foreign import is_foreign, stream_handle
 from selva_runtime.batches import in_batches
 from selva_runtime.flow import finite
@@ -96,7 +97,7 @@ class Session:
             BundleError: a file was altered or cannot be read.
         """
         for done, name in enumerate(self._bundle.manifest.files, start=1):
-            self._bundle.verified(name)
+            self._bundle.verified_path(name)
             if progress is not None:
                 progress("verify", done, len(self._bundle.manifest.files))
 
@@ -145,7 +146,7 @@ class Session:
             source_duration_s=part.source_duration_s,
             video_start_s=part.video_start_s,
             warnings=(*part.warnings, *warnings),
-            backbone=self._bundle.graph_hash("video_backbone"),
+            backbone=self._bundle.graph_hash(VIDEO_BACKBONE),
         )
 
     def encode_frames(
@@ -188,7 +189,7 @@ class Session:
             source_duration_s=None,
             video_start_s=None,
             warnings=warnings,
-            backbone=self._bundle.graph_hash("video_backbone"),
+            backbone=self._bundle.graph_hash(VIDEO_BACKBONE),
         )
 
     def prompt_warnings(self, prompt: str) -> tuple[str, ...]:
@@ -268,7 +269,7 @@ class Session:
         device_output: bool = False,
     ) -> list[Stem]:
         """Do the work of `generate` for a request that was checked before. Arguments and errors are the same."""
-        if clip.backbone != self._bundle.graph_hash("video_backbone"):
+        if clip.backbone != self._bundle.graph_hash(VIDEO_BACKBONE):
             raise RequestError("the clip was encoded with another bundle; encode the video again with this one")
         generation = Generation(
             executor=self._executor,
@@ -314,11 +315,11 @@ class Session:
         def encode(rows: slice) -> None:
             nonlocal tokens
             starts = range(step * rows.start, step * rows.stop, step)
-            segments = stacked(executor, [frames[start : start + width] for start in starts])
-            part = executor.run("video_backbone", {"segments": segments}, cancel)["tokens"]
+            segments = stack(executor, [frames[start : start + width] for start in starts])
+            part = executor.run(VIDEO_BACKBONE, {"segments": segments}, cancel)["tokens"]
             if tokens is None:
                 tokens = executor.empty((lengths.segments, *part.shape[1:]), np.float32)
-            tokens[rows] = finite(part, "video_backbone")
+            tokens[rows] = finite(part, VIDEO_BACKBONE)
             if progress is not None:
                 progress("encode", rows.stop, lengths.segments)
 
@@ -327,7 +328,7 @@ class Session:
             warnings.append(f"the GPU is low on memory: the video is encoded {limit} segments at a time")
 
         in_batches(lengths.segments, executor.segments_per_batch, encode, fewer)
-        executor.idle("video_backbone")
+        executor.idle(VIDEO_BACKBONE)
         assert tokens is not None
         executor.finish()
         return tokens, tuple(warnings)

@@ -17,6 +17,7 @@ from tokenizers import Encoding, Tokenizer
 
 from selva_bundle.bundle import Bundle
 from selva_bundle.errors import BundleError, RequestError
+from selva_bundle.ports import TEXT_CLIP, TEXT_T5
 from selva_runtime.backends.executor import Array, Executor, Tensor
 from selva_runtime.lru_cache import LruCache
 
@@ -60,7 +61,7 @@ class TextTower:
         self._feeds = feeds
         self._cache: LruCache[str, Tensor] = LruCache(_CACHED_PROMPTS)
 
-    def new(self, prompts: Sequence[str]) -> list[str]:
+    def uncached(self, prompts: Sequence[str]) -> list[str]:
         """Return the prompts whose features are not cached, each once."""
         return [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._cache]
 
@@ -73,7 +74,7 @@ class TextTower:
             BackendError: the backend failed.
             Cancelled: `cancel` was set.
         """
-        new = self.new(prompts)
+        new = self.uncached(prompts)
         found = {prompt: self._cache[prompt] for prompt in prompts if prompt not in new}
         try:
             for prompt in new:
@@ -108,8 +109,8 @@ class TextEncoder:
             ids[0, : len(encoding.ids)] = encoding.ids
             return {"ids": ids}
 
-        self.t5 = TextTower(executor, "text_t5", t5, t5_feeds)
-        self.clip = TextTower(executor, "text_clip", clip, clip_feeds)
+        self.t5 = TextTower(executor, TEXT_T5, t5, t5_feeds)
+        self.clip_text = TextTower(executor, TEXT_CLIP, clip, clip_feeds)
         self._keep = keep
         self._unknown_id = t5.token_to_id("<unk>")
 
@@ -127,10 +128,10 @@ class TextEncoder:
             warnings.append(
                 f"the prompt {short(prompt)} has characters that the model does not know ({sample}); use plain English"
             )
-        if strange := self._strange_words(prompt):
+        if unknown_words := self._unknown_words(prompt):
             heard = ", ".join(self._manifest.hears)
-            warnings.append(f"the {self._manifest.preset} model does not know {strange}; it hears: {heard}")
-        cut = [e for e in (encoding, self.clip.tokenizer.encode(prompt)) if e.overflowing]
+            warnings.append(f"the {self._manifest.preset} model does not know {unknown_words}; it hears: {heard}")
+        cut = [e for e in (encoding, self.clip_text.tokenizer.encode(prompt)) if e.overflowing]
         if cut:
             end = min(max(end for _, end in e.offsets) for e in cut)
             words = len(prompt[:end].split())
@@ -139,7 +140,7 @@ class TextEncoder:
             )
         return tuple(warnings)
 
-    def _strange_words(self, prompt: str) -> str:
+    def _unknown_words(self, prompt: str) -> str:
         """Quote the words that a limited model was not trained with. Empty if the model has no list of words."""
         if not self._manifest.words:
             return ""
@@ -163,7 +164,7 @@ class TextEncoder:
             Cancelled: `cancel` was set.
         """
         clip_prompts = [*prompts, *([] if negative is None else [negative])]
-        total = len(self.t5.new(prompts)) + len(self.clip.new(clip_prompts))
+        total = len(self.t5.uncached(prompts)) + len(self.clip_text.uncached(clip_prompts))
         done = 0
 
         def on_done() -> None:
@@ -173,7 +174,7 @@ class TextEncoder:
                 on_progress(done, total)
 
         t5 = self.t5.features(prompts, keep=self._keep, cancel=cancel, on_done=on_done)
-        clip = self.clip.features(clip_prompts, keep=self._keep, cancel=cancel, on_done=on_done)
+        clip = self.clip_text.features(clip_prompts, keep=self._keep, cancel=cancel, on_done=on_done)
         return t5, clip
 
 

@@ -30,16 +30,9 @@ _PARTS = ("all", *_LANES, "ablations", "evaluate", "export")
 )
 @click.option("--seed", type=click.IntRange(0), default=0, help="Seed of everything that is random.")
 @click.option("--quick", is_flag=True, help="Run two steps of every stage: a smoke test that trains nothing.")
-@click.option(
-    "--compile", "compiled", is_flag=True, help="Use torch.compile for the heaviest parts; needs a C++ compiler."
-)
+@click.option("--compile", "compiled", is_flag=True, help="Use torch.compile; needs a C++ compiler.")
 @click.option("--ablations/--no-ablations", default=True, help="Train and score the paper's ablations too.")
-@click.option(
-    "--only",
-    type=click.Choice(_PARTS),
-    default="all",
-    help="Run only this part; the parts that it needs must be finished.",
-)
+@click.option("--only", type=click.Choice(_PARTS), default="all", help="Run one part; those it needs must be finished.")
 def demo(out: Path, seed: int, quick: bool, compiled: bool, ablations: bool, only: str) -> None:
     """Train the demo model from scratch: clips, networks, both stages, scores, bundle.
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from selva_bundle.atomic import written_whole
+from selva_bundle.atomic import atomic_write
 from selva_ref.training.schedule import adamw, learning_rate
 
 
@@ -112,7 +112,7 @@ def _save(
         "averaged": averaged,
         "optimizer": optimizer.state_dict(),
     }
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         torch.save(state, temporary)
 
 

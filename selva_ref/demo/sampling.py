@@ -13,7 +13,7 @@ from selva_ref.model.flow_matching import euler
 from selva_ref.model.generator import Generator
 from selva_ref.model.vae import VAE
 from selva_ref.model.vocoder import Vocoder
-from selva_ref.training.losses import covered_clip_tokens
+from selva_ref.training.losses import covered_visual_tokens
 
 
 @torch.inference_mode()
@@ -30,7 +30,7 @@ def sample_stems(
     guidance: float = 4.5,
 ) -> npt.NDArray[np.float32]:
     """Returns audio (B, samples), one row per row of features; the same seed gives the same noise."""
-    clip = generator.empty_clip(len(sync_BND), covered_clip_tokens(sync_BND.shape[1]))
+    clip = generator.empty_clip(len(sync_BND), covered_visual_tokens(sync_BND.shape[1]))
     conditions = generator.prepare(sync_BND, clip, text_BLD, latent_length=latent_length)
     empty = generator.prepare_empty(conditions, sync_length=sync_BND.shape[1])
 

@@ -1,5 +1,4 @@
-"""The paper's first stage on the demo's clips: two clips side by side, the text of one, and the teacher's view of that
-one.
+"""The paper's first stage on the demo's clips: two clips side by side, the text of one, the teacher's view of that one.
 
 The backbone is frozen, so its tokens of every mixed clip are computed once and stored in half precision. A mixed clip
 is used twice: each of its two sources is the target of one row.
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selva_bundle.atomic import written_whole
+from selva_bundle.atomic import atomic_write
 from selva_ref.demo.models.text import Prompts
 from selva_ref.demo.world.clip_bank import ClipBank, segments_of
 from selva_ref.model.video_encoder import Teacher, VideoEncoder
@@ -93,7 +92,7 @@ def make_mixes(teacher: Teacher, bank: ClipBank, count: int, seed: int, path: Pa
     """Makes `count` mixed clips; their tokens are stored at `path` and mapped from there."""
     pairs = [draw_pair(bank, np.random.default_rng([seed, 2, m])) for m in range(count)]
     if not path.exists():
-        with written_whole(path) as temporary:
+        with atomic_write(path) as temporary:
             _write_tokens(teacher, bank, pairs, temporary)
     sources = np.array([[pair.left, pair.right] for pair in pairs])
     return Mixes(tokens=np.load(path, mmap_mode="r"), sources=sources)

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import selva_ref
-from selva_bundle.atomic import written_whole
+from selva_bundle.atomic import atomic_write
 from selva_ref.demo.fitting import Fit, draws, fit
 from selva_ref.demo.models.audio import (
     SoundBank,
@@ -72,7 +72,7 @@ class Workshop:
         told = json.dumps({"seed": self.seed, "plan": asdict(self.plan)}, indent=1) + "\n"
         if path.exists() and path.read_text(encoding="utf-8") != told:
             raise TrainingError(f"{path}: this folder holds a run with another plan or seed; choose another --out")
-        with written_whole(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text(told, encoding="utf-8")
 
     def file(self, name: str) -> Path:
@@ -85,7 +85,7 @@ class Workshop:
 
     def save(self, network: nn.Module, name: str) -> None:
         """Saves a network under the official names, completely or not at all."""
-        with written_whole(self.file(name)) as temporary:
+        with atomic_write(self.file(name)) as temporary:
             save_file({key: value.contiguous() for key, value in network.state_dict().items()}, temporary)
 
     def fit(
@@ -147,7 +147,7 @@ class Workshop:
         """Loads a result from its file, or makes and saves it if an earlier part of the run did not."""
         path = self.folder / f"{name}.npy"
         if not path.exists():
-            with written_whole(path) as temporary, temporary.open("wb") as file:
+            with atomic_write(path) as temporary, temporary.open("wb") as file:
                 np.save(file, make().numpy())
         return torch.from_numpy(np.load(path))
 

@@ -146,22 +146,8 @@ class Generator(OfficialModule):
         """Rotary table for the positions of a stream."""
         return rotation_table(positions, self.config.width // self.config.heads)
 
-    def empty_sync_rows(self) -> Tensor:
-        """Every distinct row of the projected empty sync features, (32, D). They are the same for any clip length.
-
-        The input repeats from segment to segment. A row sees at most 5 rows on either side (3 through the first
-        convolution, 1 through each of the MLP's two convolutions), which reaches no further than the neighbouring
-        segments. A row therefore depends only on which neighbours exist. In order: 8 rows of a first, a middle, a last
-        and an only segment.
-        """
-        conv, _, mlp = self.sync_input_proj
-        assert conv.kernel_size[0] // 2 + 2 * (mlp.kernel // 2) <= 8
-        return torch.cat([self.project_sync(self.empty_sync(1, 8 * segments))[0] for segments in (3, 1)])
-
     def prepare_empty(self, like: Conditions, *, sync_length: int, negative_text: Tensor | None = None) -> Conditions:
-        """Conditions for the unconditional side of guidance; `negative_text` (B, L, text width) replaces the empty
-        text.
-        """
+        """Conditions for guidance's other side; `negative_text` (B, L, text width) replaces the empty text."""
         batch, latent_length = like.sync_f.shape[:2]
         return self.prepare(
             self.empty_sync(batch, sync_length),
@@ -181,20 +167,16 @@ class Generator(OfficialModule):
         """Global condition plus the time embedding, (B, 1, D)."""
         return (c.global_f + self.t_embed(t)).unsqueeze(1)
 
-    def velocity(
-        self, latent: Tensor, latent_mod: Tensor, g_mod: Tensor, c: Conditions, rows_BT: Tensor | None = None
-    ) -> Tensor:
+    def velocity(self, latent: Tensor, latent_mod: Tensor, g_mod: Tensor, c: Conditions) -> Tensor:
         """Runs `flow` from the projected latent (B, T, D) and activated modulation vectors.
 
-        `latent_mod` modulates the latent stream, `g_mod` everything else. `latent_mod` is (B, T, D). With `rows_BT`
-        (int64) it is (R, D) instead, and `rows_BT` gives the row for each latent vector, so that rows shared by several
-        vectors are computed once.
+        `latent_mod` (B, T, D) modulates the latent stream, `g_mod` (B, 1, D) everything else.
         """
         clip, text = c.clip_f, c.text_f
         for block in self.joint_blocks:
-            latent, clip, text = block(latent, clip, text, latent_mod, g_mod, c.latent_rope, c.clip_rope, rows_BT)
+            latent, clip, text = block(latent, clip, text, latent_mod, g_mod, c.latent_rope, c.clip_rope)
         for block in self.fused_blocks:
-            latent = block(latent, latent_mod, c.latent_rope, rows_BT)
+            latent = block(latent, latent_mod, c.latent_rope)
         return self.final_layer(latent, g_mod).float()
 
     def guided_flow(self, latent: Tensor, t: Tensor, c: Conditions, empty: Conditions, guidance: float) -> Tensor:

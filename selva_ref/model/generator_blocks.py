@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from selva_ref.model.layers import Conv1d, GatedMLP, RMSNorm, attend, deinterleave
+from selva_ref.model.layers import Conv1d, GatedMLP, RMSNorm
+
+Tensors = tuple[Tensor, ...]
 
 
 def rotation_table(positions_N: Tensor, head_width: int) -> Tensor:
@@ -21,16 +23,11 @@ def rotation_table(positions_N: Tensor, head_width: int) -> Tensor:
     return torch.stack((angles.cos(), angles.sin()), dim=1)
 
 
-def rotate(x_BHNd: Tensor, table: Tensor, *, halves: bool = False) -> Tensor:
-    """Rotates pairs: (a, b) → (a cos - b sin, a sin + b cos), in float32.
-
-    Pairs are adjacent elements, or with `halves` an element of the first half and one of the second.
-    """
+def rotate(x_BHNd: Tensor, table: Tensor) -> Tensor:
+    """Rotates adjacent pairs: (a, b) → (a cos - b sin, a sin + b cos), in float32."""
     cos, sin = table[:, 0], table[:, 1]
-    x = x_BHNd.float()
-    a, b = x.chunk(2, dim=-1) if halves else (x[..., 0::2], x[..., 1::2])
-    turned = (a * cos - b * sin, a * sin + b * cos)
-    return (torch.cat(turned, dim=-1) if halves else torch.stack(turned, dim=-1).flatten(-2)).to(x_BHNd.dtype)
+    a, b = x_BHNd.float().unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2).to(x_BHNd.dtype)
 
 
 class TimeEmbedding(nn.Module):
@@ -70,39 +67,20 @@ def adaln(width: int, count: int) -> nn.Sequential:
 
 
 class SelfAttention(nn.Module):
-    """Makes q, k and v of one stream. Until baked, the q/k/v index is innermost in the 3D outputs of `qkv`."""
+    """Makes q, k and v of one stream. The q/k/v index is innermost in the 3D outputs of `qkv`."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.scale = (width // heads) ** -0.5
-        self.baked = False
         self.qkv = nn.Linear(width, 3 * width)
         self.q_norm = RMSNorm(width // heads)
         self.k_norm = RMSNorm(width // heads)
 
-    @torch.no_grad()
-    def bake(self) -> None:
-        """Rewrites the weights for inference: q, k and v contiguous, rotated pairs as halves, the scale in the query
-        norm.
-
-        Queries and keys are permuted the same way, so their products do not change.
-        """
-        deinterleave(self.qkv, self.heads, 3)
-        for rows in (self.qkv.weight, self.qkv.bias):
-            turned = rows[: 2 * rows.shape[0] // 3]
-            turned.copy_(rearrange(turned, "(qh d two) ... -> (qh two d) ...", qh=2 * self.heads, two=2).clone())
-        for norm in (self.q_norm, self.k_norm):
-            norm.weight.copy_(rearrange(norm.weight, "(d two) -> (two d)", two=2).clone())
-        self.q_norm.weight.mul_(self.scale)
-        self.scale, self.baked = 1.0, True
-
     def forward(self, x_BND: Tensor, rope: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        layout = "(three h d)" if self.baked else "(h d three)"
-        q, k, v = rearrange(self.qkv(x_BND), f"b n {layout} -> three b h n d", three=3, h=self.heads)
+        q, k, v = rearrange(self.qkv(x_BND), "b n (h d three) -> three b h n d", three=3, h=self.heads)
         q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
-            q, k = (rotate(x, rope, halves=self.baked) for x in (q, k))
+            q, k = (rotate(x, rope) for x in (q, k))
         return q, k, v
 
 
@@ -118,16 +96,8 @@ class StreamBlock(nn.Module):
             self.linear1 = Conv1d(width, width, kernel) if kernel else nn.Linear(width, width)
             self.ffn = GatedMLP(width, 4 * width, kernel=kernel)
 
-    def before(
-        self, x: Tensor, mod: Tensor, rope: Tensor | None, rows_BN: Tensor | None = None
-    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Returns (q, k, v) and the four modulations that `after` needs.
-
-        Without `rows_BN`, `mod` is (B, N or 1, D). With it, `mod` is (R, D) and `rows_BN` gives the row for each token.
-        """
-        modulations = self.adaLN_modulation(mod)
-        if rows_BN is not None:
-            modulations = F.embedding(rows_BN, modulations)
+    def before(self, x: Tensor, modulations: Tensor, rope: Tensor | None) -> tuple[Tensors, Tensors]:
+        """Returns (q, k, v) and the four modulations that `after` needs; `modulations` is (B, N or 1, 2D or 6D)."""
         shift, scale, *rest = modulations.chunk(2 if self.only_qkv else 6, dim=-1)
         return self.attn(modulate(x, shift, scale), rope), tuple(rest)
 
@@ -144,9 +114,9 @@ class FusedBlock(StreamBlock):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__(width, heads, kernel=3)
 
-    def forward(self, x: Tensor, mod: Tensor, rope: Tensor, rows_BN: Tensor | None = None) -> Tensor:
-        (q, k, v), rest = self.before(x, mod, rope, rows_BN)
-        out = attend(q, k, v, scale=self.attn.scale)
+    def forward(self, x: Tensor, mod: Tensor, rope: Tensor) -> Tensor:
+        (q, k, v), rest = self.before(x, self.adaLN_modulation(mod), rope)
+        out = F.scaled_dot_product_attention(q, k, v)
         return self.after(x, rearrange(out, "b h n d -> b n (h d)"), rest)
 
 
@@ -169,21 +139,40 @@ class JointBlock(nn.Module):
         g_mod: Tensor,
         rope: Tensor,
         clip_rope: Tensor,
-        rows_BN: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        (q_x, k_x, v_x), rest_x = self.latent_block.before(latent, latent_mod, rope, rows_BN)
-        (q_c, k_c, v_c), rest_c = self.clip_block.before(clip, g_mod, clip_rope)
-        (q_t, k_t, v_t), rest_t = self.text_block.before(text, g_mod, None)
+        modulations = self.latent_block.adaLN_modulation(latent_mod)
+        (q, k, v), rest = self.before(latent, clip, text, modulations, g_mod, rope, clip_rope)
+        out = F.scaled_dot_product_attention(q, k, v)
+        return self.after(latent, clip, text, rearrange(out, "b h n d -> b n (h d)"), rest)
+
+    def before(
+        self,
+        latent: Tensor,
+        clip: Tensor,
+        text: Tensor,
+        latent_modulations: Tensor,
+        g_mod: Tensor,
+        rope: Tensor,
+        clip_rope: Tensor,
+    ) -> tuple[Tensors, tuple[Tensors, Tensors, Tensors]]:
+        """Returns (q, k, v) of the streams in a row, and the modulations that `after` needs."""
+        (q_x, k_x, v_x), rest_x = self.latent_block.before(latent, latent_modulations, rope)
+        (q_c, k_c, v_c), rest_c = self.clip_block.before(clip, self.clip_block.adaLN_modulation(g_mod), clip_rope)
+        (q_t, k_t, v_t), rest_t = self.text_block.before(text, self.text_block.adaLN_modulation(g_mod), None)
         k, v = torch.cat((k_x, k_c, k_t), dim=2), torch.cat((v_x, v_c, v_t), dim=2)
         q = q_x if self.last else torch.cat((q_x, q_c, q_t), dim=2)
-        out = attend(q, k, v, scale=self.latent_block.attn.scale)
-        out = rearrange(out, "b h n d -> b n (h d)")
+        return (q, k, v), (rest_x, rest_c, rest_t)
+
+    def after(
+        self, latent: Tensor, clip: Tensor, text: Tensor, attended: Tensor, rest: tuple[Tensors, Tensors, Tensors]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Adds the attention output and the feed-forward output to each residual stream that continues."""
         n, m = latent.shape[1], clip.shape[1]
-        latent = self.latent_block.after(latent, out[:, :n], rest_x)
+        latent = self.latent_block.after(latent, attended[:, :n], rest[0])
         if self.last:
             return latent, clip, text
-        clip = self.clip_block.after(clip, out[:, n : n + m], rest_c)
-        return latent, clip, self.text_block.after(text, out[:, n + m :], rest_t)
+        clip = self.clip_block.after(clip, attended[:, n : n + m], rest[1])
+        return latent, clip, self.text_block.after(text, attended[:, n + m :], rest[2])
 
 
 class FinalLayer(nn.Module):

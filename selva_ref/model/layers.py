@@ -1,8 +1,7 @@
 """Layers shared by the networks. Some steps stay in float32, so that a `.half()` model is accurate.
 
-Norm statistics and softmax are computed in float32 whatever the data type of the weights. In a float32 model the casts
-do nothing.
-Shapes: B batch, N tokens, D width, H heads, d head width.
+Norm statistics are computed in float32 whatever the data type of the weights. In a float32 model the casts do nothing.
+Shapes: B batch, N tokens, D width.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import math
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 FLOAT32_NAMES = {"freqs", "latent_mean", "latent_std", "data_mean", "data_std", "alpha", "beta"}
@@ -48,7 +46,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = x.float()
-        y = y / (y.pow(2).mean(-1, keepdim=True) + RMS_EPS).sqrt()  # runtimes recognise and fuse this form
+        y = y / (y.pow(2).mean(-1, keepdim=True) + RMS_EPS).sqrt()
         return (y * self.weight.float()).to(x.dtype)
 
 
@@ -87,26 +85,5 @@ class GatedMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.kernel:  # move channels first once, not at each convolution
             x = x.transpose(1, 2)
-        y = self.w2(F.silu(self.w1(x)) * self.w3(x))
+        y: Tensor = self.w2(F.silu(self.w1(x)) * self.w3(x))
         return y.transpose(1, 2) if self.kernel else y
-
-
-@torch.no_grad()
-def deinterleave(linear: nn.Linear, heads: int, parts: int) -> None:
-    """Reorders the outputs of a stacked projection from (head, d, part) to (part, head, d), in place."""
-    for rows in (linear.weight, linear.bias):
-        rows.copy_(rearrange(rows, "(h d part) ... -> (part h d) ...", h=heads, part=parts).clone())
-
-
-def attend(q_BHNd: Tensor, k_BHMd: Tensor, v_BHMd: Tensor, mask: Tensor | None = None, *, scale: float) -> Tensor:
-    """Scaled dot-product attention, (B, H, N, d); `mask` is true where a key is visible.
-
-    When exported it becomes MatMul-Softmax-MatMul with the softmax in float32, which inference engines fuse.
-    """
-    if not torch.compiler.is_exporting():
-        return F.scaled_dot_product_attention(q_BHNd, k_BHMd, v_BHMd, attn_mask=mask, scale=scale)
-    scores = (q_BHNd if scale == 1.0 else q_BHNd * scale) @ k_BHMd.transpose(-1, -2)
-    scores = scores.float()
-    if mask is not None:
-        scores = torch.where(mask, scores, torch.full((), -1e9))
-    return scores.softmax(-1).to(v_BHMd.dtype) @ v_BHMd

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from selva_ref.model.layers import LayerNorm, attend
+from selva_ref.model.layers import LayerNorm
 from selva_ref.model.presets import VideoConfig
 
 
@@ -22,41 +22,20 @@ class DividedAttention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.scale = (width // heads) ** -0.5
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    @torch.no_grad()
-    def bake(self) -> None:
-        """Folds the scale into the query rows. Inference only."""
-        for rows in (self.qkv.weight, self.qkv.bias):
-            rows[: rows.shape[0] // 3].mul_(self.scale)
-        self.scale = 1.0
-
     def forward(self, x_BND: Tensor, patches: str, **sizes: int) -> Tensor:
         """Attends within groups of patches; `patches` names their axes as (group, member): "(m g)" for time."""
-        qkv = self.qkv(x_BND)
-        cls, rest = qkv.split((1, qkv.shape[1] - 1), dim=1)
-        q, k, v = rearrange(rest, f"b {patches} (three h d) -> three b g h m d", three=3, h=self.heads, **sizes)
-        _, k_cls, v_cls = repeat(cls, "b one (three h d) -> three b g h one d", three=3, h=self.heads, g=sizes["g"])
-        k, v = torch.cat((k_cls, k), dim=3), torch.cat((v_cls, v), dim=3)
-        out = rearrange(attend(q, k, v, scale=self.scale), f"b g h m d -> b {patches} (h d)")
-        return self.proj(torch.cat((self._cls(qkv), out), dim=1))
-
-    def _cls(self, qkv_BNE: Tensor) -> Tensor:
-        """The CLS row, (B, 1, D): its query against all keys.
-
-        A single query per head is too small for one matrix product per head. Putting the queries into a block-diagonal
-        (3D, H) matrix lets one product use the keys in their existing layout; the weights and values work the same way.
-        """
-        width = qkv_BNE.shape[-1] // 3
-        heads = torch.eye(self.heads, dtype=qkv_BNE.dtype, device=qkv_BNE.device)
-        blocks_DH = repeat(heads, "h1 h2 -> (h1 d) h2", d=width // self.heads)
-        queries = qkv_BNE[:, 0, :width, None] * blocks_DH * self.scale
-        scores = qkv_BNE @ F.pad(queries, (0, 0, width, width))
-        weights = scores.float().softmax(1).to(qkv_BNE.dtype)
-        mixed_BHD = (weights.transpose(1, 2) @ qkv_BNE)[..., 2 * width :]
-        return (mixed_BHD * blocks_DH.T).sum(1, keepdim=True)
+        qkv = rearrange(self.qkv(x_BND), "b n (three h d) -> three b h n d", three=3, h=self.heads)
+        cls, rest = qkv.split((1, qkv.shape[3] - 1), dim=3)
+        q, k, v = rearrange(rest, f"three b h {patches} d -> three b h g m d", **sizes)
+        _, k_cls, v_cls = repeat(cls, "three b h one d -> three b h g one d", g=sizes["g"])
+        out = F.scaled_dot_product_attention(q, torch.cat((k_cls, k), dim=3), torch.cat((v_cls, v), dim=3))
+        out = rearrange(out, f"b h g m d -> b h {patches} d")
+        out_cls = F.scaled_dot_product_attention(cls[0], qkv[1], qkv[2])
+        y: Tensor = self.proj(rearrange(torch.cat((out_cls, out), dim=2), "b h n d -> b n (h d)"))
+        return y
 
 
 class MLP(nn.Module):
@@ -107,14 +86,11 @@ class PatchEmbed(nn.Module):
 class SpatialPooling(nn.Module):
     """Puts a learned CLS before the patches of one time step, runs one pre-norm encoder layer, and returns the CLS row.
 
-    Only the CLS row is used, so only that row is computed: one query instead of 197. The query is the same for every
-    picture, so each patch needs only `heads` products instead of keys and values.
+    Only the CLS row is used, so only CLS asks: the patches are keys and values.
     """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.heads = heads
-        self.scale = (width // heads) ** -0.5
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.self_attn = nn.MultiheadAttention(width, heads, batch_first=True)
         self.linear1 = nn.Linear(width, 4 * width)
@@ -126,16 +102,8 @@ class SpatialPooling(nn.Module):
         """Patches (B, P, D) of B time steps → one vector per time step, (B, D)."""
         cls = self.cls_token.expand(x_BPD.shape[0], -1, -1)
         seen = self.norm1(torch.cat((cls, x_BPD), dim=1))
-        wq, wk, wv = rearrange(self.self_attn.in_proj_weight, "(three h d) e -> three h d e", three=3, h=self.heads)
-        bq, _, bv = rearrange(self.self_attn.in_proj_bias, "(three h d) -> three h d", three=3, h=self.heads)
-        # q (Wk x + bk) is (q Wk) x plus a constant that softmax cancels.
-        # The weighted mean of Wv x + bv is Wv (mean of x) + bv.
-        query = wq @ seen[0, 0] + bq
-        asked = ((query * self.scale)[:, None] @ wk).flatten(0, 1)
-        weights = (seen @ asked.T).float().softmax(1).to(seen.dtype)
-        mixed = rearrange(weights.transpose(1, 2) @ seen, "b h e -> h b e")
-        out = rearrange(mixed @ wv.transpose(1, 2) + bv[:, None], "h b d -> b (h d)")
-        x = cls[:, 0] + self.self_attn.out_proj(out)
+        out, _ = self.self_attn(seen[:, :1], seen, seen, need_weights=False)
+        x = (cls + out)[:, 0]
         return x + self.linear2(F.gelu(self.linear1(self.norm2(x))))
 
 

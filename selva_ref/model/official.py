@@ -29,16 +29,6 @@ class OfficialModule(nn.Module):
         load_strict(self, dict(state_dict), optional=self.optional_names, ignore=self.ignored_names)
         return self.eval()
 
-    def bake(self) -> Self:
-        """Rewrites the weights in place for inference (layouts, folded scales and norms); equal in exact arithmetic.
-
-        The official names stay but their meaning changes, so do not train or save a baked network.
-        """
-        for module in self.modules():
-            if module is not self and hasattr(module, "bake"):
-                module.bake()
-        return self
-
     @property
     def dtype(self) -> torch.dtype:
         """Data type of the weights."""

@@ -19,7 +19,7 @@ from tokenizers.pre_tokenizers import ByteLevel, Split
 from tokenizers.pre_tokenizers import Sequence as PreSequence
 from tokenizers.processors import RobertaProcessing
 
-from selva_bundle.atomic import written_whole
+from selva_bundle.atomic import atomic_write
 from selva_ref.errors import CheckpointError, CheckpointNotFoundError
 from selva_ref.model.presets import TextConfig
 
@@ -51,8 +51,7 @@ def t5_tokenizer(folder: str | Path, text: TextConfig) -> Tokenizer:
 
 
 def clip_tokenizer(folder: str | Path, text: TextConfig) -> Tokenizer:
-    """CLIP's tokenizer from `folder`, or `DEMO`: lower case, cut to `clip_tokens` keeping the end token, padded with id
-    0.
+    """CLIP's tokenizer from `folder`, or `DEMO`: lower case, cut to `clip_tokens` with the end token, padded with 0.
 
     Takes only the vocabulary from `tokenizer.json`, or from `vocab.json` and `merges.txt`.
 
@@ -92,7 +91,7 @@ def clip_pipeline(model: BPE, tokens: int) -> Tokenizer:
 
 def save(tokenizer: Tokenizer, path: str | Path) -> None:
     """Writes the tokenizer as one JSON file, completely or not at all."""
-    with written_whole(Path(path)) as temporary:
+    with atomic_write(Path(path)) as temporary:
         tokenizer.save(str(temporary), pretty=False)
 
 

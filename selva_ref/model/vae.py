@@ -1,7 +1,6 @@
 """The mel VAE: magnitude-preserving 1-D convolutions in the style of EDM2 (arXiv 2312.02696).
 
-Stored weights are raw. In training, each use normalises them to the effective weight; `bake` does this once before
-export.
+Stored weights are raw; each use normalises them to the effective weight.
 Shapes: B batch, C channels, T frames.
 """
 
@@ -9,7 +8,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 import torch
@@ -17,7 +15,6 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from selva_ref.model.layers import attend
 from selva_ref.model.official import OfficialModule
 from selva_ref.model.presets import AudioConfig
 
@@ -41,22 +38,12 @@ class MPConv1d(nn.Module):
     def __init__(self, n_in: int, n_out: int, kernel: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(n_out, n_in, kernel))
-        self.baked = False
 
     def effective_weight(self, gain: Tensor | float = 1.0) -> Tensor:
         """unit(w) per output channel / sqrt(fan in), times `gain`."""
-        if self.baked:
-            return self.weight
         return unit(self.weight, (1, 2)) / math.sqrt(self.weight[0].numel()) * gain
 
-    @torch.no_grad()
-    def bake(self, gain: Tensor | float = 1.0) -> None:
-        """Replaces the raw weight with the effective weight."""
-        self.weight.copy_(self.effective_weight(gain))
-        self.baked = True
-
     def forward(self, x: Tensor, gain: Tensor | float = 1.0) -> Tensor:
-        """Applies the convolution. Once baked, the weight includes the gain and the argument is ignored."""
         return F.conv1d(x, self.effective_weight(gain), padding=self.weight.shape[-1] // 2)
 
 
@@ -69,13 +56,6 @@ class ResidualBlock(nn.Module):
         self.conv2 = MPConv1d(n_out, n_out, 3)
         if n_in != n_out:
             self.nin_shortcut = MPConv1d(n_in, n_out, 1)
-
-    def bake(self) -> None:
-        """Folds the scales into the convolutions. A runtime that folds them itself may keep both weights in memory."""
-        self.conv1.bake(SILU_SCALE)
-        self.conv2.bake(SILU_SCALE * ADDED)
-        if hasattr(self, "nin_shortcut"):
-            self.nin_shortcut.bake(KEPT)
 
     def forward(self, x: Tensor) -> Tensor:
         x = unit(x, 1)
@@ -91,13 +71,9 @@ class Attention(nn.Module):
         self.qkv = MPConv1d(width, 3 * width, 1)
         self.proj_out = MPConv1d(width, width, 1)
 
-    def bake(self) -> None:
-        """Folds the weight of the residual sum into the projection."""
-        self.proj_out.bake(ADDED)
-
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = rearrange(self.qkv(x), "b (c three) t -> three b 1 t c", three=3)
-        out = attend(unit(q, -1), unit(k, -1), unit(v, -1), scale=q.shape[-1] ** -0.5)
+        out = F.scaled_dot_product_attention(unit(q, -1), unit(k, -1), unit(v, -1))
         return KEPT * x + self.proj_out(rearrange(out, "b 1 t c -> b c t"), ADDED)
 
 
@@ -121,12 +97,8 @@ class Upsample(nn.Module):
         self.conv = MPConv1d(width, width, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x.repeat_interleave(2, dim=-1) if not torch.compiler.is_exporting() else _twice(x))
-
-
-def _twice(x: Tensor) -> Tensor:
-    """`repeat_interleave(2)` written as a stack, which exports to a reshape."""
-    return torch.stack((x, x), dim=-1).flatten(-2)
+        y: Tensor = self.conv(x.repeat_interleave(2, dim=-1))
+        return y
 
 
 class Level(nn.Module):
@@ -223,9 +195,3 @@ class VAE(OfficialModule):
     def decode(self, z: Tensor) -> Tensor:
         """Latent (B, Z, T) → log-mel (B, bands, 2T)."""
         return self.decoder(z.to(self.dtype)).float() * self.data_std.float() + self.data_mean.float()
-
-    def bake(self) -> Self:
-        """Replaces raw weights with effective ones, so that they are not normalised at each use."""
-        for half in (self.encoder, self.decoder):
-            half.conv_out.bake((half.learnable_gain + 1) * SILU_SCALE)
-        return super().bake()

@@ -7,10 +7,11 @@ Shapes: B clips, S segments, N tokens per segment (8*196), L text tokens, D widt
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from selva_ref.model.layers import GatedMLP, LayerNorm, RMSNorm, attend, deinterleave
+from selva_ref.model.layers import GatedMLP, LayerNorm, RMSNorm
 from selva_ref.model.motionformer import Motionformer
 from selva_ref.model.official import OfficialModule
 from selva_ref.model.presets import VideoConfig
@@ -28,25 +29,15 @@ class CrossAttention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.scale = (width // heads) ** -0.5
-        self.interleaved = True
         self.q_proj = nn.Linear(width, width)
         self.kv_proj = nn.Linear(width, 2 * width)
         self.q_norm = RMSNorm(width // heads)
         self.k_norm = RMSNorm(width // heads)
 
-    @torch.no_grad()
-    def bake(self) -> None:
-        """Makes keys and values contiguous in `kv_proj` and folds the scale into the query norm. Inference only."""
-        deinterleave(self.kv_proj, self.heads, 2)
-        self.q_norm.weight.mul_(self.scale)
-        self.scale, self.interleaved = 1.0, False
-
     def forward(self, x_BND: Tensor, text_BLD: Tensor, mask_BL: Tensor) -> Tensor:
         q = rearrange(self.q_proj(x_BND), "b n (h d) -> b h n d", h=self.heads)
-        layout = "(h d two)" if self.interleaved else "(two h d)"
-        k, v = rearrange(self.kv_proj(text_BLD), f"b l {layout} -> two b h l d", two=2, h=self.heads)
-        out = attend(self.q_norm(q), self.k_norm(k), v, mask_BL[:, None, None, :], scale=self.scale)
+        k, v = rearrange(self.kv_proj(text_BLD), "b l (h d two) -> two b h l d", two=2, h=self.heads)
+        out = F.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v, mask_BL[:, None, None, :])
         return rearrange(out, "b h n d -> b n (h d)")
 
 

@@ -50,14 +50,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print the result a
 
 @main.command("extract", context_settings=SETTINGS)
 @click.option("--videos", type=_PATH, required=True, help="Folder of videos named ID.mp4.")
-@click.option(
-    "--list",
-    "lists",
-    type=_PATH,
-    required=True,
-    multiple=True,
-    help="TSV file with the columns id and label. Repeatable.",
-)
+@click.option("--list", "lists", type=_PATH, required=True, multiple=True, help="TSV file of id and label; repeatable.")
 @click.option("--checkpoints", type=_PATH, required=True, help="Folder of weights from selva-fetch --with-teacher.")
 @click.option("--out", type=_PATH, required=True, help="Folder for the features; an unfinished one is resumed.")
 @click.option("--preset", type=click.Choice(list(PRESETS)), default="small_16k", help="Sizes of the networks.")
@@ -107,9 +100,7 @@ def _stage_options(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--out", type=_PATH, required=True, help="Folder for both stages' checkpoints and runs."),
             click.option("--steps", type=int, default=50_000, help="Number of optimiser steps."),
             click.option("--batch", type=int, default=64, help="Clips per step, over all processes."),
-            click.option(
-                "--accumulate", type=int, default=1, help="Parts into which a process splits its share of a batch."
-            ),
+            click.option("--accumulate", type=int, default=1, help="Gradient accumulation steps per batch."),
             click.option(
                 "--learning-rate",
                 type=float,
@@ -117,12 +108,7 @@ def _stage_options(command: Callable[..., None]) -> Callable[..., None]:
                 help="Learning rate after warm-up; a tenth of it from 80 % of the run on, a hundredth from 90 %.",
             ),
             click.option("--warmup", type=int, default=1000, help="Steps until the full learning rate is reached."),
-            click.option(
-                "--alpha",
-                type=float,
-                default=1.0,
-                help="Target's share of the picture is drawn from Beta(alpha, alpha).",
-            ),
+            click.option("--alpha", type=float, default=1.0, help="Target's share of the picture: Beta(alpha, alpha)."),
             click.option(
                 "--average",
                 "average_width",
@@ -173,9 +159,9 @@ def _train(stage: str, options: dict[str, Any]) -> None:
     as_json = options.pop("as_json")
     place_names = {field.name for field in fields(RunPlace)}
     place = RunPlace(**{name: value for name, value in options.items() if name in place_names})
-    order = run.Order(**{name: value for name, value in options.items() if name not in place_names})
+    request = run.StageRequest(**{name: value for name, value in options.items() if name not in place_names})
     try:
-        trained = {"stage1": run.stage1, "stage2": run.stage2}[stage](order, place)
+        trained = {"stage1": run.stage1, "stage2": run.stage2}[stage](request, place)
     except KeyboardInterrupt:
         click.echo("notice: run the same command again to resume", err=True)
         raise

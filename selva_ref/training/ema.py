@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from selva_ref.training.errors import TrainingError
 from selva_ref.training.hashed import check_tensors, load_hashed, save_hashed
 
-FOLLOWED = (0.05, 0.1)
+WIDTHS = (0.05, 0.1)
 """Relative widths of the two averages: standard deviation of the profile, in run lengths."""
 
 
@@ -30,7 +30,7 @@ class WeightAverages:
         self.folder = folder
         self._ema = PostHocEMA(
             nn.ParameterList(parameters.values()),
-            sigma_rels=FOLLOWED,
+            sigma_rels=WIDTHS,
             update_every=1,
             checkpoint_every_num_steps="manual",
             checkpoint_folder=str(folder),

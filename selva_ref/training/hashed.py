@@ -14,7 +14,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from selva_bundle.atomic import written_whole
+from selva_bundle.atomic import atomic_write
 from selva_ref.weights.checkpoints import file_sha256
 
 _MARK = b"\nsha256:"
@@ -23,7 +23,7 @@ _TAIL_BYTES = len(_MARK) + 64
 
 def save_hashed(content: object, path: Path) -> None:
     """Replaces the file with `content`, completely or not at all."""
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         torch.save(content, temporary)
         tail = _MARK + file_sha256(temporary).encode()
         with temporary.open("ab") as file:

@@ -19,8 +19,7 @@ CROSS_GAIN = 0.1
 
 
 def fresh_encoder(preset: Preset, teacher: Path, seed: int) -> VideoEncoder:
-    """Takes the teacher's backbone and spatial pooling, with a new cross-attention block near the identity between
-    them.
+    """Takes the teacher's backbone and spatial pooling, and puts a new cross-attention block near the identity between.
 
     The network normalises queries, keys and the attention's output, so only the layers after the last norm set the
     block's scale: `norm1` starts at 0.1 and the feed-forward part at zero.

@@ -23,9 +23,9 @@ from selva_ref.training.schedule import adamw, learning_rate
 from selva_ref.training.settings import RunPlace, RunSettings
 from selva_ref.training.stages import Stage
 from selva_ref.training.state import resume, save_state
-from selva_ref.training.stop import held_back
+from selva_ref.training.stop import deferred_signals
 from selva_ref.training.validation import Listener, Validation
-from selva_ref.training.workers import START, begin_loading
+from selva_ref.training.workers import START_METHOD, init_loader_worker
 from selva_ref.training.world import World
 
 GRADIENT_NORM = 1.0
@@ -73,7 +73,7 @@ def train(run: Run, world: World) -> list[float]:
     losses: list[float] = []
     stopping = False
 
-    with held_back() as stop, _report(run, world, start) as report, closing(_batches(run, share, start)) as batches:
+    with deferred_signals() as stop, _report(run, world, start) as report, closing(_load(run, share, start)) as batches:
         for step in range(start, settings.steps):
             rate = learning_rate(step, base=settings.learning_rate, warmup=settings.warmup, total=settings.steps)
             for group in optimizer.param_groups:
@@ -114,7 +114,7 @@ def train(run: Run, world: World) -> list[float]:
             average = averages.average(place.average_width)
             write_checkpoint(place.out, stage.part, run.preset, stage.network, average)
     if stopping:
-        stop.obey()
+        stop.raise_signal()
     return losses
 
 
@@ -124,17 +124,17 @@ def _report(run: Run, world: World, start: int) -> AbstractContextManager[Report
     return closing(Report(run.folder, stage=run.settings.stage, steps=run.settings.steps, start=start))
 
 
-def _batches(run: Run, share: list[list[int]], start: int) -> Generator[Batch]:
+def _load(run: Run, share: list[list[int]], start: int) -> Generator[Batch]:
     """Yields this process's parts of all batches from step `start` on."""
     keys = ([(step, index) for index in part] for step in range(start, run.settings.steps) for part in share)
     loader = DataLoader(
         run.clips,
         batch_size=None,  # the keys of one part form one key
         sampler=keys,
-        collate_fn=_as_it_is,
+        collate_fn=_identity,
         num_workers=run.place.workers,
-        worker_init_fn=begin_loading,
-        multiprocessing_context=START if run.place.workers else None,
+        worker_init_fn=init_loader_worker,
+        multiprocessing_context=START_METHOD if run.place.workers else None,
     )
     for batch in loader:
         if isinstance(batch, str):
@@ -142,5 +142,5 @@ def _batches(run: Run, share: list[list[int]], start: int) -> Generator[Batch]:
         yield batch
 
 
-def _as_it_is(batch: Batch | str) -> Batch | str:
+def _identity(batch: Batch | str) -> Batch | str:
     return batch

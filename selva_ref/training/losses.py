@@ -28,7 +28,7 @@ def flow_matching_loss(
     t_B: Tensor,
     drop_video_B: Tensor,
     drop_text_B: Tensor,
-    clip_tokens: int | None = None,
+    visual_tokens: int | None = None,
 ) -> Tensor:
     """Mean of |v(x_t, t) - (x_1 - x_0)|^2  (conditional flow matching, arXiv 2210.02747).
 
@@ -38,17 +38,17 @@ def flow_matching_loss(
         latents_BTZ: normalised data x_1.
         noise: x_0, (B, T, Z).
         drop_video_B, drop_text_B: bool; where true, the learned empty condition replaces the real one.
-        clip_tokens: length of the empty visual stream, floor(8 d); None: d is exactly what the segments cover.
+        visual_tokens: length of the empty visual stream, floor(8 d); None: d is exactly what the segments cover.
     """
     batch, latent_length = latents_BTZ.shape[:2]
     sync = torch.where(drop_video_B[:, None, None], generator.empty_sync(batch, sync_BND.shape[1]), sync_BND)
     text = torch.where(drop_text_B[:, None, None], generator.empty_text(batch), text_BLD)
-    clip = generator.empty_clip(batch, clip_tokens or covered_clip_tokens(sync_BND.shape[1]))
+    clip = generator.empty_clip(batch, visual_tokens or covered_visual_tokens(sync_BND.shape[1]))
     conditions = generator.prepare(sync, clip, text, latent_length=latent_length)
     point, velocity = path(noise, latents_BTZ, t_B)
     return F.mse_loss(generator.flow(point, t_B, conditions), velocity)
 
 
-def covered_clip_tokens(sync_length: int) -> int:
+def covered_visual_tokens(sync_length: int) -> int:
     """floor(8 d) for the duration d of S segments: 8 (S + 1) frames at 25 per second, 8 features per segment."""
     return (sync_length + 8) * 8 // 25

@@ -10,7 +10,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from selva_bundle.atomic import written_whole
+from selva_bundle.atomic import atomic_write
 from selva_ref.model.presets import Preset
 from selva_ref.weights.checkpoints import find_checkpoint, get_checkpoint
 
@@ -22,12 +22,12 @@ def write_checkpoint(out: Path, part: str, preset: Preset, network: nn.Module, t
     path = out / get_checkpoint(preset.name, part).file
     own = {name: value.detach().cpu() for name, value in network.state_dict().items()}
     tensors = {name: value.float().contiguous().clone() for name, value in (own | dict(trained)).items()}
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         save_file(tensors, temporary, metadata={"source": "selva-train"})
     return path
 
 
-def complete(out: Path, checkpoints: Path, preset: Preset) -> None:
+def link_untrained(out: Path, checkpoints: Path, preset: Preset) -> None:
     """Adds the parts that are not trained to the trained ones, as hard links if the disk supports them."""
     for part in UNTRAINED:
         source = find_checkpoint(checkpoints, part, preset.name)
@@ -45,5 +45,5 @@ def _link(source: Path, target: Path) -> None:
     try:
         os.link(source.resolve(), target)
     except OSError:  # another disk, or one without hard links
-        with written_whole(target) as temporary:
+        with atomic_write(target) as temporary:
             shutil.copyfile(source, temporary)

@@ -14,11 +14,11 @@ from selva_ref.training.errors import TrainingError
 from selva_ref.training.examples.mixed import MixedClips, distillation_targets, flow_targets
 from selva_ref.training.initial import base_generator, find_base, fresh_encoder
 from selva_ref.training.loop import Run, train
-from selva_ref.training.outputs import complete
+from selva_ref.training.outputs import link_untrained
 from selva_ref.training.settings import RunPlace, RunSettings
 from selva_ref.training.stages import Distillation, FlowMatching
 from selva_ref.training.validation import Listener
-from selva_ref.training.world import joined, pick_device
+from selva_ref.training.world import pick_device, process_group
 from selva_ref.weights.checkpoints import file_sha256, find_checkpoint, get_checkpoint
 from selva_ref.weights.loading import load_part
 
@@ -33,7 +33,7 @@ class Trained:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
+class StageRequest:
     """The user's choices, except those in `RunPlace`."""
 
     data: Path
@@ -53,18 +53,18 @@ class Order:
     """Stage 2: the generator to start from; None: MMAudio's among the checkpoints."""
 
 
-def stage1(order: Order, place: RunPlace) -> Trained:
+def stage1(request: StageRequest, place: RunPlace) -> Trained:
     """Trains the video encoder, starting from the teacher's weights.
 
     Raises:
         TrainingError: the settings, the features or the run's folder cannot be used, or training fails.
         CheckpointError: a checkpoint is missing or does not fit.
     """
-    features = _features(order, place)
+    features = _features(request, place)
     preset = get_preset(features.description.preset)
-    teacher = find_checkpoint(order.checkpoints, "teacher", preset.name)
-    settings = _settings("stage1", order, features, [teacher])
-    with joined(pick_device(order.device)) as world:
+    teacher = find_checkpoint(request.checkpoints, "teacher", preset.name)
+    settings = _settings("stage1", request, features, [teacher])
+    with process_group(pick_device(request.device)) as world:
         run = Run(
             preset=preset,
             settings=settings,
@@ -77,20 +77,20 @@ def stage1(order: Order, place: RunPlace) -> Trained:
     return Trained(checkpoint=place.out / get_checkpoint(preset.name, "video_encoder").file, losses=losses)
 
 
-def stage2(order: Order, place: RunPlace) -> Trained:
+def stage2(request: StageRequest, place: RunPlace) -> Trained:
     """Trains the generator with the video encoder that stage 1 left in `place.out`, and completes that folder.
 
     Raises:
         TrainingError: the settings, the features or the run's folder cannot be used, or training fails.
         CheckpointError: a checkpoint is missing or does not fit.
     """
-    features = _features(order, place)
+    features = _features(request, place)
     preset = get_preset(features.description.preset)
     encoder = _trained_encoder(place.out, preset)
-    base = order.base or find_base(order.checkpoints, preset)
-    settings = _settings("stage2", order, features, [encoder, base])
+    base = request.base or find_base(request.checkpoints, preset)
+    settings = _settings("stage2", request, features, [encoder, base])
     rules = sequence_rules(preset)
-    with joined(pick_device(order.device)) as world:
+    with process_group(pick_device(request.device)) as world:
         run = Run(
             preset=preset,
             settings=settings,
@@ -101,18 +101,18 @@ def stage2(order: Order, place: RunPlace) -> Trained:
                 rules.lengths(features.description.duration_s).clip,
             ),
             clips=MixedClips(features, rules, settings, flow_targets),
-            listener=Listener(preset, order.checkpoints, world.device) if world.main else None,
+            listener=Listener(preset, request.checkpoints, world.device) if world.main else None,
         )
         losses = train(run, world)
         if world.main:
-            complete(place.out, order.checkpoints, preset)
+            link_untrained(place.out, request.checkpoints, preset)
     return Trained(checkpoint=place.out / get_checkpoint(preset.name, "generator").file, losses=losses)
 
 
-def _features(order: Order, place: RunPlace) -> Features:
-    if place.out.resolve() == order.checkpoints.resolve():
+def _features(request: StageRequest, place: RunPlace) -> Features:
+    if place.out.resolve() == request.checkpoints.resolve():
         raise TrainingError(f"{place.out}: holds the checkpoints to start from; choose another --out")
-    return Features(order.data)
+    return Features(request.data)
 
 
 def _trained_encoder(out: Path, preset: Preset) -> Path:
@@ -123,18 +123,18 @@ def _trained_encoder(out: Path, preset: Preset) -> Path:
         raise TrainingError(f"{out}: no {file}; run selva-train stage1 with the same --out first") from error
 
 
-def _settings(stage: str, order: Order, features: Features, starts: list[Path]) -> RunSettings:
+def _settings(stage: str, request: StageRequest, features: Features, starts: list[Path]) -> RunSettings:
     return RunSettings(
         stage=stage,
         preset=features.description.preset,
         data_sha256=features.sha256,
         start_sha256=hashlib.sha256("".join(map(file_sha256, starts)).encode()).hexdigest(),
-        steps=order.steps,
-        batch=order.batch,
-        seed=order.seed,
-        learning_rate=order.learning_rate,
-        warmup=order.warmup,
-        alpha=order.alpha,
-        holdout=order.holdout,
-        precision=order.precision,
+        steps=request.steps,
+        batch=request.batch,
+        seed=request.seed,
+        learning_rate=request.learning_rate,
+        warmup=request.warmup,
+        alpha=request.alpha,
+        holdout=request.holdout,
+        precision=request.precision,
     )

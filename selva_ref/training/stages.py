@@ -36,11 +36,11 @@ class FlowMatching(nn.Module):
 
     part = "generator"
 
-    def __init__(self, generator: Generator, encoder: VideoEncoder, clip_tokens: int) -> None:
+    def __init__(self, generator: Generator, encoder: VideoEncoder, visual_tokens: int) -> None:
         super().__init__()
         self.network = generator
         self.encoder = encoder.requires_grad_(False)
-        self.clip_tokens = clip_tokens
+        self.visual_tokens = visual_tokens
         self.trained = trainable(generator, STAGE2)
 
     def forward(self, batch: Batch) -> Tensor:
@@ -56,7 +56,7 @@ class FlowMatching(nn.Module):
             t_B=batch["t"],
             drop_video_B=batch["drop_video"],
             drop_text_B=batch["drop_text"],
-            clip_tokens=self.clip_tokens,
+            visual_tokens=self.visual_tokens,
         )
 
 

@@ -108,7 +108,7 @@ def _check(
         raise ValueError(f"step {step!r} is not from 1 to {settings.steps}")
     check_tensors(state["weights"], trained)
     moments = _moments(state["optimizer"], len(trained))
-    check_tensors(moments, _wanted_moments(trained))
+    check_tensors(moments, _expected_moments(trained))
     if any((moment < 0).any() for name, moment in moments.items() if name.endswith("exp_avg_sq")):
         raise ValueError("the optimiser's mean of squares is negative")
     counted = [tensor for name, tensor in moments.items() if name.endswith(".step")]
@@ -128,7 +128,7 @@ def _moments(optimizer: object, parameters: int) -> dict[str, Any]:
     return {f"{index}.{name}": value for index, kept in optimizer.items() for name, value in kept.items()}
 
 
-def _wanted_moments(trained: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+def _expected_moments(trained: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     wanted: dict[str, Tensor] = {}
     for index, parameter in enumerate(trained.values()):
         wanted[f"{index}.step"] = torch.zeros(())

@@ -19,13 +19,13 @@ class StopRequest:
     def __bool__(self) -> bool:
         return self.signal_number is not None
 
-    def obey(self) -> None:
+    def raise_signal(self) -> None:
         """Lets the held-back signal take effect; raises SIGTERM if another process received it."""
         signal.raise_signal(self.signal_number or signal.SIGTERM)
 
 
 @contextmanager
-def held_back() -> Iterator[StopRequest]:
+def deferred_signals() -> Iterator[StopRequest]:
     """Holds back the first signal; a second one takes effect at once. Signals only reach the main thread."""
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -37,12 +37,12 @@ def held_back() -> Iterator[StopRequest]:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    def note(number: int, _frame: FrameType | None) -> None:
+    def defer(number: int, _frame: FrameType | None) -> None:
         request.signal_number = number
         restore()
 
     for number in SIGNALS:
-        signal.signal(number, note)
+        signal.signal(number, defer)
     try:
         yield request
     finally:

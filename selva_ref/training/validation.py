@@ -72,7 +72,7 @@ def stem_latent(stage: FlowMatching, batch: Batch) -> Tensor:
     """Generates a latent (B, T, Z), on the VAE's scale, from the mixed video and the target's text."""
     generator, noise = stage.network, batch["noise"]
     sync = selected(stage.encoder, batch)
-    clip = generator.empty_clip(len(noise), stage.clip_tokens)
+    clip = generator.empty_clip(len(noise), stage.visual_tokens)
     conditions = generator.prepare(sync, clip, batch["clip_text"], latent_length=noise.shape[1])
     empty = generator.prepare_empty(conditions, sync_length=sync.shape[1])
 

@@ -14,11 +14,11 @@ from typing import TypeVar
 T = TypeVar("T")
 K = TypeVar("K")
 
-START = "spawn"
+START_METHOD = "spawn"
 """How processes start: forking can hang once PyTorch has started threads."""
 
 
-def in_order(function: Callable[[K], T], items: Iterable[K], *, workers: int, ahead: int) -> Iterator[T]:
+def map_in_order(function: Callable[[K], T], items: Iterable[K], *, workers: int, ahead: int) -> Iterator[T]:
     """Yields `function(item)` for every item in order, with `ahead` more in progress; 0 workers: in this process.
 
     Raises:
@@ -27,7 +27,7 @@ def in_order(function: Callable[[K], T], items: Iterable[K], *, workers: int, ah
     if not workers:
         yield from map(function, items)
         return
-    pool = ProcessPoolExecutor(workers, get_context(START), initializer=ignore_interrupts)
+    pool = ProcessPoolExecutor(workers, get_context(START_METHOD), initializer=ignore_interrupts)
     waiting: deque[Future[T]] = deque()
     try:
         for item in items:
@@ -40,7 +40,7 @@ def in_order(function: Callable[[K], T], items: Iterable[K], *, workers: int, ah
         pool.shutdown(cancel_futures=True)
 
 
-def begin_loading(_worker: int) -> None:
+def init_loader_worker(_worker: int) -> None:
     """Sets up a process of PyTorch's DataLoader.
 
     Such a process may end while one of its threads is still sending a batch. Python's usual shutdown would then abort

@@ -69,18 +69,16 @@ def pick_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cpu":
         return torch.device("cpu")
-    index = int(os.environ.get("LOCAL_RANK", 0))
+    index = int(os.environ.get("LOCAL_RANK", "0"))
     if index >= torch.cuda.device_count():
-        raise TrainingError(
-            f"device cuda: {torch.cuda.device_count()} GPUs are visible, none is left for process {index}"
-        )
+        raise TrainingError(f"device cuda: {torch.cuda.device_count()} GPUs are visible, none for process {index}")
     return torch.device("cuda", index)
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[World]:
+def process_group(device: torch.device) -> Iterator[World]:
     """Connects the processes that `torchrun` started; without it, this process is alone."""
-    size = int(os.environ.get("WORLD_SIZE", 1))
+    size = int(os.environ.get("WORLD_SIZE", "1"))
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if size == 1:

@@ -53,7 +53,7 @@ class Checkpoint:
     file: str
     """Path under the user's folder, always `.safetensors`; the official file next to it is accepted too."""
     licence: str
-    also: tuple[str, ...] = ()
+    other_paths: tuple[str, ...] = ()
     """Other paths under the folder that may hold the same weights, as in a clone of the hub's repository."""
     repo: str | None = None
     """None: no file is known to be published, so the user has to supply it."""
@@ -69,7 +69,7 @@ class Checkpoint:
     def names(self) -> tuple[str, ...]:
         """Every path under the folder where the weights may be, preferred one first."""
         stem = PurePosixPath(self.file)
-        return (self.file, *(str(stem.with_suffix(suffix)) for suffix in _RAW_SUFFIXES), *self.also)
+        return (self.file, *(str(stem.with_suffix(suffix)) for suffix in _RAW_SUFFIXES), *self.other_paths)
 
 
 def _selva(part: str, path: str, licence: str, md5: str | None = None) -> Checkpoint:
@@ -119,7 +119,7 @@ _VOCODER_44K = Checkpoint(
 _TEXT_T5 = Checkpoint(
     part="text_t5",
     file="flan-t5-base/model.safetensors",
-    also=("flan-t5-base/pytorch_model.bin",),
+    other_paths=("flan-t5-base/pytorch_model.bin",),
     licence="Apache-2.0 (FLAN-T5)",
     repo="google/flan-t5-base",
     revision="7bcac572ce56db69c1ea7c8af255c5d7c9672fc2",
@@ -130,7 +130,7 @@ _TEXT_T5 = Checkpoint(
 _TEXT_CLIP = Checkpoint(
     part="text_clip",
     file="DFN5B-CLIP-ViT-H-14-384/open_clip_pytorch_model.safetensors",
-    also=("DFN5B-CLIP-ViT-H-14-384/model.safetensors", "DFN5B-CLIP-ViT-H-14-384/pytorch_model.bin"),
+    other_paths=("DFN5B-CLIP-ViT-H-14-384/model.safetensors", "DFN5B-CLIP-ViT-H-14-384/pytorch_model.bin"),
     licence="apple-amlr, research only (DFN5B CLIP)",
     # The hub renamed it to ...-378 and redirects. The published code asks for this name, so its cache is found under
     # it.
@@ -158,7 +158,7 @@ def _family(generator: Checkpoint, vae: Checkpoint, vocoder: Checkpoint) -> dict
     return {checkpoint.part: checkpoint for checkpoint in parts}
 
 
-def _own(part: str, file: str) -> Checkpoint:
+def _user_supplied(part: str, file: str) -> Checkpoint:
     """Weights that are not known to be published anywhere."""
     return Checkpoint(part=part, file=file, licence="your own")
 
@@ -171,9 +171,9 @@ CHECKPOINTS: dict[str, dict[str, Checkpoint]] = {
     for name, (stem, md5) in _GENERATORS.items()
 }
 CHECKPOINTS["large_44k_v2"] = _family(
-    _own("generator", "generator_large_44khz_v2_sup_5.safetensors"), _VAE_44K, _VOCODER_44K
+    _user_supplied("generator", "generator_large_44khz_v2_sup_5.safetensors"), _VAE_44K, _VOCODER_44K
 )
-CHECKPOINTS["demo"] = {part: _own(part, f"{part}_demo.safetensors") for part in PARTS}
+CHECKPOINTS["demo"] = {part: _user_supplied(part, f"{part}_demo.safetensors") for part in PARTS}
 """What each preset needs: preset name -> part -> checkpoint."""
 
 

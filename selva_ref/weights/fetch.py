@@ -23,7 +23,7 @@ import torch
 from huggingface_hub.utils import disable_progress_bars
 from safetensors.torch import save_file
 
-from selva_bundle.atomic import written_whole
+from selva_bundle.atomic import atomic_write
 from selva_ref.model.presets import PRESETS, get_preset
 from selva_ref.weights import checkpoints
 from selva_ref.weights.checkpoints import (
@@ -101,7 +101,7 @@ def fetch(
     """
     folder = Path(directory)
     items = list(_items(preset_name, folder, with_teacher, revision))
-    present = {item.name: _present(item, folder, say) for item in items}
+    present = {item.name: _existing(item, folder, say) for item in items}
     if not all(present.values()):
         _check_writable(folder)
     hub = Hub(partials=folder / ".download", say=say, endpoint=endpoint, cache_dir=cache_dir)
@@ -151,7 +151,7 @@ def _check_writable(folder: Path) -> None:
         raise FetchError(f"{folder}: cannot be written: {error.strerror or error}") from error
 
 
-def _present(item: _Item, folder: Path, say: Callable[[str], None]) -> Fetched | None:
+def _existing(item: _Item, folder: Path, say: Callable[[str], None]) -> Fetched | None:
     """Returns what the folder already has under the item's name, verified if it is recorded."""
     path = folder / item.name
     if not path.is_file():
@@ -189,7 +189,7 @@ def _fetch_one(item: _Item, folder: Path, hub: Hub) -> Fetched:
     }
     target = folder / item.name
     try:
-        with written_whole(target) as temporary:
+        with atomic_write(target) as temporary:
             if item.is_weights:
                 _convert(copy.path, temporary, source, item.checkpoint.unused)
             else:
@@ -226,9 +226,7 @@ def _local_copy(item: _Item, folder: Path) -> HubCopy | None:
 
 
 def _convert(path: Path, target: Path, source: dict[str, str], unused: tuple[str, ...]) -> None:
-    """Converts any checkpoint to safetensors: same names, contiguous tensors, no shared memory, `source` as JSON
-    metadata.
-    """
+    """Converts any checkpoint to safetensors: same names, contiguous tensors, nothing shared, `source` as metadata."""
     tensors = {
         name: tensor.clone(memory_format=torch.contiguous_format)
         for name, tensor in read_checkpoint(path).items()
@@ -243,16 +241,14 @@ def _convert(path: Path, target: Path, source: dict[str, str], unused: tuple[str
 
 def _record(folder: Path, name: str, entry: dict[str, object]) -> None:
     files = read_record(folder) | {name: entry}
-    with written_whole(folder / RECORD) as temporary:
+    with atomic_write(folder / RECORD) as temporary:
         temporary.write_text(json.dumps({"files": files}, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 @click.command("selva-fetch", cls=OneLineCommand, context_settings=SETTINGS)
 @click.option("--preset", "preset_name", required=True, type=click.Choice(list(PRESETS)))
 @click.option("--out", "directory", required=True, type=click.Path(path_type=Path), help="Folder for the weights.")
-@click.option(
-    "--with-teacher", is_flag=True, help="Also fetch the teacher (Synchformer), which only stage 1 training needs."
-)
+@click.option("--with-teacher", is_flag=True, help="Also fetch the teacher (Synchformer), for stage 1 training.")
 @click.option("--revision", help="Commit, tag or branch of SelVA's repository, instead of main with known hashes.")
 @click.option("--json", "as_json", is_flag=True, help="Print the files as JSON on standard output.")
 def main(preset_name: str, directory: Path, with_teacher: bool, revision: str | None, as_json: bool) -> None:

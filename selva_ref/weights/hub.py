@@ -26,9 +26,9 @@ from huggingface_hub.utils import build_hf_headers, httpx
 from selva_ref.weights.checkpoints import HubFile
 
 RETRY_DELAYS_S = (1.0, 4.0, 15.0)
-_HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG}
-_PASSING_STATUS = {408, 429, 500, 502, 503, 504}
-_LOOK = "check HF_ENDPOINT and the proxy settings"
+_PERMANENT_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG}
+_TRANSIENT_STATUS = {408, 429, 500, 502, 503, 504}
+_CHECK_HUB = "check HF_ENDPOINT and the proxy settings"
 
 
 class FetchError(OSError):
@@ -75,7 +75,7 @@ class Hub:
             path = Path(cached)
             commit = path.parents[len(PurePosixPath(file.path).parts) - 1].name
             stated = Path(os.readlink(path)).name if path.is_symlink() else ""  # a blob's name is its hash
-            return _checked(path, file, stated, repo, commit, downloaded=False)
+            return _verified_copy(path, file, stated, repo, commit, downloaded=False)
         if not self.reachable:
             raise UnreachableError("the hub cannot be reached")
         return self._download(repo, file, revision)
@@ -95,7 +95,7 @@ class Hub:
                 if isinstance(error, OfflineModeIsEnabled):
                     self.reachable = False
                     raise UnreachableError("offline mode is on (HF_HUB_OFFLINE)") from error
-                if _is_final(error):
+                if _is_permanent(error):
                     raise FetchError(reason) from error
                 if delay_s is None:
                     self.reachable = False
@@ -108,9 +108,9 @@ class Hub:
         """Downloads the missing rest of the file that the hub describes, and checks the whole file."""
         commit, etag, size = metadata.commit_hash, metadata.etag, metadata.size
         if not commit or not etag:
-            raise FetchError(f"{repo}/{file.path}: the answer does not come from a model hub; {_LOOK}")
+            raise FetchError(f"{repo}/{file.path}: the answer does not come from a model hub; {_CHECK_HUB}")
         if size is None or size < 0:
-            raise FetchError(f"{repo}/{file.path}: the hub does not give its size; {_LOOK}")
+            raise FetchError(f"{repo}/{file.path}: the hub does not give its size; {_CHECK_HUB}")
         key = hashlib.sha256(f"{repo}/{file.path}@{etag}".encode()).hexdigest()[:12]
         path = self.partials / f"{key}-{PurePosixPath(file.path).name}"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -118,9 +118,9 @@ class Hub:
         if present > size:  # two simultaneous runs wrote it
             path.unlink()
             present = 0
-        self._check_room(path, size, present)
+        self._check_free_space(path, size, present)
         self.say(f"{file.path} from {repo}" + _size_text(size, present))
-        with _Partial(path, size) as partial:
+        with _PartialFile(path, size) as partial:
             http_get(
                 hf_hub_url(repo, file.path, revision=commit, endpoint=self.endpoint),
                 partial,
@@ -129,17 +129,15 @@ class Hub:
                 expected_size=size,
                 displayed_filename=file.path,
             )
-        return _checked(path, file, etag, repo, commit, downloaded=True)
+        return _verified_copy(path, file, etag, repo, commit, downloaded=True)
 
-    def _check_room(self, path: Path, size: int, present: int) -> None:
+    def _check_free_space(self, path: Path, size: int, present: int) -> None:
         free = shutil.disk_usage(path.parent).free
         if size - present > free:
-            raise FetchError(
-                f"{path.parent}: not enough space for {path.name}: {size - present} bytes needed, {free} free"
-            )
+            raise FetchError(f"{path.parent}: no space for {path.name}: {size - present} bytes needed, {free} free")
 
 
-class _Partial(io.BufferedWriter):
+class _PartialFile(io.BufferedWriter):
     """A partial file that is appended to, up to `size` bytes."""
 
     def __init__(self, path: Path, size: int) -> None:
@@ -150,7 +148,7 @@ class _Partial(io.BufferedWriter):
         if self.tell() + len(content) > self._size:
             self._path.unlink()
             raise FetchError(
-                f"{self._path.name}: the hub sent more than the {self._size} bytes that it announced; {_LOOK}"
+                f"{self._path.name}: the hub sent more than the {self._size} bytes that it announced; {_CHECK_HUB}"
             )
         return super().write(content)
 
@@ -182,7 +180,7 @@ def check_content(path: Path, file: HubFile, stated: str = "") -> tuple[str, str
     return md5.hexdigest(), sha256.hexdigest(), any(wanted is not None for _, wanted, _ in expected)
 
 
-def _checked(path: Path, file: HubFile, stated: str, repo: str, commit: str, *, downloaded: bool) -> HubCopy:
+def _verified_copy(path: Path, file: HubFile, stated: str, repo: str, commit: str, *, downloaded: bool) -> HubCopy:
     try:
         md5, sha256, verified = check_content(path, file, stated)
     except FetchError as error:
@@ -193,11 +191,11 @@ def _checked(path: Path, file: HubFile, stated: str, repo: str, commit: str, *, 
     return HubCopy(path=path, commit=commit, md5=md5, sha256=sha256, verified=verified, downloaded=downloaded)
 
 
-def _is_final(error: Exception) -> bool:
+def _is_permanent(error: Exception) -> bool:
     """Whether a retry is pointless."""
     if isinstance(error, HfHubHTTPError):
-        return error.response.status_code not in _PASSING_STATUS
-    return isinstance(error, OSError) and error.errno in _HOPELESS
+        return error.response.status_code not in _TRANSIENT_STATUS
+    return isinstance(error, OSError) and error.errno in _PERMANENT_ERRNOS
 
 
 def _one_line(error: Exception) -> str:

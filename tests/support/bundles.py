@@ -1,4 +1,4 @@
-"""Changes to copies of a bundle."""
+"""Exports of the demo preset, and changes to copies of a bundle."""
 
 import hashlib
 import json
@@ -8,12 +8,24 @@ from pathlib import Path
 from typing import Any
 
 
+def export_demo(folder: Path, precision: str) -> None:
+    """Exports the `demo` preset with random weights to `folder`/`precision`."""
+    from selva_export.bundle import ExportRequest, export_bundle
+    from selva_ref import get_preset
+
+    out = folder / precision
+    export_bundle(ExportRequest(preset=get_preset("demo"), precision=precision, checkpoints=None, out=out))
+
+
+def edit_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
 def edit(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
     """Changes the manifest."""
-    path = bundle / "manifest.json"
-    manifest = json.loads(path.read_text())
-    change(manifest)
-    path.write_text(json.dumps(manifest))
+    edit_json(bundle / "manifest.json", change)
 
 
 def add_file(bundle: Path, name: str, data: bytes = b"data") -> None:

@@ -62,7 +62,7 @@ def write_video(
     time_base = time_base or 1 / Fraction(rate)
     with av.open(str(path), "w", format=container) as target:
         video = None
-        heard = add_sound(target, sound_codec, sound_rate_hz) if sound is not None else None
+        track = add_sound(target, sound_codec, sound_rate_hz) if sound is not None else None
         for index, picture in enumerate(pictures):
             if video is None:
                 height, width = picture.shape[:2]
@@ -78,12 +78,12 @@ def write_video(
             frame.time_base = time_base
             frame.pts = ticks[index] if ticks is not None else round((start_s + index / Fraction(rate)) / time_base)
             target.mux(video.encode(frame))
-            if heard is not None:
+            if track is not None:
                 begin, end = (round(place * sound_rate_hz / Fraction(rate)) for place in (index, index + 1))
-                target.mux(heard.encode(sound_frame(sound[begin:end], sound_rate_hz, begin, start_s)))
+                target.mux(track.encode(sound_frame(sound[begin:end], sound_rate_hz, begin, start_s)))
         target.mux(video.encode(None))
-        if heard is not None:
-            target.mux(heard.encode(None))
+        if track is not None:
+            target.mux(track.encode(None))
     return path
 
 

@@ -18,15 +18,19 @@ import pytest
 from device_work import Range
 from fake_cuda import FakeCuda
 
+from selva_bundle.bundle import Bundle
 from selva_runtime import BackendError, Session
 from selva_runtime.backends import choose as backends
 from selva_runtime.backends.axes import output_shapes
+from selva_runtime.backends.choose import make_executor
 from selva_runtime.backends.gpu.cuda_device import CudaDevice
-from selva_runtime.backends.gpu.device_array import Space
+from selva_runtime.backends.gpu.device_array import MemoryPool
 from selva_runtime.backends.gpu.executor import DeviceExecutor
 from selva_runtime.backends.gpu.host_device import HostDevice
 from selva_runtime.backends.gpu.onnx_graphs import OnnxGraphs
 from selva_runtime.backends.gpu.tensorrt_graphs import TensorRtGraphs
+
+GPU_BACKENDS = ("cuda", "tensorrt")
 
 
 def _why_no_gpu() -> str:
@@ -47,13 +51,35 @@ class FakeGpu(HostDevice):
     name, capability, stream = "Fake 4090", "8.9", 7
 
 
+def build_all_engines(bundle: Path) -> None:
+    """Builds engines for this GPU with every library that can."""
+    try:
+        import selva_engines
+    except ImportError:
+        return
+    for target in selva_engines.installed_targets():
+        asked = (CudaDevice().capability,) if target == "tensorrt-rtx" else ()
+        try:
+            selva_engines.build_engines(selva_engines.BuildRequest(bundle=bundle, target=target, capabilities=asked))
+        except selva_engines.EngineError as error:
+            print(f"{target}: {error}")  # such as RTX on an unsupported GPU
+
+
+def skip_without(backend: str, bundle: Path) -> None:
+    """Skips the test with the backend's own message if it cannot run here."""
+    try:
+        make_executor(Bundle.open(bundle), backend, None)
+    except BackendError as error:
+        pytest.skip(str(error))
+
+
 @contextmanager
 def on_host(bundle, device=None, **options):
     """Opens a session whose `cuda` backend runs in ordinary memory."""
 
     def make(opened, _threads, reason):
         graphs = OnnxGraphs(opened, device or HostDevice(), threads=1)
-        return DeviceExecutor(opened, Space(graphs._device), graphs, backend="cuda", reason=reason, **options)
+        return DeviceExecutor(opened, MemoryPool(graphs._device), graphs, backend="cuda", reason=reason, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(backends.MAKERS, "cuda", make)
@@ -182,18 +208,21 @@ def fake_engines(bundle, made, cuda=None):
 
 
 @contextmanager
-def on_fake_engines(bundle: Path, cuda: FakeCuda | None = None) -> Iterator[tuple[Session, list[FakeContext]]]:
-    """Opens a session whose `tensorrt` backend runs fake engines, with the contexts that it makes.
+def on_fake_engines(
+    bundle: Path, folder: Path, cuda: FakeCuda | None = None
+) -> Iterator[tuple[Session, list[FakeContext]]]:
+    """Opens a session whose `tensorrt` backend runs fake engines and caches in `folder`; yields their contexts too.
 
     With `cuda` the device is the real class above that fake, otherwise it is ordinary memory.
     """
     made: list[FakeContext] = []
 
     def make(opened, _threads, reason):
-        space = Space(FakeGpu() if cuda is None else CudaDevice())
+        space = MemoryPool(FakeGpu() if cuda is None else CudaDevice())
         graphs = TensorRtGraphs(opened, space.device, space, fake_engines(opened, made, cuda), "tensorrt-rtx")
         return DeviceExecutor(opened, space, graphs, backend="tensorrt", reason=reason)
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
         patch.setitem(backends.MAKERS, "tensorrt", make)
         yield Session(bundle, backend="tensorrt"), made

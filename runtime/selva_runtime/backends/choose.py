@@ -9,7 +9,7 @@ from selva_bundle.bundle import Bundle
 from selva_bundle.errors import BackendError
 from selva_runtime.backends.executor import BF16, EXACT, CpuSettings, Executor
 from selva_runtime.backends.gpu.cuda_device import CudaDevice, has_nvidia_gpu
-from selva_runtime.backends.gpu.device_array import Space
+from selva_runtime.backends.gpu.device_array import MemoryPool
 
 _ON_GPU = ("tensorrt", "cuda")
 """Fastest first."""
@@ -22,7 +22,7 @@ TITLES = {
 }
 """Names of the backends for a person."""
 _X86 = {"x86_64", "amd64"}
-_WORTH_COMPILING_BYTES = 200_000_000
+_MIN_COMPILED_BYTES = 200_000_000
 """For a smaller bundle, such as the toy demo, OpenVINO takes longer to compile than it saves on a stem."""
 
 
@@ -68,33 +68,31 @@ def best(bundle: Bundle, settings: CpuSettings) -> Executor:
         BundleError: a file was altered.
     """
     if settings.precision == BF16:
-        return _noted(make("openvino", bundle, settings, "the one that computes in bf16"), "it computes in bfloat16")
+        return _with_notice(make("openvino", bundle, settings, "it computes in bf16"), "it computes in bfloat16")
     try:
         CudaDevice()
     except BackendError as error:
         short = f"the NVIDIA GPU cannot be used: {error}" if has_nvidia_gpu() else "no NVIDIA GPU found"
-        return _noted(_best_on_cpu(bundle, settings, f"no GPU backend: {error}"), short)
+        return _with_notice(_best_on_cpu(bundle, settings, f"no GPU backend: {error}"), short)
     refused: list[str] = []
     for name in _ON_GPU:
         try:
-            executor = make(
-                name, bundle, settings, "; ".join(["the fastest backend that runs on this machine", *refused])
-            )
-            return _noted(executor, f"the faster {refused[0]}" if refused else "the fastest backend on this machine")
+            executor = make(name, bundle, settings, "; ".join(["the fastest backend that runs here", *refused]))
+            return _with_notice(executor, f"the faster {refused[0]}" if refused else "the fastest backend here")
         except BackendError as error:
             refused.append(f"{name}: {error}")
     short = f"the NVIDIA GPU cannot be used: {'; '.join(refused)}"
-    return _noted(_best_on_cpu(bundle, settings, "; ".join(refused)), short)
+    return _with_notice(_best_on_cpu(bundle, settings, "; ".join(refused)), short)
 
 
-def _noted(executor: Executor, short: str) -> Executor:
+def _with_notice(executor: Executor, short: str) -> Executor:
     executor.notice = f"{TITLES[executor.backend]} ({short})"
     return executor
 
 
 def _best_on_cpu(bundle: Bundle, settings: CpuSettings, why: str) -> Executor:
     """Make an OpenVINO executor where it was measured to be faster: for a full-size bundle on x86."""
-    if platform.machine().lower() not in _X86 or _bytes(bundle) < _WORTH_COMPILING_BYTES:
+    if platform.machine().lower() not in _X86 or _bytes(bundle) < _MIN_COMPILED_BYTES:
         return make("cpu", bundle, settings, why)
     try:
         return make("openvino", bundle, settings, f"{why}; OpenVINO is faster than ONNX Runtime on x86")
@@ -125,7 +123,7 @@ def _cuda(bundle: Bundle, _settings: CpuSettings, reason: str) -> Executor:
     device = CudaDevice()
     graphs = OnnxGraphs(bundle, device)
     what = f"{reason}; on {device.name}{graphs.shortfall}"
-    return DeviceExecutor(bundle, Space(device), graphs, backend="cuda", reason=what)
+    return DeviceExecutor(bundle, MemoryPool(device), graphs, backend="cuda", reason=what)
 
 
 def _tensorrt(bundle: Bundle, _settings: CpuSettings, reason: str) -> Executor:
@@ -133,10 +131,10 @@ def _tensorrt(bundle: Bundle, _settings: CpuSettings, reason: str) -> Executor:
     from selva_runtime.backends.gpu.tensorrt_graphs import open_graphs
 
     device = CudaDevice()
-    space = Space(device)
-    graphs = open_graphs(bundle, device, space)
+    pool = MemoryPool(device)
+    graphs = open_graphs(bundle, device, pool)
     what = f"{reason}; {graphs.library} on {device.name}"
-    return DeviceExecutor(bundle, space, graphs, backend="tensorrt", reason=what)
+    return DeviceExecutor(bundle, pool, graphs, backend="tensorrt", reason=what)
 
 
 MAKERS: dict[str, Callable[[Bundle, CpuSettings, str], Executor]] = {

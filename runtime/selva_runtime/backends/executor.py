@@ -153,9 +153,7 @@ def check_feeds(graph: Graph, feeds: Mapping[str, Tensor]) -> None:
     """
     if set(feeds) != {port.name for port in graph.inputs}:
         expected = ", ".join(port.name for port in graph.inputs)
-        raise BackendError(
-            f"graph {graph.name} takes {expected}, not {', '.join(feeds)}; is the bundle from another version?"
-        )
+        raise BackendError(f"graph {graph.name} takes {expected}, not {', '.join(feeds)}; export the bundle again")
     for port in graph.inputs:
         array = feeds[port.name]
         fits = len(array.shape) == len(port.shape) and all(
@@ -164,7 +162,7 @@ def check_feeds(graph: Graph, feeds: Mapping[str, Tensor]) -> None:
         if not fits or array.dtype != np.dtype(port.dtype):
             raise BackendError(
                 f"graph {graph.name} takes {port.name} as {port.dtype} {list(port.shape)}, "
-                f"not {array.dtype} {list(array.shape)}; is the bundle from another version?"
+                f"not {array.dtype} {list(array.shape)}; export the bundle again"
             )
 
 
@@ -190,7 +188,7 @@ def check_process(opened_in: int) -> None:
         raise BackendError(f"the session was opened in process {opened_in}, before a fork; open one in this process")
 
 
-def joined(executor: Executor, parts: Sequence[Tensor]) -> Tensor:
+def concatenate(executor: Executor, parts: Sequence[Tensor]) -> Tensor:
     """Concatenate the parts along their first axis: (n, …), (m, …) → (n + m, …)."""
     if len(parts) == 1:
         return parts[0]
@@ -202,6 +200,6 @@ def joined(executor: Executor, parts: Sequence[Tensor]) -> Tensor:
     return whole
 
 
-def stacked(executor: Executor, parts: Sequence[Tensor]) -> Tensor:
+def stack(executor: Executor, parts: Sequence[Tensor]) -> Tensor:
     """Stack the parts along a new first axis: k parts of (…) → (k, …)."""
-    return joined(executor, [part[None] for part in parts])
+    return concatenate(executor, [part[None] for part in parts])

@@ -22,9 +22,9 @@ import numpy.typing as npt
 
 _MAPS = Path("/proc/self/maps")
 _MADV_DONTNEED = 4
-_EVERY_S = 0.1
+_INTERVAL_S = 0.1
 _LINUX = sys.platform.startswith("linux")
-_FOR_LARGE_FILES = Path("/var/tmp")
+_LARGE_FILE_FOLDER = Path("/var/tmp")
 """A folder on a disk. /tmp may be in memory."""
 
 
@@ -39,11 +39,11 @@ def release_pages(files: Collection[Path]) -> int:
         return 0
     libc = ctypes.CDLL(None, use_errno=True)
     libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    given_bytes = 0
+    released_bytes = 0
     for start, end in mappings(maps, {str(file) for file in files}):
         if libc.madvise(start, end - start, _MADV_DONTNEED) == 0:
-            given_bytes += end - start
-    return given_bytes
+            released_bytes += end - start
+    return released_bytes
 
 
 @contextmanager
@@ -55,10 +55,10 @@ def releasing_pages(files: Collection[Path]) -> Iterator[None]:
     done = Event()
 
     def work() -> None:
-        while not done.wait(_EVERY_S):
+        while not done.wait(_INTERVAL_S):
             release_pages(files)
 
-    thread = Thread(target=work, name="selva-give-back", daemon=True)
+    thread = Thread(target=work, name="selva-release-pages", daemon=True)
     thread.start()
     try:
         yield
@@ -78,7 +78,7 @@ class FileBackedArrays:
     def __init__(self) -> None:
         self._file: Any = None
         if _LINUX:
-            folder = _FOR_LARGE_FILES if os.access(_FOR_LARGE_FILES, os.W_OK) else None
+            folder = _LARGE_FILE_FOLDER if os.access(_LARGE_FILE_FOLDER, os.W_OK) else None
             with suppress(OSError):
                 self._file = tempfile.TemporaryFile(prefix="selva-", dir=folder)  # noqa: SIM115 -- the arrays outlive this
 

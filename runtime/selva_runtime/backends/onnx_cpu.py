@@ -15,13 +15,14 @@ from typing import Any
 from selva_bundle.bundle import Bundle
 from selva_bundle.errors import BackendError, BundleError
 from selva_bundle.manifest import Graph
+from selva_bundle.ports import GUIDED_STEP, TEXT_CLIP, TEXT_T5
 from selva_runtime.backends.cores import usable_cores
 from selva_runtime.backends.executor import POLL_S, Array, check_cancel
 from selva_runtime.backends.numpy_executor import NumpyExecutor
 
-_HOT = "guided_step"
+_REPEATED = GUIDED_STEP
 """The one graph that runs many times with the same shapes, so it is faster if it keeps its memory."""
-_ONCE_A_PROMPT = ("text_t5", "text_clip")
+_RUN_ONCE = (TEXT_T5, TEXT_CLIP)
 """Graphs that are loaded for one short run. Packing their weights takes three times the time it saves, and 1 GB."""
 
 
@@ -49,8 +50,8 @@ class OnnxCpuExecutor(NumpyExecutor):
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        options.enable_cpu_mem_arena = name == _HOT
-        if name in _ONCE_A_PROMPT:
+        options.enable_cpu_mem_arena = name == _REPEATED
+        if name in _RUN_ONCE:
             options.add_session_config_entry("session.disable_prepacking", "1")
         self._sessions[name] = open_session(self._ort, self._bundle, name, options, ["CPUExecutionProvider"])
 
@@ -102,7 +103,7 @@ def open_session(ort: Any, bundle: Bundle, name: str, options: Any, providers: S
     path = bundle.onnx_path(name)
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     try:
-        with bundle.loading(name) as source:
+        with bundle.open_graph(name) as source:
             return ort.InferenceSession(source, options, providers=providers, **more)
     except BundleError:
         raise

@@ -138,7 +138,7 @@ def _examine_bundle(path: Path, found_by: str, opened: list[Bundle]) -> FoundBun
 
 def _problem(bundle: Bundle, name: str) -> str | None:
     try:
-        bundle.verified(name)
+        bundle.verified_path(name)
     except BundleError as error:
         return str(error)
     return None

@@ -6,17 +6,18 @@ standard stream.
 """
 
 import signal
+import sys
 from importlib import import_module
 
 
 def fetch() -> None:
     """Run selva-fetch."""
-    _start("selva_ref.weights.fetch")
+    _start("selva_ref.weights.fetch", extra="export")
 
 
 def export() -> None:
     """Run selva-export."""
-    _start("selva_export.cli")
+    _start("selva_export.cli", extra="export")
 
 
 def engines() -> None:
@@ -31,21 +32,27 @@ def generate() -> None:
 
 def bench() -> None:
     """Run selva-bench."""
-    _start("selva_bench.cli")
+    _start("selva_bench.cli", extra="bench")
 
 
 def train() -> None:
     """Run selva-train."""
-    _start("selva_ref.training.cli")
+    _start("selva_ref.training.cli", extra="train")
 
 
-def _start(module: str) -> None:
+def _start(module: str, extra: str = "") -> None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     from selva_runtime.command.streams import secure_standard_streams
 
     secure_standard_streams()
-    command = import_module(module).main
+    try:
+        command = import_module(module).main
+    except ModuleNotFoundError as error:
+        if not extra or module.startswith(str(error.name)):
+            raise
+        sys.stderr.write(f"error: the module {error.name} is not installed: pip install 'selva-deploy[{extra}]'\n")
+        sys.exit(2)
     from selva_runtime.command.base import run_command
 
     run_command(command)

@@ -58,9 +58,7 @@ def check_audio(audio: Audio) -> Audio:
     if audio.ndim != 1:
         raise RequestError(f"audio of shape {audio.shape}: must be mono, of shape (samples,)")
     if not np.isfinite(audio).all():
-        raise RequestError(
-            "the audio holds NaN or infinity; generate it again, with an fp32 bundle if it happens again"
-        )
+        raise RequestError("the audio holds NaN or infinity; generate it again, with an fp32 bundle if it recurs")
     return audio
 
 

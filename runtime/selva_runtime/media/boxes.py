@@ -32,20 +32,20 @@ class Source(NamedTuple):
     file: BinaryIO
     size: int
 
-    def at(self, place: int, count: int) -> bytes:
-        """Read `count` bytes at `place`, or fewer at the end of the file."""
-        self.file.seek(place)
+    def read(self, offset: int, count: int) -> bytes:
+        """Read `count` bytes at `offset`, or fewer at the end of the file."""
+        self.file.seek(offset)
         return self.file.read(count)
 
-    def number(self, place: int, size: int = 4) -> int:
+    def read_number(self, offset: int, size: int = 4) -> int:
         """Read a big-endian number of `size` bytes. 0 if the file ends before."""
-        data = self.at(place, size)
+        data = self.read(offset, size)
         return int.from_bytes(data, "big") if len(data) == size else 0
 
-    def rows(self, place: int, dtype: DTypeLike, count: int) -> NDArray[np.void]:
+    def read_rows(self, offset: int, dtype: DTypeLike, count: int) -> NDArray[np.void]:
         """Read (count,) rows of a NumPy type, or fewer at the end of the file."""
         layout = np.dtype(dtype)
-        data = self.at(place, count * layout.itemsize)
+        data = self.read(offset, count * layout.itemsize)
         return np.frombuffer(data, layout, len(data) // layout.itemsize)
 
 
@@ -58,7 +58,7 @@ class Box(NamedTuple):
     end: int
 
 
-class Walker:
+class BoxReader:
     """Walks through the boxes of one file and counts them."""
 
     def __init__(self, wanted: frozenset[bytes]) -> None:
@@ -74,7 +74,7 @@ class Walker:
         """
         while begin + 8 <= end:
             self._count()
-            header = source.at(begin, 16)
+            header = source.read(begin, 16)
             if len(header) < 8:
                 return
             size, kind = struct.unpack_from(">I4s", header)
@@ -88,21 +88,21 @@ class Walker:
             yield Box(kind, begin + skip, min(begin + size, end))
             begin += size
 
-    def scanned(self, source: Source, box: Box) -> Iterator[Box]:
+    def scan(self, source: Source, box: Box) -> Iterator[Box]:
         """Yield everything in the box that looks like one of the wanted boxes.
 
         Raises:
             TooLarge: the file has more than a million boxes.
         """
-        data = source.at(box.begin, box.end - box.begin)
+        data = source.read(box.begin, box.end - box.begin)
         for found in self.names.finditer(data):
-            place = found.start()
-            size = int.from_bytes(data[max(0, place - 4) : place], "big")
-            if place >= 4 and size <= len(data) - place + 4 and (size >= 8 or size in (0, 1)):
+            offset = found.start()
+            size = int.from_bytes(data[max(0, offset - 4) : offset], "big")
+            if offset >= 4 and size <= len(data) - offset + 4 and (size >= 8 or size in (0, 1)):
                 self._count()
                 skip = 12 if size == 1 else 4
-                end = box.begin + place - 4 + size if size >= 8 else box.end
-                yield Box(found.group(1), box.begin + place + skip, min(end, box.end))
+                end = box.begin + offset - 4 + size if size >= 8 else box.end
+                yield Box(found.group(1), box.begin + offset + skip, min(end, box.end))
 
     def _count(self) -> None:
         self.boxes += 1

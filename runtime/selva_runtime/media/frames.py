@@ -74,7 +74,7 @@ class FrameCollector:
         self.request, self.pictures, self.on_progress = request, pictures, on_progress
         self.frames = np.empty((request.frames, 3, request.size, request.size), np.uint8)
         self.total = request.frames
-        self.taken = self.patched = 0
+        self.taken = self.concealed = 0
         self.last: VideoFrame | None = None
         self.end = Fraction(0)
 
@@ -92,7 +92,7 @@ class FrameCollector:
     def add(self, frame: VideoFrame, begin: Fraction, end: Fraction) -> None:
         """Add a decoded frame. `begin` and `end` are seconds from the first presented frame."""
         self.last, self.end = frame, max(self.end, end)
-        self.patched += frame.is_corrupt and end > self.request.start
+        self.concealed += frame.is_corrupt and end > self.request.start
         self.fill_until(frame, begin)
 
     def fill_until(self, frame: VideoFrame, until: Fraction) -> None:

@@ -19,7 +19,7 @@ from io import BufferedReader, BytesIO, RawIOBase
 from pathlib import Path
 
 from selva_bundle.errors import MediaError
-from selva_runtime.media.boxes import MAX_DEPTH, PARENTS, SCANNED, Box, Source, TooLarge, Walker
+from selva_runtime.media.boxes import MAX_DEPTH, PARENTS, SCANNED, Box, BoxReader, Source, TooLarge
 from selva_runtime.media.movie_tracks import INDEX_BYTES, TIME_BYTES, Table, Track
 
 BASE_BYTES, MAX_BYTES = 512 << 20, 1 << 30
@@ -79,8 +79,8 @@ class Movie:
     tracks: list[Track] = field(default_factory=lambda: [Track()])
     """The tracks. The first is for tables before any track."""
     chapter_tracks: set[int] = field(default_factory=set)
-    walker: Walker = field(default_factory=lambda: Walker(READ))
-    claimed: array[int] = field(default_factory=lambda: array("q"))
+    reader: BoxReader = field(default_factory=lambda: BoxReader(READ))
+    starts: array[int] = field(default_factory=lambda: array("q"))
     """Where indexes say that fragments begin. FFmpeg reads there, even inside the media data."""
 
     def read(self, source: Source) -> None:
@@ -89,14 +89,14 @@ class Movie:
         Raises:
             TooLarge: the tables would need too much memory or time.
         """
-        met = array("q")
-        for box in self.walker.children(source, 0, source.size):
-            met.append(box.begin)
+        seen = array("q")
+        for box in self.reader.children(source, 0, source.size):
+            seen.append(box.begin)
             self._box(source, box, 0, 1)
-        tail = source.number(source.size - 4)
+        tail = source.read_number(source.size - 4)
         if 8 <= tail <= source.size:
-            self.claimed.append(source.size - tail)
-        self._read_claimed(source, set(met))
+            self.starts.append(source.size - tail)
+        self._read_fragments(source, set(seen))
         self.spend(self.fragments * (FRAGMENT_BYTES + FRAGMENT_TRACK_BYTES * len(self.tracks)))
         freed = 0
         for track in self.tracks:
@@ -116,12 +116,12 @@ class Movie:
         if self.spent_bytes > self.allowed_bytes:
             raise TooLarge(f"its tables need more than {self.allowed_bytes >> 20} MiB of memory")
 
-    def _read_claimed(self, source: Source, known: set[int]) -> None:
-        while self.claimed:
-            begin = self.claimed.pop()
+    def _read_fragments(self, source: Source, known: set[int]) -> None:
+        while self.starts:
+            begin = self.starts.pop()
             if not 0 <= begin < source.size or begin + 8 in known:
                 continue
-            for box in self.walker.children(source, begin, source.size):
+            for box in self.reader.children(source, begin, source.size):
                 if box.begin in known:
                     break
                 known.add(box.begin)
@@ -150,10 +150,10 @@ class Movie:
         elif kind == b"cmov":
             self._compressed(source, box, depth)
         elif kind == b"mvhd":
-            scale = source.number(begin + (20 if source.number(begin, 1) == 1 else 12))
+            scale = source.read_number(begin + (20 if source.read_number(begin, 1) == 1 else 12))
             self.time_scale = min(scale, self.time_scale or scale)
         elif kind == b"chap":
-            numbers = source.rows(begin, ">u4", size // 4)
+            numbers = source.read_rows(begin, ">u4", size // 4)
             self.spend(times * 4 * len(numbers))
             self.chapter_tracks.update(numbers.tolist())
         elif kind in PARENTS or kind in SCANNED:
@@ -169,43 +169,43 @@ class Movie:
         if box.kind == b"moof":
             self.fragments += times
         if box.kind not in SCANNED:
-            for child in self.walker.children(source, box.begin, box.end):
+            for child in self.reader.children(source, box.begin, box.end):
                 self._box(source, child, depth + 1, times)
             return
         size = box.end - box.begin
         self.spend(2 * size * times)
         if box.kind == b"stsd":
-            self.tracks[-1].description = source.at(box.begin, 64)
+            self.tracks[-1].description = source.read(box.begin, 64)
         if box.kind == b"iprp":
             times *= size  # FFmpeg reads a property again for each item that has it
-        for child in self.walker.scanned(source, box):
+        for child in self.reader.scan(source, box):
             self._box(source, child, depth + 1, times)
 
     def _free(self, source: Source, box: Box, depth: int, times: int) -> None:
         """FFmpeg looks for a lost movie header in free space."""
-        if box.kind == b"free" and source.at(box.begin + 4, 4) in (b"mvhd", b"cmov"):
+        if box.kind == b"free" and source.read(box.begin + 4, 4) in (b"mvhd", b"cmov"):
             self._parent(source, box._replace(kind=b"moov"), depth, times)
 
     def _table(self, source: Source, box: Box, times: int) -> None:
         header = 4
         if box.kind == b"sbgp":
-            header = 12 if source.number(box.begin, 1) == 1 else 8
+            header = 12 if source.read_number(box.begin, 1) == 1 else 8
         in_file, in_memory = ROW_BYTES[box.kind]
         begin = box.begin + header + 4
         if box.kind == b"elst":
-            in_file = 20 if source.number(box.begin, 1) == 1 else 12
+            in_file = 20 if source.read_number(box.begin, 1) == 1 else 12
             count = (box.end - begin) // in_file
             self.tracks[-1].wide_edits = in_file == 20
         else:
             end = box.end if box.kind in WITHIN_BOX else source.size
-            count = min(source.number(box.begin + header), (end - begin) // in_file)
+            count = min(source.read_number(box.begin + header), (end - begin) // in_file)
         count = max(0, count)
         self.spend(count * in_memory * times)
         self.tracks[-1].add(box.kind, Table(source, begin, count))
 
     def _sizes(self, source: Source, box: Box, times: int) -> None:
         """Add to the samples of the track. A table that the file does not hold completely adds none."""
-        count, bits, each = source.number(box.begin + 8), 32, source.number(box.begin + 4)
+        count, bits, each = source.read_number(box.begin + 8), 32, source.read_number(box.begin + 4)
         if box.kind == b"stz2":
             bits, each = each & 0xFF, 0
         if each:
@@ -219,51 +219,51 @@ class Movie:
 
     def _run(self, source: Source, begin: int, times: int) -> None:
         """Add up the samples of a fragment. Samples without fields of their own take no room in the file."""
-        flags, count = source.number(begin), source.number(begin + 4)
+        flags, count = source.read_number(begin), source.read_number(begin + 4)
         in_file = 4 * (flags & 0xF00).bit_count()
         there = min(count, max(0, source.size - begin) // in_file) if in_file else count
         self.spend((there * INDEX_BYTES + count * TIME_BYTES) * times)
 
     def _index(self, source: Source, box: Box, times: int) -> None:
-        wide = source.number(box.begin, 1) == 1
+        wide = source.read_number(box.begin, 1) == 1
         place = box.begin + (30 if wide else 22)
-        offset = box.end + source.number(box.begin + (20 if wide else 16), 8 if wide else 4)
-        sizes = source.rows(place + 2, [("size", ">u4"), ("rest", "V8")], source.number(place, 2))["size"]
+        offset = box.end + source.read_number(box.begin + (20 if wide else 16), 8 if wide else 4)
+        sizes = source.read_rows(place + 2, [("size", ">u4"), ("rest", "V8")], source.read_number(place, 2))["size"]
         self.spend(len(sizes) * FRAGMENT_BYTES * times)
         self.fragments += len(sizes) * times
         for size in sizes.tolist():
             if offset < source.size:
-                self.claimed.append(offset)
+                self.starts.append(offset)
             offset += size
 
     def _random_access(self, source: Source, begin: int, times: int) -> None:
-        wide, lengths = source.number(begin, 1) == 1, source.number(begin + 8)
+        wide, lengths = source.read_number(begin, 1) == 1, source.read_number(begin + 8)
         rest = 3 + (lengths >> 4 & 3) + (lengths >> 2 & 3) + (lengths & 3)
         row = [("time", "V8"), ("offset", ">i8")] if wide else [("time", "V4"), ("offset", ">u4")]
         there = max(0, source.size - begin - 16) // (rest + (16 if wide else 8))
-        count = min(source.number(begin + 12), there)
+        count = min(source.read_number(begin + 12), there)
         self.spend(count * FRAGMENT_BYTES * times)
         self.fragments += count * times
-        self.claimed.extend(source.rows(begin + 16, [*row, ("rest", f"V{rest}")], count)["offset"].tolist())
+        self.starts.extend(source.read_rows(begin + 16, [*row, ("rest", f"V{rest}")], count)["offset"].tolist())
 
     def _items(self, source: Source, box: Box, times: int) -> None:
         """Add up a list for which FFmpeg allocates the stated length before it reads the list."""
-        version, place, size = source.number(box.begin, 1), box.begin + 4, 4
+        version, place, size = source.read_number(box.begin, 1), box.begin + 4, 4
         each = ENCRYPTED_BYTES
         if box.kind == b"saiz":
-            place += 9 if source.number(box.begin + 3, 1) & 1 else 1
+            place += 9 if source.read_number(box.begin + 3, 1) & 1 else 1
         elif box.kind in (b"iloc", b"iinf"):
             each, size = ITEM_BYTES, 2 if version < (2 if box.kind == b"iloc" else 1) else 4
             place += 2 if box.kind == b"iloc" else 0
-        count = source.number(place, size)
+        count = source.read_number(place, size)
         self.spend((count * 8 + min(count, source.size // 2) * each) * times)
 
     def _compressed(self, source: Source, box: Box, depth: int) -> None:
         """Add up a movie header in a zlib stream. The box says how long it is."""
-        length = source.number(box.begin + 20)
+        length = source.read_number(box.begin + 20)
         self.spend(length + box.end - box.begin)
         try:
-            data = zlib.decompressobj().decompress(source.at(box.begin + 24, box.end - box.begin - 24), length or 1)
+            data = zlib.decompressobj().decompress(source.read(box.begin + 24, box.end - box.begin - 24), length or 1)
         except zlib.error:
             return  # FFmpeg will say what is wrong
         inner = Source(BytesIO(data), len(data))

@@ -42,7 +42,7 @@ class Table(NamedTuple):
         if self.length > MAX_ROWS:
             raise TooLarge(f"one of its tables has more than {MAX_ROWS:,} rows")
         layout = [(str(place), kind) for place, kind in enumerate(types)]
-        rows: NDArray[Any] = self.source.rows(self.begin, layout, self.length)
+        rows: NDArray[Any] = self.source.read_rows(self.begin, layout, self.length)
         return rows[str(index)].astype(np.int64)
 
 
@@ -66,13 +66,13 @@ class Track:
 
     def note(self, source: Source, box: Box) -> None:
         """Store the fields of a box if they are needed here."""
-        wide = source.number(box.begin, 1) == 1
+        wide = source.read_number(box.begin, 1) == 1
         if box.kind == b"hdlr":
-            self.handlers.add(source.at(box.begin + 8, 4))
+            self.handlers.add(source.read(box.begin + 8, 4))
         elif box.kind == b"mdhd":
-            self.time_scale = max(self.time_scale, source.number(box.begin + (20 if wide else 12)))
+            self.time_scale = max(self.time_scale, source.read_number(box.begin + (20 if wide else 12)))
         elif box.kind == b"tkhd":
-            self.number = source.number(box.begin + (20 if wide else 12))
+            self.number = source.read_number(box.begin + (20 if wide else 12))
 
     def add(self, kind: bytes, table: Table) -> None:
         """Add a table."""
@@ -123,7 +123,7 @@ class Track:
         if self.doubled or not self.handlers & {b"soun", b"m1a "} or self.handlers & {b"vide", b"subp", b"clcp"}:
             return False
         times = self.tables.get(b"stts")
-        return times is not None and times.length == 1 and times.source.number(times.begin + 4) == 1
+        return times is not None and times.length == 1 and times.source.read_number(times.begin + 4) == 1
 
     def _sound_runs(self) -> Numbers:
         """(runs, 2): number of entries, and duration of each."""

@@ -83,7 +83,7 @@ def mux(
     audio, rate_hz = check_audio(audio), check_rate(sample_rate_hz)
     if not 0 <= start_s < float("inf"):
         raise RequestError(f"start {start_s} s: must be 0 or more seconds into the video")
-    source, wanted = Path(video_path), named(Path(out_path), Path(video_path))
+    source, wanted = Path(video_path), with_container_suffix(Path(out_path), Path(video_path))
     damage: Damaged | None = None
     for suffix in dict.fromkeys((wanted.suffix.lower(), *FALLBACKS)):
         job = Job(source, suffix, audio, rate_hz, start_s, video_start_s, tag(title))
@@ -101,7 +101,7 @@ def mux(
     raise MediaError(f"{refusal}, nor can {' or '.join(FALLBACKS)}; convert the video to H.264 first")
 
 
-def named(wanted: Path, source: Path) -> Path:
+def with_container_suffix(wanted: Path, source: Path) -> Path:
     """Return `wanted` with the suffix of a container that can be written."""
     if wanted.suffix.lower() in FORMATS:
         return wanted
@@ -192,7 +192,7 @@ class Job:
             elif packet.size:
                 index = packet.stream_index
                 order.fix(packet, shift)
-                target.mux(stem.until(float((packet.dts or 0) * packet.time_base)))
+                target.mux(stem.encode_until(float((packet.dts or 0) * packet.time_base)))
                 packet.stream = copied[index]
                 try:
                     target.mux(packet)
@@ -204,7 +204,7 @@ class Job:
                     left_out += 1
         for index in refused.keys() - taken:
             raise Damaged(reason(refused[index])) from refused[index]
-        target.mux(stem.until(float("inf")))
+        target.mux(stem.encode_until(float("inf")))
         if left_out:
             self.warnings.append(f"{self.source.name}: damaged in {left_out} places, which were left out")
 
@@ -264,7 +264,7 @@ class Stem:
         self.rate_hz, self.samples = rate_hz, 0
         self.blocks = blocks(audio, max(0, round(start * rate_hz)), rate_hz)
 
-    def until(self, time_s: float) -> list[Packet[AudioStream]]:
+    def encode_until(self, time_s: float) -> list[Packet[AudioStream]]:
         """Encode and return the packets that begin up to `time_s`. Infinity also flushes the encoder."""
         encoded: list[Packet[AudioStream]] = []
         while self.samples <= time_s * self.rate_hz:

@@ -140,8 +140,8 @@ def read(
     """
     path = video.path
     collector = FrameCollector(request, Pictures(request.size, path), on_progress)
-    promised = promised_length(video.container, video.stream)
-    collector.set_expected_length(promised)
+    expected = header_length(video.container, video.stream)
+    collector.set_expected_length(expected)
     decoder = Decoder(video.container, video.stream, path, cancelled)
     frames = decoder.frames()
     first = next(frames, None)
@@ -165,9 +165,9 @@ def read(
         fps=float(request.fps),
         start_s=float(request.start),
         duration_s=float(length),
-        source_duration_s=float(promised) or None,
+        source_duration_s=float(expected) or None,
         video_start_s=0.0 if decoder.by_order else float(origin),
-        warnings=damage(path.name, collector, decoder, shown_end, promised),
+        warnings=damage_warnings(path.name, collector, decoder, shown_end, expected),
     )
 
 
@@ -188,7 +188,7 @@ def seek_near(decoder: Decoder, target: Fraction) -> chain[tuple[Fraction, Fract
     return chain([first], frames)
 
 
-def promised_length(container: InputContainer, stream: VideoStream) -> Fraction:
+def header_length(container: InputContainer, stream: VideoStream) -> Fraction:
     """Return the seconds of video according to the header, 0 if it says nothing."""
     if stream.duration and stream.time_base:
         return stream.duration * stream.time_base
@@ -215,22 +215,22 @@ def check_length(path: Path, request: FrameRequest, end: Fraction, length: Fract
         raise MediaError(f"{path}: {length_s} of video from {start_s} on, but {minimum_s} are needed; {fix}")
 
 
-def damage(
-    name: str, collector: FrameCollector, decoder: Decoder, shown_end: Fraction, promised: Fraction
+def damage_warnings(
+    name: str, collector: FrameCollector, decoder: Decoder, shown_end: Fraction, expected: Fraction
 ) -> tuple[str, ...]:
     """Return warnings about a damaged file."""
     warnings = []
     if decoder.damaged_packets:
-        warnings.append(f"{name}: {counted(decoder.damaged_packets, 'damaged packet')} skipped")
-    if collector.patched:
-        warnings.append(f"{name}: {counted(collector.patched, 'damaged frame')} concealed by the decoder")
-    if not collector.complete and promised - collector.end > TRUNCATED_S:
-        warnings.append(f"{name}: ends after {float(collector.end):.2f} s, but its header says {float(promised):.2f} s")
+        warnings.append(f"{name}: {pluralise(decoder.damaged_packets, 'damaged packet')} skipped")
+    if collector.concealed:
+        warnings.append(f"{name}: {pluralise(collector.concealed, 'damaged frame')} concealed by the decoder")
+    if not collector.complete and expected - collector.end > TRUNCATED_S:
+        warnings.append(f"{name}: ends after {float(collector.end):.2f} s, but its header says {float(expected):.2f} s")
     if collector.end - shown_end > TRUNCATED_S:
         warnings.append(f"{name}: no frame can be decoded after {float(shown_end):.2f} s; the last one is repeated")
     return tuple(warnings)
 
 
-def counted(number: int, noun: str) -> str:
+def pluralise(number: int, noun: str) -> str:
     """Return a number with its noun, such as "2 packets"."""
     return f"{number} {noun}{'' if number == 1 else 's'}"

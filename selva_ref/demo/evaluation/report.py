@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from selva_bundle.atomic import written_whole
+from selva_bundle.atomic import atomic_write
 from selva_ref.demo.evaluation.ablations import VARIANTS, Variant, features_of, generator_of
 from selva_ref.demo.evaluation.events import Score
 from selva_ref.demo.evaluation.scores import (
@@ -120,7 +120,7 @@ def _numbers(score: Score) -> dict[str, float]:
 
 
 def _write(path: Path, text: str) -> None:
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
@@ -148,6 +148,6 @@ def draw(rows: dict[str, dict[str, Score]], path: Path) -> None:
     panels[0].invert_yaxis()
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, title="test set", loc="outside right center", frameon=False)
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png")
     plt.close(figure)

@@ -98,11 +98,10 @@ def start_vocoder(vocoder: Vocoder) -> None:
 
 
 def quiet_level(progress: float) -> float:
-    """The silence level of `vocoder_loss`, relative to full scale: -40 dB at first, -100 dB from 80 % of the training
-    on.
+    """The silence level of `vocoder_loss`, relative to full scale.
 
-    If it were low from the start, the steep logarithm near silence would dominate the loss, and the vocoder would learn
-    to be quiet and never make tones.
+    -40 dB at first, -100 dB from 80 % of the training on. If it were low from the start, the steep logarithm near
+    silence would dominate the loss, and the vocoder would learn to be quiet and never make tones.
     """
     return 10 ** (-2 - 3 * min(1.0, max(0.0, (progress - 0.3) / 0.5)))
 

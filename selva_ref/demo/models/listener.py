@@ -1,5 +1,4 @@
-"""A small classifier that names the kind of sound in a stem. It judges the evaluation and is trained on clean clips
-only.
+"""A small classifier that names the kind of sound in a stem, for the evaluation. It is trained on clean clips only.
 
 It never sees what the demo generates. Noise on its log-mels stops it from relying on digital silence.
 Shapes: B batch, M mel bands, F mel frames.

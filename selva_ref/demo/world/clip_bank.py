@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selva_bundle.atomic import written_whole
+from selva_bundle.atomic import atomic_write
 from selva_ref.demo.world.kinds import KINDS
 from selva_ref.demo.world.scenes import FPS, FRAMES, SIZE, Scene, render, single_scene
 from selva_ref.model.presets import PRESETS
@@ -37,7 +37,7 @@ class ClipBank:
             self._render(frames)
         else:
             if not path.exists():
-                with written_whole(path) as temporary:
+                with atomic_write(path) as temporary:
                     mapped = np.lib.format.open_memmap(temporary, "w+", np.uint8, (clips, FRAMES, 3, SIZE, SIZE))
                     self._render(mapped)
                     mapped.flush()

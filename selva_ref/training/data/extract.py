@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from selva_bundle.atomic import written_whole
+from selva_bundle.atomic import atomic_write
 from selva_bundle.lengths import SequenceRules
 from selva_ref.model.presets import Preset
 from selva_ref.pipeline import sequence_rules
@@ -34,7 +34,7 @@ from selva_ref.training.data.store import (
     write_table,
 )
 from selva_ref.training.errors import TrainingError
-from selva_ref.training.workers import in_order
+from selva_ref.training.workers import map_in_order
 
 FLUSH_CLIPS = 16
 """Number of clips between flushes of the features to disk; the journal is written after each flush."""
@@ -87,7 +87,7 @@ def extract(request: ExtractRequest, progress: Progress) -> Extracted:
         CheckpointError: a checkpoint is missing or does not fit.
     """
     rules, listed = sequence_rules(request.preset), read_lists(request.lists)
-    _begin(request, rules, listed)
+    _prepare_folder(request, rules, listed)
     done = read_outcomes(request.out).keys()
     todo = [row for row in range(len(listed)) if row not in done]
     if todo:
@@ -96,7 +96,7 @@ def extract(request: ExtractRequest, progress: Progress) -> Extracted:
     return _summary(request.out, listed)
 
 
-def _begin(request: ExtractRequest, rules: SequenceRules, listed: list[Listed]) -> None:
+def _prepare_folder(request: ExtractRequest, rules: SequenceRules, listed: list[Listed]) -> None:
     if not rules.min_duration_s <= request.duration_s <= rules.max_duration_s:
         limits = f"{rules.min_duration_s} to {rules.max_duration_s} s"
         raise TrainingError(f"duration {request.duration_s} s: must be from {limits}")
@@ -122,7 +122,7 @@ def _extract_text(request: ExtractRequest, labels: list[str]) -> None:
         return
     features = text_features(request.preset, request.checkpoints, labels, torch.device(request.device))
     for name, array in features.items():  # text_clip is written last, so its presence means all are there
-        with written_whole(request.out / f"{name}.npy") as temporary, temporary.open("wb") as file:
+        with atomic_write(request.out / f"{name}.npy") as temporary, temporary.open("wb") as file:
             np.save(file, array)
 
 
@@ -150,7 +150,7 @@ def _extract_clips(
 def _rows(folder: Path, name: str, dtype: type, shape: tuple[int, ...]) -> np.memmap:
     path = folder / f"{name}.npy"
     if not path.exists():
-        with written_whole(path) as temporary:
+        with atomic_write(path) as temporary:
             np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)  # takes space as it fills
     return open_array(path, dtype, shape, mode="r+")
 
@@ -186,7 +186,7 @@ def _read_all(read: Reader, todo: list[int], workers: int) -> Iterator[tuple[int
     done, alone = 0, False
     while done < len(todo):
         try:
-            for found in in_order(
+            for found in map_in_order(
                 read, todo[done:], workers=1 if alone else workers, ahead=0 if alone else 2 * workers
             ):
                 yield found

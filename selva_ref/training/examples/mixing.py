@@ -30,11 +30,11 @@ def side_by_side(target_T3HW: Tensor, pair_T3HW: Tensor, share: float, target_le
     """
     height, width = target_T3HW.shape[-2:]
     columns = int(share * width)
-    target, pair = _squeezed(target_T3HW, height, columns), _squeezed(pair_T3HW, height, width - columns)
+    target, pair = _squeeze(target_T3HW, height, columns), _squeeze(pair_T3HW, height, width - columns)
     return torch.cat((target, pair) if target_left else (pair, target), dim=-1)
 
 
-def _squeezed(frames_T3HW: Tensor, height: int, columns: int) -> Tensor:
+def _squeeze(frames_T3HW: Tensor, height: int, columns: int) -> Tensor:
     return F.interpolate(frames_T3HW, size=(height, columns), mode="bicubic", antialias=True)
 
 

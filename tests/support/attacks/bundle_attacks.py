@@ -52,7 +52,7 @@ class BundleAttacks:
             return _kind(str(died)), str(died)
         if outcome["peak_bytes"] > MOST_USED_BYTES:
             self._worker.restart()
-            return "too much memory", f"{outcome['peak_bytes'] / 1e9:.1f} GB; {_told(outcome)}"
+            return "too much memory", f"{outcome['peak_bytes'] / 1e9:.1f} GB; {_described(outcome)}"
         if "error" in outcome:
             return _error_fault(outcome)
         pairs = zip(outcome["stems"], self._right, strict=False)
@@ -63,7 +63,7 @@ class BundleAttacks:
 def _error_fault(outcome: dict[str, Any]) -> tuple[str, str] | None:
     message = outcome["message"]
     if not outcome["selva"]:
-        return _kind(f"{outcome['error']} in {outcome['at']}: {message}"), _told(outcome)
+        return _kind(f"{outcome['error']} in {outcome['at']}: {message}"), _described(outcome)
     if len(message.splitlines()) != 1 or any(unicodedata.category(letter) == "Cc" for letter in message):
         return "a message that is not one line without control characters", repr(message[:300])
     if len(message) > LONGEST_MESSAGE:
@@ -84,7 +84,7 @@ def _stem_fault(stem: dict[str, Any], right: dict[str, Any], allows: str) -> tup
     return f"a stem where {allows} was due", "the same stem as ever" if same else str(stem)
 
 
-def _told(outcome: dict[str, Any]) -> str:
+def _described(outcome: dict[str, Any]) -> str:
     return f"{outcome.get('error', 'a stem')}: {outcome.get('message', '')[:300]}"
 
 

@@ -48,14 +48,14 @@ def edit_manifest(bundle: Path, random: Random) -> Edit:
     names = (*manifest["files"], *manifest["graphs"])
     document = edited(manifest, random, within=("graphs", *_NUMBERS), extra=names)
     write(bundle / "manifest.json", document.text())
-    return Edit(what=f"manifest: {_told(document)}", allows=ANOTHER_SOUND if _matters(document.touched) else HARMLESS)
+    return Edit(what=f"manifest: {_text(document)}", allows=ANOTHER_SOUND if _matters(document.touched) else HARMLESS)
 
 
 def edit_numbers(bundle: Path, random: Random) -> Edit:
     """Replaces a number that the runtime computes with by a plausible one."""
     document = nudged(_manifest(bundle), random, within=_NUMBERS)
     write(bundle / "manifest.json", document.text())
-    return Edit(what=f"manifest: {_told(document)}", allows=ANOTHER_SOUND)
+    return Edit(what=f"manifest: {_text(document)}", allows=ANOTHER_SOUND)
 
 
 def edit_ports(bundle: Path, random: Random) -> Edit:
@@ -122,7 +122,7 @@ def edit_tokenizer(bundle: Path, random: Random) -> Edit:
         how, damaged = _damaged(data, random)
     else:
         document = edited(json.loads(data), random)
-        how, damaged = _told(document), document.text()
+        how, damaged = _text(document), document.text()
     relist(bundle, name, damaged)
     return Edit(what=f"{name}, its hash listed: {how}", allows=ANOTHER_SOUND)
 
@@ -168,8 +168,8 @@ def swap_in_use(bundle: Path, random: Random) -> Edit:
         "in_place": random.random() < 0.5,
         "same_times": random.random() < 0.5,
     }
-    told = ", ".join(f"{key} {value}" for key, value in swap.items() if key not in ("file", "with"))
-    return Edit(what=f"{name}: {how}; {told}", allows=HARMLESS, swap=swap)
+    settings = ", ".join(f"{key} {value}" for key, value in swap.items() if key not in ("file", "with"))
+    return Edit(what=f"{name}: {how}; {settings}", allows=HARMLESS, swap=swap)
 
 
 def relist(bundle: Path, name: str, data: bytes) -> None:
@@ -184,7 +184,7 @@ def _manifest(bundle: Path) -> dict[str, Any]:
     return dict(json.loads((bundle / "manifest.json").read_bytes()))
 
 
-def _told(document: Document) -> str:
+def _text(document: Document) -> str:
     return "; ".join(document.done)
 
 
@@ -208,7 +208,7 @@ def _damaged(data: bytes, random: Random, *, same_size: bool = False) -> tuple[s
     return f"bits flipped {' '.join(flips)}", bytes(damaged)
 
 
-def _gone(path: Path) -> None:
+def _remove(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
@@ -219,7 +219,7 @@ def _linked_out(path: Path, outside: Path) -> None:
 
 def _instead(make: Callable[[Path], Any]) -> Callable[[Path, Path], None]:
     def change(path: Path, _outside: Path) -> None:
-        _gone(path)
+        _remove(path)
         make(path)
 
     return change
@@ -230,10 +230,10 @@ def _beside(name: str | bytes, make: Callable[[Path], Any] = Path.touch) -> Call
 
 
 _STRANGE: dict[str, Callable[[Path, Path], None]] = {
-    "missing": lambda path, _: _gone(path),
+    "missing": lambda path, _: _remove(path),
     "a folder": _instead(Path.mkdir),
     "empty": _instead(Path.touch),
-    "a pipe": _instead(lambda path: os.mkfifo(path)),
+    "a pipe": _instead(os.mkfifo),
     "a link to itself": _instead(lambda path: path.symlink_to(path)),
     "a link to nothing": _instead(lambda path: path.symlink_to("nothing")),
     "a link to /dev/zero": _instead(lambda path: path.symlink_to("/dev/zero")),
@@ -243,6 +243,6 @@ _STRANGE: dict[str, Callable[[Path, Path], None]] = {
     "a stranger of two lines": _beside("two\nlines"),
     "a stranger that is not UTF-8": _beside(b"\xff\xfe.onnx"),
     "a stranger with a long name": _beside("x" * 255),
-    "a pipe beside it": _beside("pipe", lambda path: os.mkfifo(path)),
+    "a pipe beside it": _beside("pipe", os.mkfifo),
     "a link to a folder beside it": _beside("link", lambda path: path.symlink_to("/etc")),
 }

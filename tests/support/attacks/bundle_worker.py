@@ -105,13 +105,13 @@ def _frames(image_size: int, fps: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 
 def _described(audio: np.ndarray[Any, Any], rate_hz: int) -> dict[str, Any]:
-    heard = np.flatnonzero(audio)
+    nonzero = np.flatnonzero(audio)
     return {
         "dtype": str(audio.dtype),
         "shape": audio.shape,
         "wanted_samples": round(DURATION_S * rate_hz),
         "finite": bool(np.isfinite(audio).all()),
-        "silent_at_end": int(len(audio) - 1 - heard[-1]) if len(heard) else len(audio),
+        "silent_at_end": int(len(audio) - 1 - nonzero[-1]) if len(nonzero) else len(audio),
         "sha256": hashlib.sha256(audio.tobytes()).hexdigest(),
     }
 

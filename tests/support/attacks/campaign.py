@@ -123,7 +123,7 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             env=environment(),
-            preexec_fn=limit,
+            preexec_fn=limit,  # noqa: PLW1509 -- no thread runs yet
         )
         return self._process
 

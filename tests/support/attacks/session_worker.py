@@ -91,12 +91,12 @@ def fork(random: Random) -> dict[str, Any]:
     ready = select.select([reading], [], [], FORK_TIME_S)[0]
     if not ready:
         os.kill(child, signal.SIGKILL)
-    said = os.read(reading, 4096) if ready else b'"hang"'
+    answered = os.read(reading, 4096) if ready else b'"hang"'
     os.close(reading)
     status = os.waitpid(child, 0)[1]
     if busy:
         thread.join()
-    fault = json.loads(said) if said else f"the child died: wait status {status}"
+    fault = json.loads(answered) if answered else f"the child died: wait status {status}"
     where = "the child" + (", with a new session" if fresh else "")
     after = None if fault else outcome(other, seed, session, clip)
     if after:

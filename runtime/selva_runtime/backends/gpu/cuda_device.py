@@ -154,9 +154,7 @@ class CudaDevice:
         kinds = self._cuda.cudaMemoryType
         found = self._call("cudaPointerGetAttributes", pointer)
         if found.type not in (kinds.cudaMemoryTypeDevice, kinds.cudaMemoryTypeManaged) or found.device != 0:
-            raise RequestError(
-                f"the array is not in the memory of {self.name}, which this session runs on; copy it there"
-            )
+            raise RequestError(f"the array is not in the memory of {self.name}, which this session runs on; copy it")
 
     def _record(self, stream: int) -> _Mark:
         mark = _Mark(self._call("cudaEventCreateWithFlags", self._cuda.cudaEventDisableTiming))

@@ -64,7 +64,7 @@ class Device(Protocol):
         """
 
 
-class Bound(Protocol):
+class BoundGraph(Protocol):
     """A graph with its inputs and outputs at fixed addresses."""
 
     recordable: bool
@@ -90,7 +90,7 @@ class Graphs(Protocol):
             BackendError: the library cannot load the graph.
         """
 
-    def bind(self, name: str, arrays: Mapping[str, DeviceArray], *, repeated: bool) -> Bound:
+    def bind(self, name: str, arrays: Mapping[str, DeviceArray], *, repeated: bool) -> BoundGraph:
         """Bind graph `name` to these inputs and outputs. A `repeated` binding runs many times and has its own state.
 
         Each new binding of a graph that is not `repeated` replaces the one before.

@@ -28,26 +28,26 @@ _BLOCK_BYTES = 512
 
 
 class Block:
-    """A piece of device memory. `state["given_out"]` is true once another program may use it, in its own order."""
+    """A piece of device memory. `state["exported"]` is true once another program may use it, in its own order."""
 
     def __init__(self, pointer: int, nbytes: int, owner: object = None) -> None:
         self.pointer = pointer
         self.nbytes = nbytes
         self.owner = owner
         """The object that keeps memory of another library alive. None for our own memory."""
-        self.state = {"given_out": False}
+        self.state = {"exported": False}
 
 
-class _Returned:
+class _FreedBlocks:
     """Blocks that nothing refers to any more.
 
-    While their space is in use, they are only listed here. A finaliser may run at any time, also during a recording,
+    While their pool is in use, they are only listed here. A finaliser may run at any time, also during a recording,
     where a call that frees memory would do harm.
     """
 
     def __init__(self, device: Device) -> None:
         self._device = device
-        self._notes: deque[tuple[int, int, bool]] = deque()
+        self._blocks: deque[tuple[int, int, bool]] = deque()
         self._closed = False
 
     def add(self, pointer: int, nbytes: int, state: dict[str, bool]) -> None:
@@ -55,17 +55,17 @@ class _Returned:
         if self._closed:
             self._release(pointer)
         else:
-            self._notes.append((pointer, nbytes, state["given_out"]))
+            self._blocks.append((pointer, nbytes, state["exported"]))
 
     def take(self) -> Iterator[tuple[int, int, bool]]:
         """Remove and yield (pointer, bytes, given out) of each block."""
-        while self._notes:
-            yield self._notes.popleft()
+        while self._blocks:
+            yield self._blocks.popleft()
 
     def close(self, free: dict[int, list[int]]) -> None:
-        """Free all blocks, and from now on each block at once. Called by the finaliser of the space."""
+        """Free all blocks, and from now on each block at once. Called by the finaliser of the pool."""
         self._closed = True
-        for pointer in [pointer for idle in free.values() for pointer in idle] + [note[0] for note in self.take()]:
+        for pointer in [pointer for idle in free.values() for pointer in idle] + [block[0] for block in self.take()]:
             self._release(pointer)
 
     def _release(self, pointer: int) -> None:
@@ -73,16 +73,16 @@ class _Returned:
             self._device.free(pointer)
 
 
-class Space:
+class MemoryPool:
     """The memory of one device: blocks, and the staging memory for copies from and to the host."""
 
     def __init__(self, device: Device) -> None:
         self.device = device
         self._free: dict[int, list[int]] = {}
-        self._returned = _Returned(device)
+        self._freed = _FreedBlocks(device)
         self._staging: npt.NDArray[np.uint8] | None = None
         self._staged = 0
-        weakref.finalize(self, self._returned.close, self._free).atexit = False
+        weakref.finalize(self, self._freed.close, self._free).atexit = False
 
     def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> DeviceArray:
         """Make an array with undefined values.
@@ -98,11 +98,11 @@ class Space:
         Raises:
             DeviceMemoryError: the device has too little memory.
         """
-        self._take_back()
+        self._reclaim()
         size = max(1, math.ceil(nbytes / _BLOCK_BYTES)) * _BLOCK_BYTES
         idle = self._free.get(size)
         block = Block(idle.pop() if idle else self._allocate(size), size)
-        weakref.finalize(block, self._returned.add, block.pointer, size, block.state).atexit = False
+        weakref.finalize(block, self._freed.add, block.pointer, size, block.state).atexit = False
         return block
 
     def view(self, pointer: int, shape: tuple[int, ...], dtype: npt.DTypeLike, owner: object) -> DeviceArray:
@@ -128,7 +128,7 @@ class Space:
         """
         if values.shape != target.shape or values.dtype != target.dtype:
             raise BackendError(f"{values.dtype} {values.shape} cannot be copied into {target.dtype} {target.shape}")
-        if isinstance(values, DeviceArray) and values.space.device.kind == self.device.kind:
+        if isinstance(values, DeviceArray) and values.pool.device.kind == self.device.kind:
             self.device.copy(target.pointer, values.pointer, target.nbytes)
             return
         source = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
@@ -151,7 +151,7 @@ class Space:
 
     def trim(self) -> None:
         """Free the idle blocks."""
-        self._take_back()
+        self._reclaim()
         self.device.synchronise()
         for pointers in self._free.values():
             while pointers:
@@ -164,10 +164,10 @@ class Space:
             self.trim()
             return self.device.allocate(size)
 
-    def _take_back(self) -> None:
-        for pointer, size, given_out in self._returned.take():
+    def _reclaim(self) -> None:
+        for pointer, size, exported in self._freed.take():
             idle = sum(each * len(pointers) for each, pointers in self._free.items())
-            if given_out or idle + size > _IDLE_BYTES:
+            if exported or idle + size > _IDLE_BYTES:
                 self.device.free(pointer)
             else:
                 self._free.setdefault(size, []).append(pointer)
@@ -186,8 +186,10 @@ class Space:
 class DeviceArray:
     """A contiguous array on a device. Reading it (`numpy.asarray`) waits for the work that computes it."""
 
-    def __init__(self, space: Space, block: Block, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        self.space = space
+    def __init__(
+        self, pool: MemoryPool, block: Block, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any]
+    ) -> None:
+        self.pool = pool
         self.shape = shape
         self.dtype = dtype
         self._block = block
@@ -211,7 +213,7 @@ class DeviceArray:
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
         """Share the memory with PyCUDA, CuPy, PyTorch, … without a copy. The values are complete."""
-        self._block.state["given_out"] = True
+        self._block.state["exported"] = True
         return {
             "shape": self.shape,
             "typestr": self.dtype.str,
@@ -222,7 +224,7 @@ class DeviceArray:
         }
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
-        values = self.space.read(self)
+        values = self.pool.read(self)
         return values if dtype is None else values.astype(dtype, copy=False)
 
     def __len__(self) -> int:
@@ -230,15 +232,15 @@ class DeviceArray:
 
     def __getitem__(self, key: int | slice | None) -> DeviceArray:
         if key is None:
-            return DeviceArray(self.space, self._block, self._offset, (1, *self.shape), self.dtype)
+            return DeviceArray(self.pool, self._block, self._offset, (1, *self.shape), self.dtype)
         rows = range(len(self))[key]
         row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
         if isinstance(rows, int):
-            return DeviceArray(self.space, self._block, self._offset + rows * row_bytes, self.shape[1:], self.dtype)
+            return DeviceArray(self.pool, self._block, self._offset + rows * row_bytes, self.shape[1:], self.dtype)
         if rows.step != 1:
             raise IndexError("the rows of a device array must be consecutive")
         offset = self._offset + rows.start * row_bytes
-        return DeviceArray(self.space, self._block, offset, (len(rows), *self.shape[1:]), self.dtype)
+        return DeviceArray(self.pool, self._block, offset, (len(rows), *self.shape[1:]), self.dtype)
 
     def __setitem__(self, key: int | slice, values: Array | DeviceArray) -> None:
-        self.space.write(self[key], values)
+        self.pool.write(self[key], values)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from selva_bundle.errors import RequestError
-from selva_runtime.backends.gpu.device_array import DeviceArray, Space
+from selva_runtime.backends.gpu.device_array import DeviceArray, MemoryPool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,17 +33,17 @@ def is_foreign(array: object) -> bool:
     return not isinstance(array, (np.ndarray, DeviceArray)) and hasattr(array, "__cuda_array_interface__")
 
 
-def adopt(space: Space, array: Any) -> DeviceArray:
+def adopt(pool: MemoryPool, array: Any) -> DeviceArray:
     """Use another library's array without a copy. Work that is queued from now on can read it.
 
     Raises:
         RequestError: the array is not plain, or not in the memory of this device.
     """
     foreign = parse(array)
-    space.device.check_pointer(foreign.pointer)
+    pool.device.check_pointer(foreign.pointer)
     if foreign.stream is not None:
-        space.device.after(foreign.stream)
-    return space.view(foreign.pointer, foreign.shape, foreign.dtype, owner=array)
+        pool.device.after(foreign.stream)
+    return pool.view(foreign.pointer, foreign.shape, foreign.dtype, owner=array)
 
 
 def parse(array: Any) -> ForeignArray:
@@ -63,9 +63,7 @@ def parse(array: Any) -> ForeignArray:
         reason = f"{type(error).__name__}: {error}"
         raise RequestError(f"the array's __cuda_array_interface__ cannot be read ({reason})") from error
     if version < 2 or interface.get("mask") is not None or dtype.hasobject or not dtype.isnative:
-        raise RequestError(
-            "the array is masked, byte-swapped or uses an old version of the interface; pass a plain one"
-        )
+        raise RequestError("the array is masked, byte-swapped or in an old format; pass a plain one")
     if not shape or any(size <= 0 for size in shape) or pointer <= 0 or pointer % dtype.itemsize:
         raise RequestError(f"the array has the shape {shape} at the address {pointer:#x}; pass one with values")
     if strides is not None and tuple(strides) != _contiguous_strides(shape, dtype.itemsize):

@@ -14,6 +14,7 @@ from weakref import WeakSet
 
 from selva_bundle.bundle import Bundle
 from selva_bundle.errors import BackendError, DeviceMemoryError
+from selva_bundle.ports import GUIDED_STEP
 from selva_runtime.backends.gpu.cuda_device import CudaDevice
 from selva_runtime.backends.gpu.device import Device
 from selva_runtime.backends.gpu.device_array import DeviceArray
@@ -24,10 +25,10 @@ _OLDEST = (1, 31)
 """Before, a captured graph could keep the address of page-locked memory that was freed, and compute garbage."""
 _REPLACE = "pip uninstall onnxruntime onnxruntime-gpu, then pip install 'selva-deploy[gpu]'"
 _LIBRARIES = "pip install --upgrade 'onnxruntime-gpu[cuda,cudnn]', and unset LD_LIBRARY_PATH if it names other versions"
-_REPEATED = "guided_step"
+_REPEATED = GUIDED_STEP
 _NO_CUDA_GRAPH = -1
 _MOST_UNUSED = 16
-"""CUDA graphs of plans that are gone. The CUDA provider cannot release them, so the session is opened again instead."""
+"""CUDA graphs of plans that are gone. The CUDA provider cannot release one, so the session is opened again instead."""
 _OUT_OF_MEMORY = ("failed to allocate memory", "out of memory", "alloc_failed", "bad allocation")
 
 
@@ -51,7 +52,7 @@ class OnnxGraphs:
         self._sessions: dict[str, Any] = {}
         self._graph_ids = count(1)
         self._recorded = 0
-        self._in_use: WeakSet[OnnxBound] = WeakSet()
+        self._in_use: WeakSet[BoundOnnxGraph] = WeakSet()
         self._ort = import_onnxruntime(device.kind)
         if isinstance(device, CudaDevice):
             if _CUDA not in self._ort.get_available_providers():
@@ -84,7 +85,7 @@ class OnnxGraphs:
             raise BackendError(f"ONNX Runtime cannot load the libraries of CUDA 13 and cuDNN 9: {_LIBRARIES}")
         self._sessions[name] = session
 
-    def bind(self, name: str, arrays: Mapping[str, DeviceArray], *, repeated: bool) -> OnnxBound:
+    def bind(self, name: str, arrays: Mapping[str, DeviceArray], *, repeated: bool) -> BoundOnnxGraph:
         """Bind graph `name` to these inputs and outputs. A `repeated` binding runs many times and has its own state."""
         if repeated and self._recorded - len(self._in_use) >= _MOST_UNUSED:
             self._sessions.pop(name)
@@ -100,7 +101,7 @@ class OnnxGraphs:
             array = arrays[port.name]
             binding.bind_output(port.name, kind, 0, array.dtype.type, list(array.shape), array.pointer)
         graph_id = next(self._graph_ids) if repeated else _NO_CUDA_GRAPH
-        bound = OnnxBound(self._device, self._call(name, session, binding, graph_id), arrays)
+        bound = BoundOnnxGraph(self._device, self._call(name, session, binding, graph_id), arrays)
         if repeated and kind == "cuda":
             self._recorded += 1
             self._in_use.add(bound)
@@ -125,7 +126,7 @@ class OnnxGraphs:
                 with CudaDevice.recording() if captures else nullcontext():
                     session.run_with_iobinding(binding, options)
             except Exception as error:
-                raise _kind(error)(f"ONNX Runtime failed in graph {name}: {first_line(error)}") from error
+                raise _error_type(error)(f"ONNX Runtime failed in graph {name}: {first_line(error)}") from error
 
         return call
 
@@ -137,7 +138,7 @@ class OnnxGraphs:
         try:
             return open_session(self._ort, self._bundle, name, options, self._providers(cuda_graph), enable_fallback=0)
         except BackendError as error:
-            raise _kind(error.__cause__)(str(error)) from error
+            raise _error_type(error.__cause__)(str(error)) from error
 
     def _providers(self, cuda_graph: bool) -> list[Any]:
         if not isinstance(self._device, CudaDevice):
@@ -153,7 +154,7 @@ class OnnxGraphs:
         return [(_CUDA, cuda), "CPUExecutionProvider"]
 
 
-class OnnxBound:
+class BoundOnnxGraph:
     """A graph with its inputs and outputs at fixed addresses. It keeps the arrays at those addresses alive."""
 
     def __init__(self, device: Device, call: Callable[[], None], arrays: Mapping[str, DeviceArray]) -> None:
@@ -168,6 +169,6 @@ class OnnxBound:
         self._device.enqueue(self._call)
 
 
-def _kind(error: BaseException | None) -> type[BackendError]:
+def _error_type(error: BaseException | None) -> type[BackendError]:
     text = str(error).lower()
     return DeviceMemoryError if any(sign in text for sign in _OUT_OF_MEMORY) else BackendError

@@ -16,15 +16,16 @@ from typing import Any
 
 from selva_bundle.bundle import Bundle
 from selva_bundle.errors import BackendError, DeviceMemoryError
+from selva_bundle.ports import GUIDED_STEP, VIDEO_BACKBONE
 from selva_runtime.backends.gpu.cuda_device import CudaDevice
-from selva_runtime.backends.gpu.device_array import Block, DeviceArray, Space
+from selva_runtime.backends.gpu.device_array import Block, DeviceArray, MemoryPool
 from selva_runtime.backends.gpu.kernel_cache import CacheFile
 
-_REPEATED = "guided_step"
+_REPEATED = GUIDED_STEP
 _OUT_OF_MEMORY = ("out of memory", "outofmemory", "memory allocation", "cudaerrormemoryallocation")
 
 
-def open_graphs(bundle: Bundle, device: CudaDevice, space: Space) -> TensorRtGraphs:
+def open_graphs(bundle: Bundle, device: CudaDevice, pool: MemoryPool) -> TensorRtGraphs:
     """Open the engines of the first library that is installed, has engines in the bundle and runs them on this GPU.
 
     Raises:
@@ -38,7 +39,7 @@ def open_graphs(bundle: Bundle, device: CudaDevice, space: Space) -> TensorRtGra
     refused = []
     for target in engines.TARGETS:
         try:
-            return TensorRtGraphs(bundle, device, space, engines, target)
+            return TensorRtGraphs(bundle, device, pool, engines, target)
         except DeviceMemoryError:
             raise
         except BackendError as error:
@@ -53,20 +54,20 @@ class TensorRtGraphs:
         BackendError: the engines do not run here.
     """
 
-    def __init__(self, bundle: Bundle, device: CudaDevice, space: Space, engines: Any, target: str) -> None:
-        self._bundle, self._device, self._space = bundle, device, space
+    def __init__(self, bundle: Bundle, device: CudaDevice, pool: MemoryPool, engines: Any, target: str) -> None:
+        self._bundle, self._device, self._pool = bundle, device, pool
         self._engine_error = engines.EngineError
         with self._as_backend_errors():
             self._api = engines.load_library(target)
             found = engines.find_engines(bundle.path, target, self._api.version, device.capability)
             self._loader = engines.EngineLoader(self._api, found)
         self.library = f"{target} {self._api.version}"
-        self.segments_per_batch = _most(found, "video_backbone", "segments")
-        self.stems_per_batch = _most(found, _REPEATED, "latents")
+        self.segments_per_batch = _max_rows(found, VIDEO_BACKBONE, "segments")
+        self.stems_per_batch = _max_rows(found, _REPEATED, "latents")
         self._engines: dict[str, Any] = {}
         self._contexts: dict[str, Any] = {}
-        self._met: set[tuple[Any, ...]] = set()
-        self._has_new = False
+        self._seen_shapes: set[tuple[Any, ...]] = set()
+        self._has_new_shapes = False
         self._scratch: Block | None = None
         self._cache = RuntimeCache(found, self.library, device) if target == "tensorrt-rtx" else None
         if self._cache is not None:
@@ -83,7 +84,7 @@ class TensorRtGraphs:
             with self._as_backend_errors():
                 self._engines[name] = self._loader.load(name)
 
-    def bind(self, name: str, arrays: Mapping[str, DeviceArray], *, repeated: bool) -> TensorRtBound:
+    def bind(self, name: str, arrays: Mapping[str, DeviceArray], *, repeated: bool) -> BoundTensorRtGraph:
         """Bind graph `name` to these inputs and outputs. A `repeated` binding runs many times and has its own state.
 
         Raises:
@@ -92,7 +93,7 @@ class TensorRtGraphs:
         """
         self.load(name)
         self._api.log.clear()
-        self._note(name, arrays)
+        self._remember_shapes(name, arrays)
         if repeated or name not in self._contexts:
             context = self._context(self._engines[name], repeated=repeated)
             if not repeated:
@@ -102,13 +103,11 @@ class TensorRtGraphs:
         for port in self._bundle.manifest.graphs[name].inputs:
             if not context.set_input_shape(port.name, arrays[port.name].shape):
                 shape = list(arrays[port.name].shape)
-                raise self._failure(
-                    f"the engine for {name} does not accept {port.name} {shape}: rebuild the engine or the bundle"
-                )
+                raise self._failure(f"the engine for {name} does not accept {port.name} {shape}: build it again")
         for port_name, array in arrays.items():
             if not context.set_tensor_address(port_name, array.pointer):
                 raise self._failure(f"the engine for {name} has no {port_name}")
-        scratch = self._scratch_of(context.update_device_memory_size_for_shapes())
+        scratch = self._scratch_block(context.update_device_memory_size_for_shapes())
         context.set_device_memory(scratch.pointer, scratch.nbytes)
 
         def execute() -> None:
@@ -117,7 +116,7 @@ class TensorRtGraphs:
 
         capturable = getattr(context, "is_stream_capturable", None)  # in TensorRT a stream always is
         recordable = capturable is None or bool(capturable(self._device.stream))
-        return TensorRtBound(self._device, execute, recordable, (context, scratch, dict(arrays)))
+        return BoundTensorRtGraph(self._device, execute, recordable, (context, scratch, dict(arrays)))
 
     def release(self, name: str) -> None:
         """Free graph `name`. It is loaded again at its next use."""
@@ -126,14 +125,14 @@ class TensorRtGraphs:
 
     def save(self) -> None:
         """Save RTX's compiled kernels to disk if there was a new shape."""
-        if self._cache is not None and self._has_new:
+        if self._cache is not None and self._has_new_shapes:
             self._cache.save()
-            self._has_new = False
+            self._has_new_shapes = False
 
-    def _note(self, name: str, arrays: Mapping[str, DeviceArray]) -> None:
-        met = (name, *((port, array.shape) for port, array in sorted(arrays.items())))
-        self._has_new = self._has_new or met not in self._met
-        self._met.add(met)
+    def _remember_shapes(self, name: str, arrays: Mapping[str, DeviceArray]) -> None:
+        shapes = (name, *((port, array.shape) for port, array in sorted(arrays.items())))
+        self._has_new_shapes = self._has_new_shapes or shapes not in self._seen_shapes
+        self._seen_shapes.add(shapes)
 
     def _context(self, engine: Any, *, repeated: bool) -> Any:
         api = self._api.api
@@ -152,11 +151,11 @@ class TensorRtGraphs:
             raise self._failure("could not create an execution context")
         return context
 
-    def _scratch_of(self, nbytes: int) -> Block:
+    def _scratch_block(self, nbytes: int) -> Block:
         """Return the block for activations. A larger block replaces a smaller one, which recordings may still use."""
         if self._scratch is None or nbytes > self._scratch.nbytes:
             self._scratch = None  # so that its memory can be used for the new one
-            self._scratch = self._space.block(nbytes)
+            self._scratch = self._pool.block(nbytes)
         return self._scratch
 
     def _failure(self, what: str) -> BackendError:
@@ -173,7 +172,7 @@ class TensorRtGraphs:
             raise kind(str(error)) from error
 
 
-class TensorRtBound:
+class BoundTensorRtGraph:
     """A graph with its inputs and outputs at fixed addresses. `kept` holds the objects that the queued work uses."""
 
     def __init__(
@@ -219,7 +218,7 @@ class RuntimeCache:
                 self._saved_bytes = len(content)
 
 
-def _most(engines: Any, graph: str, port: str) -> int:
+def _max_rows(engines: Any, graph: str, port: str) -> int:
     """Most rows that an engine takes. 1 if the set does not have it: the error comes when it is loaded."""
     record = engines.engines.get(graph)
     return 1 if record is None else int(record.profile[port]["max"][0])

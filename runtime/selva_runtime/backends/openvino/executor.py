@@ -23,7 +23,7 @@ import numpy as np
 from selva_bundle.bundle import Bundle
 from selva_bundle.errors import BackendError, BundleError
 from selva_bundle.manifest import Graph
-from selva_bundle.ports import Port
+from selva_bundle.ports import CONDITIONS, DECODER, GUIDED_STEP, TEXT_CLIP, TEXT_T5, Port
 from selva_runtime.backends.cores import usable_cores
 from selva_runtime.backends.executor import BF16, EXACT, POLL_S, Array, Tensor, check_cancel
 from selva_runtime.backends.mapped import FileBackedArrays, releasing_pages
@@ -33,11 +33,11 @@ from selva_runtime.backends.openvino.cosine import replace_cosines
 from selva_runtime.backends.openvino.minimal_filtering import use_minimal_filtering
 
 _OPEN_AXIS = "tokens"
-_ON_ONNX_RUNTIME = ("text_t5", "text_clip")
-_IN_FLOAT32 = ("conditions",)
+_ON_ONNX_RUNTIME = (TEXT_T5, TEXT_CLIP)
+_IN_FLOAT32 = (CONDITIONS,)
 """Takes 30 ms a prompt, and every step depends on it. OpenVINO 2026.4 crashes when it compiles it for bfloat16."""
-_WITH_COSINES = "decoder"
-_WITH_WIDE_FILTERS = {"guided_step": 60, "decoder": 96}
+_WITH_COSINES = DECODER
+_WITH_WIDE_FILTERS = {GUIDED_STEP: 60, DECODER: 96}
 """Smallest number of tiles for which convolutions are rewritten. The step's weights are read 25 times a stem, the
 decoder's once. In bfloat16 nothing is rewritten: it would lose precision, and its products are cheaper than the
 additions."""
@@ -78,7 +78,7 @@ class OpenVinoExecutor(NumpyExecutor):
 
     def _read(self, name: str) -> Any:
         try:
-            with self._bundle.loading(name) as source:
+            with self._bundle.open_graph(name) as source:
                 model = self._core.read_model(source)
             if name == _WITH_COSINES:
                 replace_cosines(self._ov, model)

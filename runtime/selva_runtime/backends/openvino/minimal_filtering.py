@@ -21,7 +21,7 @@ OUTPUTS = 4
 """m, the outputs of a tile. A larger m would multiply less and lose precision."""
 POINTS = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5)
 """Points where the polynomials are evaluated, besides infinity. Small points keep float32's precision."""
-WORTH_FROM = 1300
+MIN_FILTER_SIZE = 1300
 """Taps times channels. Below this the additions and copies cost what the multiplications save."""
 Keep = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
 
@@ -74,7 +74,7 @@ def use_minimal_filtering(openvino: Any, model: Any, *, tiles: int = 1, keep: Ke
 
 
 _ELEMENTWISE = ("Add", "Multiply", "Sigmoid", "Swish")
-_TURNED = (0, 2, 1)
+_TRANSPOSED = (0, 2, 1)
 
 
 class _Writer:
@@ -97,7 +97,7 @@ class _Writer:
         if weight is None:
             return
         width_out, width_in, taps = weight.shape
-        if taps == 1 or taps * min(width_out, width_in) < WORTH_FROM:
+        if taps == 1 or taps * min(width_out, width_in) < MIN_FILTER_SIZE:
             return
         attributes = node.get_attributes()
         dilation, before = attributes["dilations"][-1], attributes["pads_begin"][-1]
@@ -139,22 +139,22 @@ class _Writer:
     def elementwise(self, node: Any) -> None:
         """Keep an elementwise node channels last if it follows a rewritten convolution."""
         values = node.input_values()
-        turned = [self._last[_key(v)] if _key(v) in self._last else _turned_bias(self._ops, v) for v in values]
-        if any(v is None for v in turned) or not any(_key(v) in self._last for v in values):
+        transposed = [self._last[_key(v)] if _key(v) in self._last else _transposed_bias(self._ops, v) for v in values]
+        if any(v is None for v in transposed) or not any(_key(v) in self._last for v in values):
             return
         kind = node.get_type_name()
-        self._replace(node, getattr(self._ops, kind.lower())(*turned))
+        self._replace(node, getattr(self._ops, kind.lower())(*transposed))
 
     def _replace(self, node: Any, last: Any) -> None:
         value = node.output(0)
         shape = list(value.get_shape())
         if len(shape) == 4:
             flat = self._ops.reshape(last, _ints(shape[0], 1, shape[3], shape[1]), False)
-            turned = self._ops.transpose(flat, _ints(0, 3, 1, 2))
+            transposed = self._ops.transpose(flat, _ints(0, 3, 1, 2))
         else:
-            turned = self._ops.transpose(last, _ints(*_TURNED))
-        value.replace(turned.output(0))
-        self._last[_key(turned.output(0))] = last.output(0)
+            transposed = self._ops.transpose(last, _ints(*_TRANSPOSED))
+        value.replace(transposed.output(0))
+        self._last[_key(transposed.output(0))] = last.output(0)
 
     def _inputs(
         self, value: Any, by_taps: Filtering, pieces: int, length: int, dilation: int, before: int
@@ -187,11 +187,11 @@ class _Writer:
             return self._last[_key(value)]
         node, shape = value.get_node(), list(value.get_shape())
         if len(shape) == 4:
-            turned = self._ops.transpose(value, _ints(0, 2, 3, 1))
-            return self._ops.reshape(turned, _ints(shape[0], shape[3], shape[1]), False).output(0)
-        if node.get_type_name() == "Transpose" and np.array_equal(_constant(node.input_value(1)), _TURNED):
+            transposed = self._ops.transpose(value, _ints(0, 2, 3, 1))
+            return self._ops.reshape(transposed, _ints(shape[0], shape[3], shape[1]), False).output(0)
+        if node.get_type_name() == "Transpose" and np.array_equal(_constant(node.input_value(1)), _TRANSPOSED):
             return node.input_value(0)
-        return self._ops.transpose(value, _ints(*_TURNED)).output(0)
+        return self._ops.transpose(value, _ints(*_TRANSPOSED)).output(0)
 
     def _mixed(self, matrix: Matrix, parts: Any) -> Any:
         """Multiply the matrix with the third axis of parts (B, n, parts, d, C)."""
@@ -233,7 +233,7 @@ def _filter(node: Any) -> Any:
     return weight if weight.ndim == 3 else None
 
 
-def _turned_bias(ops: Any, value: Any) -> Any:
+def _transposed_bias(ops: Any, value: Any) -> Any:
     """Reshape a bias of one value per channel so that it fits (B, T, C). None if `value` is no such bias."""
     shape = list(value.get_shape())
     if math.prod(shape) == 1:
