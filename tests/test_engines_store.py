@@ -120,6 +120,28 @@ def test_refuses_another_version_and_another_capability(bundle: Path) -> None:
         find_engines(bundle, TARGET, VERSION, "7.5")
 
 
+@pytest.mark.parametrize(
+    ("capability", "covered"),
+    [("8.0", 1), ("8.6", 1), ("8.9", 1), ("12.0", 1), ("12.1", 1), ("7.5", 0), ("8.7", 0), ("9.0", 0), ("10.0", 0)],
+)
+def test_a_portable_set_is_for_the_gpus_that_tensorrt_rtx_builds_for(
+    bundle: Path, capability: str, covered: bool
+) -> None:
+    write_engines(bundle)
+    assert find_engines(bundle, TARGET, VERSION, "8.9").covers(capability) == covered
+
+
+@pytest.mark.parametrize("engines", [True, False])
+def test_a_gpu_that_tensorrt_rtx_does_not_know_is_refused_first(
+    bundle: Path, engines: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if engines:
+        write_engines(bundle)
+    monkeypatch.setattr("selva_engines.store.open_engines", lambda *_: pytest.fail("reads the engines"))
+    with pytest.raises(EngineRefusedError, match=r"not support compute capability 9\.0; run: .* --target tensorrt$"):
+        find_engines(bundle, TARGET, VERSION, "9.0")
+
+
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
 def test_refuses_altered_half_written_and_missing_files(bundle: Path, damage: str) -> None:
     path = write_engines(bundle) / "decoder.engine"

@@ -15,6 +15,7 @@ from selva_engines.errors import EngineError
 from selva_engines.library import TARGETS
 from selva_engines.profiles import MAX_STEMS
 from selva_engines.report import inspect, summary, table
+from selva_engines.store import PORTABLE_CAPABILITIES
 
 T = TypeVar("T")
 _SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True}
@@ -53,7 +54,7 @@ def main() -> None:
     "capabilities",
     multiple=True,
     metavar="X.Y",
-    help="Compute capability of the GPU, such as 8.6. Repeatable. Default: 8.0 and later.",
+    help=f"Compute capability of the GPU, such as 8.6. Repeatable. Default: {PORTABLE_CAPABILITIES}.",
 )
 @click.option("--graphs", metavar="NAME,NAME", default="", help="Only these graphs, separated by commas. Default: all.")
 @click.option("--max-stems", type=int, default=MAX_STEMS, help="Maximum stems per engine call, 1 to 64.")

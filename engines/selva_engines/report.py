@@ -9,7 +9,7 @@ from typing import Any
 from selva_engines.errors import EnginesMissingError
 from selva_engines.profiles import describe
 from selva_engines.source import Source, read_source
-from selva_engines.store import FOLDER, EngineSet, open_engines
+from selva_engines.store import FOLDER, PORTABLE_CAPABILITIES, EngineSet, open_engines
 
 
 def inspect(path: Path) -> list[dict[str, Any]]:
@@ -104,7 +104,7 @@ def _sum(operations: Any, names: tuple[str, ...]) -> dict[str, int]:
 
 
 def _lines(entry: dict[str, Any]) -> list[str]:
-    covers = ", ".join(entry["capabilities"]) or "8.0 and later"
+    covers = ", ".join(entry["capabilities"]) or PORTABLE_CAPABILITIES
     products = _counts(entry["large_products"])
     reason = f" (float32: {entry['float32_products']})" if entry["float32_products"] else ""
     return [

@@ -12,6 +12,7 @@ complete. The bundle's own manifest does not change.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,11 @@ MANIFEST = "engines.json"
 FORMAT = "selva-engines"
 FORMAT_VERSION = 1
 PORTABLE = "portable"
-"""Label of engines for all capabilities that TensorRT-RTX supports by default: 8.0 and later."""
+"""Label of engines for all capabilities that TensorRT-RTX builds for by default."""
+PORTABLE_CAPABILITIES = "8.0, 8.6, 8.9 and 12.x"
+_PORTABLE = re.compile(r"8\.[069]|12\.\d")
+_ONLY_ASKED_FOR = "7.5"
+"""Capability that TensorRT-RTX knows too, but has to be asked for. It knows no others: not 9.0 (H100), not 10.0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +56,10 @@ class EngineSet:
         return build_command(self.source.path, self.target, self.capabilities)
 
     def covers(self, capability: str) -> bool:
-        """Whether a GPU of this capability may load these engines. For a portable set the library checks again."""
+        """Whether a GPU of this capability may load these engines."""
         if self.capabilities:
             return capability in self.capabilities
-        return int(capability.split(".", maxsplit=1)[0]) >= 8
+        return _PORTABLE.fullmatch(capability) is not None
 
     def read(self, name: str) -> bytes:
         """Read an engine. Check that it is unaltered and belongs to the graph that is now in the bundle.
@@ -110,9 +115,15 @@ def find_engines(bundle: str | Path, target: str, version: str, capability: str)
     Raises:
         EngineSourceError: the bundle cannot be read.
         EnginesMissingError: the bundle has no engines for the target.
-        EngineRefusedError: its engines are for another version or capability, or are incomplete.
+        EngineRefusedError: its engines are for another version or capability, or are incomplete, or TensorRT-RTX does
+            not know the capability.
     """
     source = read_source(bundle)
+    if target == "tensorrt-rtx" and capability != _ONLY_ASKED_FOR and not _PORTABLE.fullmatch(capability):
+        raise EngineRefusedError(
+            f"TensorRT-RTX does not support compute capability {capability}; "
+            f"run: {build_command(source.path, 'tensorrt', ())}"
+        )
     root = source.path / FOLDER
     folders = sorted(p for p in root.iterdir() if p.name.startswith(f"{target}-")) if root.is_dir() else []
     folders = [p for p in folders if target != "tensorrt" or not p.name.startswith("tensorrt-rtx-")]
@@ -176,7 +187,7 @@ def _choose(
     if fitting:
         return max(fitting, key=lambda engines: bool(engines.capabilities))
     if same_version:
-        have = ", ".join(c for engines in same_version for c in engines.capabilities) or "8.0 and later"
+        have = ", ".join(c for engines in same_version for c in engines.capabilities) or PORTABLE_CAPABILITIES
         raise EngineRefusedError(
             f"the {target} engines are for compute capability {have}, but this GPU has {capability}; "
             f"run: {command}" + ("" if target == "tensorrt" else f" --capability {capability}")
