@@ -34,6 +34,14 @@ def a_gpu(monkeypatch):
     monkeypatch.setattr(backends, "CudaDevice", FakeGpu)
 
 
+FP32_IS_SLOW = "this bundle is fp32, which is slow on a GPU: export it with --precision fp16"
+
+
+def on_a_gpu(bundle, settings, reason):
+    """Makes an executor that is nothing but its name."""
+    return SimpleNamespace(reason=reason, backend="cuda", notice="")
+
+
 def refusing(message):
     def make(*_):
         raise BackendError(message)
@@ -86,10 +94,27 @@ def test_auto_reports_the_backends_it_skipped(opened, monkeypatch, a_gpu):
     assert executor.backend == "cpu"
     assert executor.reason == "tensorrt: no engines; run: selva-engines; cuda: no CUDA provider"
     assert executor.notice == f"CPU (the NVIDIA GPU cannot be used: {executor.reason})"
-    monkeypatch.setitem(backends.MAKERS, "cuda", lambda _, __, reason: SimpleNamespace(reason=reason, backend="cuda"))
+    monkeypatch.setitem(backends.MAKERS, "cuda", on_a_gpu)
     chosen = make_executor(opened, "auto", 1)
     assert chosen.reason == "the fastest backend that runs here; tensorrt: no engines; run: selva-engines"
-    assert chosen.notice == "NVIDIA GPU with CUDA (the faster tensorrt: no engines; run: selva-engines)"
+    assert (
+        chosen.notice == f"NVIDIA GPU with CUDA (the faster tensorrt: no engines; run: selva-engines; {FP32_IS_SLOW})"
+    )
+
+
+def test_an_fp32_bundle_on_a_gpu_is_said_to_be_slow(opened, demo_bundle_fp16, monkeypatch, a_gpu):
+    for name in ("cuda", "tensorrt"):
+        monkeypatch.setitem(backends.MAKERS, name, on_a_gpu)
+        assert make_executor(opened, name, 1).notice == f"{backends.TITLES[name]} ({FP32_IS_SLOW})"
+        assert make_executor(Bundle.open(demo_bundle_fp16), name, 1).notice == ""
+
+
+def test_bf16_beside_a_gpu_says_that_it_is_not_used(opened, monkeypatch):
+    monkeypatch.setitem(backends.MAKERS, "openvino", lambda *_: SimpleNamespace(backend="openvino"))
+    monkeypatch.setattr(backends, "has_nvidia_gpu", lambda: False)
+    assert make_executor(opened, "auto", 1, "bf16").notice == "CPU with OpenVINO (it computes in bfloat16)"
+    monkeypatch.setattr(backends, "has_nvidia_gpu", lambda: True)
+    assert "NVIDIA GPU is not used, choose the precision exact" in make_executor(opened, "auto", 1, "bf16").notice
 
 
 @needs_no_gpu
@@ -142,7 +167,7 @@ def test_steps_without_a_cuda_graph_are_reported(opened, monkeypatch, a_gpu):
     assert executor.reason == "asked for; on Fake 4090; steps run without a CUDA graph (a node is on the CPU)"
 
 
-class FakeCuda:
+class BrokenCuda:
     """Replaces cuda-python, to simulate an old driver, full memory and other failures."""
 
     cudaError_t = SimpleNamespace(cudaSuccess=SimpleNamespace(name="cudaSuccess"))  # noqa: N815
@@ -170,7 +195,7 @@ class FakeCuda:
     ],
 )
 def test_cuda_errors_are_one_line(monkeypatch, error, kind, message):
-    monkeypatch.setattr(cuda_device, "import_module", lambda name: FakeCuda(error))
+    monkeypatch.setattr(cuda_device, "import_module", lambda name: BrokenCuda(error))
     with pytest.raises(kind, match=message) as caught:
         CudaDevice()
     assert type(caught.value) is kind

@@ -14,6 +14,7 @@ from selva_runtime.backends.gpu.device_array import MemoryPool
 _ON_GPU = ("tensorrt", "cuda")
 """Fastest first."""
 _WITH_BF16 = ("openvino",)
+_SLOW = "this bundle is fp32, which is slow on a GPU: export it with --precision fp16"
 TITLES = {
     "cpu": "CPU",
     "openvino": "CPU with OpenVINO",
@@ -54,7 +55,10 @@ def make(name: str, bundle: Bundle, settings: CpuSettings, reason: str) -> Execu
             f"the {name} backend cannot compute in bf16 (ONNX Runtime has no bfloat16 on x86, engines have their own "
             "precision); choose the backend openvino (pip install 'selva-deploy[openvino]'), or the precision exact"
         )
-    return MAKERS[name](bundle, settings, reason)
+    executor = MAKERS[name](bundle, settings, reason)
+    if name in _ON_GPU and bundle.manifest.precision == "fp32":
+        executor.notice = f"{TITLES[name]} ({_SLOW})"
+    return executor
 
 
 def best(bundle: Bundle, settings: CpuSettings) -> Executor:
@@ -68,7 +72,10 @@ def best(bundle: Bundle, settings: CpuSettings) -> Executor:
         BundleError: a file was altered.
     """
     if settings.precision == BF16:
-        return _with_notice(make("openvino", bundle, settings, "it computes in bf16"), "it computes in bfloat16")
+        unused = "; the NVIDIA GPU is not used, choose the precision exact for it" if has_nvidia_gpu() else ""
+        return _with_notice(
+            make("openvino", bundle, settings, "it computes in bf16"), f"it computes in bfloat16{unused}"
+        )
     try:
         CudaDevice()
     except BackendError as error:
@@ -78,7 +85,8 @@ def best(bundle: Bundle, settings: CpuSettings) -> Executor:
     for name in _ON_GPU:
         try:
             executor = make(name, bundle, settings, "; ".join(["the fastest backend that runs here", *refused]))
-            return _with_notice(executor, f"the faster {refused[0]}" if refused else "the fastest backend here")
+            short = f"the faster {refused[0]}" if refused else "the fastest backend here"
+            return _with_notice(executor, f"{short}; {_SLOW}" if executor.notice else short)
         except BackendError as error:
             refused.append(f"{name}: {error}")
     short = f"the NVIDIA GPU cannot be used: {'; '.join(refused)}"

@@ -80,7 +80,7 @@ class Executor(Protocol):
     stems_per_decode: int
     """Stems that are decoded at once."""
     notice: str
-    """What `auto` chose and why, in a few words for a person. Empty if the caller named the backend."""
+    """What `auto` chose and why, and what would be faster, in a few words for a person. May be empty."""
 
     @property
     def backend(self) -> str:
