@@ -32,20 +32,20 @@ class Plan:
 
 FULL = Plan()
 
-_FEW = {"warmup": 1, "ema": 0.5}
+_FEW = Fit(steps=2, rate=1e-3, warmup=1, ema=0.5)
 QUICK = Plan(
     sounds=16,
     clips=16,
     mixes=8,
     tests=2,
-    text=Fit(steps=2, rate=1e-3, **_FEW),
-    listener=Fit(steps=2, rate=1e-3, **_FEW),
-    vae=Fit(steps=2, rate=1e-3, **_FEW),
-    vocoder=Fit(steps=2, rate=1e-3, **_FEW),
-    voicing=Fit(steps=2, rate=1e-3, **_FEW),
-    teacher=Fit(steps=2, rate=1e-3, **_FEW),
-    base=Fit(steps=2, rate=1e-3, **_FEW),
-    stage1=Fit(steps=2, rate=1e-3, **_FEW),
-    stage2=Fit(steps=2, rate=1e-3, **_FEW),
+    text=_FEW,
+    listener=_FEW,
+    vae=_FEW,
+    vocoder=_FEW,
+    voicing=_FEW,
+    teacher=_FEW,
+    base=_FEW,
+    stage1=_FEW,
+    stage2=_FEW,
 )
 """Runs every stage for two steps; the resulting model only makes noise."""

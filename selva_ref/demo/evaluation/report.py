@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+import selva_ref
 from selva_bundle.atomic import atomic_write
 from selva_ref.demo.evaluation.ablations import VARIANTS, Variant, features_of, generator_of
 from selva_ref.demo.evaluation.events import Score
@@ -44,8 +45,8 @@ def judge_of(shop: Workshop) -> Judge:
     listener = Listener(PRESET.audio.mel_bands)
     listener.load_state_dict(read_checkpoint(shop.file("listener")))
     return Judge(
-        vae=shop.load("vae"),
-        vocoder=shop.load("vocoder"),
+        vae=shop.load(selva_ref.build("vae", PRESET), "vae"),
+        vocoder=shop.load(selva_ref.build("vocoder", PRESET), "vocoder"),
         mel=shop.mel,
         listener=listener.eval(),
         prompts=shop.prompts,
@@ -90,7 +91,7 @@ class EvaluationData:
         """Makes both test sets of a run."""
         count, seed = shop.plan.tests, shop.seed + TEST_SEED
         tests = {"mixed": mixed_tests(count, seed), "composed": composed_tests(count, seed)}
-        teacher = shop.load("teacher")
+        teacher = shop.load(selva_ref.build("teacher", PRESET), "teacher")
         return cls(judge=judge_of(shop), tests=tests, tokens={n: test_tokens(teacher, s) for n, s in tests.items()})
 
     def scores(self, shop: Workshop, variant: Variant) -> dict[str, Score]:

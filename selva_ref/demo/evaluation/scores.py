@@ -37,7 +37,8 @@ class TestScene:
 
     frames: Tensor
     """uint8 (T, 3, H, W)."""
-    sources: tuple[Source, Source]
+    sources: tuple[Source, ...]
+    """Two."""
 
 
 def mixed_tests(count: int, seed: int) -> list[TestScene]:
