@@ -8,7 +8,7 @@ from selva_ref.demo.fitting import Fit
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class DemoPlan:
     """Sizes of the data and lengths of the trainings. After a change, train again from the first stage that uses it."""
 
     sounds: int = 768
@@ -30,10 +30,10 @@ class Plan:
     stage2: Fit = field(default_factory=lambda: Fit(steps=600, rate=3e-4, bf16=True))
 
 
-FULL = Plan()
+FULL = DemoPlan()
 
 _FEW = Fit(steps=2, rate=1e-3, warmup=1, ema=0.5)
-QUICK = Plan(
+QUICK = DemoPlan(
     sounds=16,
     clips=16,
     mixes=8,

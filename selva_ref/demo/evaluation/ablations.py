@@ -15,8 +15,8 @@ from torch import Tensor, nn
 import selva_ref
 from selva_ref.demo.evaluation.scores import Features
 from selva_ref.demo.models.generator import generator_loss_on
+from selva_ref.demo.run import BATCH, PRESET, DemoRun
 from selva_ref.demo.selection import pooled
-from selva_ref.demo.workshop import BATCH, PRESET, Workshop
 from selva_ref.model.generator import Generator
 from selva_ref.training.initial import fresh_encoder
 from selva_ref.training.parameters import STAGE1, STAGE2, trainable
@@ -45,7 +45,7 @@ VARIANTS = (
 )
 
 
-def train_no_encoder(shop: Workshop) -> None:
+def train_no_encoder(shop: DemoRun) -> None:
     """Trains stage 2 on the teacher's features of the mixed clips."""
     teacher, rows = shop.load(selva_ref.build("teacher", PRESET), "teacher"), np.arange(0, len(shop.mixes), 2)
     with torch.no_grad():
@@ -53,14 +53,14 @@ def train_no_encoder(shop: Workshop) -> None:
     shop.adapt("generator_no_encoder", each.repeat_interleave(2, dim=0))
 
 
-def train_no_sup(shop: Workshop) -> None:
+def train_no_sup(shop: DemoRun) -> None:
     """Trains both stages without supplementary tokens."""
     if not shop.file("video_encoder_no_sup").exists():
         shop.stage1("video_encoder_no_sup", NO_SUP)
     shop.stage2("generator_no_sup", "video_encoder_no_sup", NO_SUP)
 
 
-def train_joint(shop: Workshop) -> None:
+def train_joint(shop: DemoRun) -> None:
     """Trains encoder and generator together on the flow loss alone: no teacher, no first stage."""
     student = fresh_encoder(PRESET, shop.file("teacher"), shop.seed + 7)
     generator = shop.load(selva_ref.build("generator", PRESET), "mmaudio")
@@ -81,7 +81,7 @@ def train_joint(shop: Workshop) -> None:
     shop.save(generator, "generator_joint")
 
 
-def features_of(shop: Workshop, variant: Variant) -> Features:
+def features_of(shop: DemoRun, variant: Variant) -> Features:
     """Returns how the variant makes sync features from backbone tokens and a caption."""
     if variant.encoder is None:
         teacher = shop.load(selva_ref.build("teacher", PRESET), "teacher")
@@ -91,6 +91,6 @@ def features_of(shop: Workshop, variant: Variant) -> Features:
     return lambda tokens, captions: student.select(tokens, t5[captions], mask[captions])
 
 
-def generator_of(shop: Workshop, variant: Variant) -> Generator:
+def generator_of(shop: DemoRun, variant: Variant) -> Generator:
     """The variant's generator."""
     return shop.load(selva_ref.build("generator", PRESET), variant.generator)

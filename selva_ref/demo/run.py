@@ -35,7 +35,7 @@ from selva_ref.demo.models.generator import Examples, generator_loss, posteriors
 from selva_ref.demo.models.listener import Listener, listener_loss
 from selva_ref.demo.models.teacher import CLEAN_SHARE, TaughtTeacher, draw_segments, teacher_loss
 from selva_ref.demo.models.text import Prompts, TaughtTowers, text_loss
-from selva_ref.demo.plan import Plan
+from selva_ref.demo.plan import DemoPlan
 from selva_ref.demo.selection import Mixes, clean_features, make_mixes, selected, selection_loss
 from selva_ref.demo.world.clip_bank import ClipBank
 from selva_ref.demo.world.kinds import KINDS
@@ -57,11 +57,11 @@ Network = TypeVar("Network", bound=OfficialModule)
 
 
 @dataclass(kw_only=True)
-class Workshop:
+class DemoRun:
     """The folder, the plan and the seed of one run. Networks and data are made when a stage first needs them."""
 
     folder: Path
-    plan: Plan
+    plan: DemoPlan
     seed: int
     compiled: bool = False
     """Use torch.compile for the two heaviest losses: a third faster, but needs a C++ compiler."""
