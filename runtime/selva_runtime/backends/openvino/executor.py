@@ -50,7 +50,7 @@ class OpenVinoExecutor(NumpyExecutor):
     """Runs a bundle's graphs on `threads` CPU threads (None: as many as the process may use), not pinned to cores.
 
     Raises:
-        BackendError: OpenVINO or ONNX Runtime is not installed, or `compute_precision` is "bf16" and the CPU has no bfloat16.
+        BackendError: OpenVINO or ONNX Runtime is not installed, or the CPU has no bfloat16 for "bf16".
     """
 
     backend = "openvino"
