@@ -25,7 +25,7 @@ demo: .venv/installed  ## two stems of one scene from the demo model, and a pict
 	@$(BIN)/python examples/show_stems.py examples/street.mp4 $(DEMO)/stems.png \
 		ball=$(DEMO)/ball-bouncing.wav lamp=$(DEMO)/lamp-beeping.wav
 
-lint: .venv/installed  ## ruff, and mypy --strict on the runtime
+lint: .venv/installed  ## ruff, and mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

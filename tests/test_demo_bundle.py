@@ -18,7 +18,7 @@ from selva_ref.demo.evaluation.events import Score, magnitudes, score
 from selva_ref.demo.evaluation.scores import composed_tests, mixed_tests
 from selva_ref.demo.world.kinds import CAPTIONS, KINDS, prompt
 from selva_ref.demo.world.kinds import SCENES as AROUND
-from selva_ref.demo.world.scenes import DURATION_S, SAMPLES, Source
+from selva_ref.demo.world.scenes import DURATION_S, SAMPLES, SoundSource
 from selva_ref.demo.world.sounds import Voice, soundtrack
 from selva_runtime import Session
 
@@ -86,7 +86,7 @@ def test_the_judge_knows_the_true_sounds(kind_of):
     assert [kind_of(source.sound()) for source in sources] == [source.kind for source in sources]
 
 
-def stems_of(session: Session, frames: np.ndarray, sources: Sequence[Source], seed: int) -> list[np.ndarray]:
+def stems_of(session: Session, frames: np.ndarray, sources: Sequence[SoundSource], seed: int) -> list[np.ndarray]:
     clip = session.encode_frames(frames, DURATION_S)
     return [stem.audio for stem in session.generate(clip, [prompt(source.kind) for source in sources], seed=seed)]
 

@@ -14,8 +14,8 @@ from selva_ref.demo.evaluation.ablations import train_joint, train_no_encoder, t
 from selva_ref.demo.evaluation.report import evaluate
 from selva_ref.demo.fitting import Fit, draws, fit
 from selva_ref.demo.plan import QUICK
+from selva_ref.demo.run import PRESET, DemoRun
 from selva_ref.demo.selection import draw_pair, make_mixes, pooled
-from selva_ref.demo.workshop import PRESET, Workshop
 from selva_ref.demo.world.clip_bank import segments_of
 from selva_ref.demo.world.kinds import KINDS
 from selva_ref.training.errors import TrainingError
@@ -27,7 +27,7 @@ RESULTS = ("text_t5", "text_clip", "vae", "vocoder", "listener", "teacher", "mma
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory):
     """A run with two steps per stage."""
-    shop = Workshop(folder=tmp_path_factory.mktemp("demo"), plan=QUICK, seed=0)
+    shop = DemoRun(folder=tmp_path_factory.mktemp("demo"), plan=QUICK, seed=0)
     for stage in ("text", "vae", "vocoder", "voicing", "listener", "teacher", "base", "stage1", "stage2"):
         getattr(shop, stage)()
     return shop
@@ -72,7 +72,7 @@ def test_the_teacher_sees_a_mix_as_its_tokens_say(shop):
 
 def test_a_folder_of_another_run_is_refused(shop):
     with pytest.raises(TrainingError, match="another plan or seed"):
-        Workshop(folder=shop.folder, plan=QUICK, seed=1)
+        DemoRun(folder=shop.folder, plan=QUICK, seed=1)
 
 
 def test_prompts_name_their_kind(shop):

@@ -12,7 +12,7 @@ from platforms import needs_linux
 
 import selva_runtime.media.boxes
 from selva_bundle.errors import MediaError
-from selva_runtime.media.boxes import Source
+from selva_runtime.media.boxes import BoxFile
 from selva_runtime.media.movie_memory import Movie, check_movie
 from selva_runtime.media.mux import mux
 from selva_runtime.media.video import read_clip
@@ -129,7 +129,7 @@ def reckoned_mib(path):
     """The check's estimate for a file, with tables read wherever that helps."""
     with open(path, "rb") as file:
         movie = Movie(1 << 28)
-        movie.read(Source(file, path.stat().st_size))
+        movie.read(BoxFile(file, path.stat().st_size))
         return movie.spent_bytes / 2**20
 
 

@@ -264,7 +264,7 @@ def test_a_cpu_without_bf16_is_refused(opened, monkeypatch):
         "selva_runtime.backends.openvino.executor.import_openvino", lambda: SimpleNamespace(Core=lambda: core)
     )
     with pytest.raises(BackendError, match=r"this CPU has no bfloat16 arithmetic .*; choose the precision exact"):
-        OpenVinoExecutor(opened, precision="bf16")
+        OpenVinoExecutor(opened, compute_precision="bf16")
     assert OpenVinoExecutor(opened).backend == "openvino"
 
 

@@ -29,7 +29,7 @@ from selva_engines.build import BuiltEngine, build_engine
 from selva_engines.layers import Layer
 from selva_engines.library import TARGETS, Library, load_library
 from selva_engines.profiles import EngineDescription, describe
-from selva_engines.source import GraphSource, Source
+from selva_engines.source import BundleSource, GraphSource
 from selva_export.bundle import ExportRequest, export_part
 from selva_export.signatures import Signature, signatures
 from selva_ref.model.presets import PRESETS, Preset
@@ -116,7 +116,7 @@ def _counts(layers: list[Layer]) -> dict[str, int]:
 
 
 def _description(preset: Preset, signature: Signature) -> EngineDescription:
-    source = Source(
+    source = BundleSource(
         path=Path(),
         preset=preset.name,
         precision="fp16",

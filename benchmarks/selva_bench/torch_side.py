@@ -160,7 +160,7 @@ class TorchSide:
         """Seconds, or an event on a GPU: it can be read later, so the queue need not wait now."""
         if self._device != "cuda":
             return perf_counter()
-        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
 

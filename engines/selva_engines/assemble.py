@@ -20,7 +20,7 @@ from selva_engines.layers import Layer
 from selva_engines.library import Library, load_library
 from selva_engines.profiles import MAX_STEMS, EngineDescription, describe
 from selva_engines.records import EngineRecord
-from selva_engines.source import Source, read_source
+from selva_engines.source import BundleSource, read_source
 from selva_engines.store import FOLDER, FORMAT, FORMAT_VERSION, MANIFEST, EngineSet, open_engines, set_name
 
 
@@ -91,7 +91,7 @@ def _capabilities(library: Library, asked: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _reusable_engines(
-    out: Path, source: Source, request: BuildRequest, descriptions: Mapping[str, EngineDescription]
+    out: Path, source: BundleSource, request: BuildRequest, descriptions: Mapping[str, EngineDescription]
 ) -> dict[str, EngineRecord]:
     """Return the engines in the folder that need no new build: unaltered, of the same graphs, profiles and kind."""
     if not out.is_dir():
@@ -128,7 +128,7 @@ def _copy_files(record: EngineRecord, out: Path, folder: Path) -> EngineRecord:
 
 
 def _build(
-    library: Library, source: Source, description: EngineDescription, request: BuildRequest, folder: Path
+    library: Library, source: BundleSource, description: EngineDescription, request: BuildRequest, folder: Path
 ) -> EngineRecord:
     name = description.graph
     with source.verified_graph(name) as path:
@@ -148,7 +148,9 @@ def _build(
     return _record(source, description, built, hashlib.sha256(layers).hexdigest())
 
 
-def _record(source: Source, description: EngineDescription, built: BuiltEngine, layers_sha256: str) -> EngineRecord:
+def _record(
+    source: BundleSource, description: EngineDescription, built: BuiltEngine, layers_sha256: str
+) -> EngineRecord:
     name = description.graph
     products = {dtype: len(built.network.large_products(dtype)) for dtype in ("float16", "float32")}
     return EngineRecord(
@@ -177,7 +179,7 @@ def _layer_entry(layer: Layer) -> dict[str, Any]:
 
 
 def _manifest(
-    source: Source, library: Library, request: BuildRequest, records: Mapping[str, EngineRecord]
+    source: BundleSource, library: Library, request: BuildRequest, records: Mapping[str, EngineRecord]
 ) -> dict[str, Any]:
     return {
         "format": FORMAT,

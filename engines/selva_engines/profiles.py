@@ -22,7 +22,7 @@ from selva_bundle.ports import (
     split_axis,
 )
 from selva_engines.errors import EngineRequestError
-from selva_engines.source import GraphSource, Source
+from selva_engines.source import BundleSource, GraphSource
 
 MAX_STEMS = 8
 SEGMENTS_PER_CALL = 32
@@ -97,7 +97,7 @@ class EngineDescription:
     """Which large products stay float32 in an fp16 bundle, and why. None if there are none."""
 
 
-def describe(source: Source, *, max_stems: int = MAX_STEMS) -> dict[str, EngineDescription]:
+def describe(source: BundleSource, *, max_stems: int = MAX_STEMS) -> dict[str, EngineDescription]:
     """Describe the engine of every graph of a bundle, by name of the graph.
 
     Raises:
@@ -110,7 +110,7 @@ def describe(source: Source, *, max_stems: int = MAX_STEMS) -> dict[str, EngineD
     return {name: _describe(source, graph, axes) for name, graph in source.graphs.items()}
 
 
-def _describe(source: Source, graph: GraphSource, axes: Mapping[str, Range]) -> EngineDescription:
+def _describe(source: BundleSource, graph: GraphSource, axes: Mapping[str, Range]) -> EngineDescription:
     if graph.name in (VIDEO_BACKBONE, VIDEO_SELECT):
         segments = axes["segments"]
         largest = min(segments.max, SEGMENTS_PER_CALL)
@@ -137,7 +137,7 @@ def _range(size: Size, axes: Mapping[str, Range]) -> Range:
     return axes[axis].times(factor)
 
 
-def _axes(source: Source, max_stems: int) -> dict[str, Range]:
+def _axes(source: BundleSource, max_stems: int) -> dict[str, Range]:
     rules = source.sequence
     durations = (rules.min_duration_s, source.default_duration_s, rules.max_duration_s)
     low, mid, high = (rules.lengths(duration_s).axes for duration_s in durations)

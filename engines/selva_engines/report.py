@@ -8,7 +8,7 @@ from typing import Any
 
 from selva_engines.errors import EnginesMissingError
 from selva_engines.profiles import describe
-from selva_engines.source import Source, read_source
+from selva_engines.source import BundleSource, read_source
 from selva_engines.store import FOLDER, PORTABLE_CAPABILITIES, EngineSet, open_engines
 
 
@@ -67,7 +67,7 @@ def table(entries: list[dict[str, Any]]) -> str:
     return "\n".join(line for entry in entries for line in _lines(entry))
 
 
-def _entry(source: Source, engines: EngineSet, name: str) -> dict[str, Any]:
+def _entry(source: BundleSource, engines: EngineSet, name: str) -> dict[str, Any]:
     engines.read(name)
     record = engines.engines[name]
     description = describe(source, max_stems=engines.max_stems)[name]

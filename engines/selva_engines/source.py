@@ -26,7 +26,7 @@ class GraphSource:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class BundleSource:
     """What a bundle's manifest says. The files themselves are checked by `verified_graph`."""
 
     path: Path
@@ -50,7 +50,7 @@ class Source:
             yield path
 
 
-def read_source(path: str | os.PathLike[str]) -> Source:
+def read_source(path: str | os.PathLike[str]) -> BundleSource:
     """Read a bundle's manifest.
 
     Raises:
@@ -59,7 +59,7 @@ def read_source(path: str | os.PathLike[str]) -> Source:
     with _as_source_errors():
         bundle = Bundle.open(path)
     manifest = bundle.manifest
-    return Source(
+    return BundleSource(
         path=bundle.path,
         preset=manifest.preset,
         precision=manifest.precision,

@@ -21,7 +21,7 @@ from typing import Any
 from selva_bundle.fields import count, flag, items, parse, section, text
 from selva_engines.errors import EngineRefusedError, EnginesMissingError
 from selva_engines.records import EngineRecord, parse_layer_table, parse_record
-from selva_engines.source import Source, read_source
+from selva_engines.source import BundleSource, read_source
 
 FOLDER = "engines"
 MANIFEST = "engines.json"
@@ -40,7 +40,7 @@ class EngineSet:
     """The engines of one folder."""
 
     folder: Path
-    source: Source
+    source: BundleSource
     target: str
     version: str
     capabilities: tuple[str, ...]
@@ -139,7 +139,7 @@ def find_engines(bundle: str | Path, target: str, version: str, capability: str)
     return _choose(found, broken, target, version, capability, command)
 
 
-def open_engines(folder: Path, source: Source) -> EngineSet:
+def open_engines(folder: Path, source: BundleSource) -> EngineSet:
     """Open the set in one folder.
 
     Raises:
@@ -198,7 +198,7 @@ def _choose(
     raise broken[0]
 
 
-def _parse(folder: Path, source: Source, data: dict[str, Any]) -> EngineSet:
+def _parse(folder: Path, source: BundleSource, data: dict[str, Any]) -> EngineSet:
     if data["format"] != FORMAT or count(data["format_version"], "format_version") != FORMAT_VERSION:
         raise ValueError("unknown format or format_version")
     capabilities = items(data["capabilities"], "capabilities")

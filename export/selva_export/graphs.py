@@ -13,6 +13,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from selva_ref.model.generator import Conditions, Generator
+from selva_ref.model.layers import Conv1d, GatedMLP
 from selva_ref.model.text import ClipTower, T5Tower
 from selva_ref.model.vae import VAE
 from selva_ref.model.video_encoder import VideoEncoder
@@ -27,7 +28,8 @@ class TextT5(nn.Module):
         self.tower = tower
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        return self.tower(ids, mask).float()
+        y: Tensor = self.tower(ids, mask).float()
+        return y
 
 
 class TextClip(nn.Module):
@@ -38,7 +40,8 @@ class TextClip(nn.Module):
         self.tower = tower
 
     def forward(self, ids: Tensor) -> Tensor:
-        return self.tower(ids).float()
+        y: Tensor = self.tower(ids).float()
+        return y
 
 
 class VideoBackbone(nn.Module):
@@ -154,6 +157,8 @@ def empty_sync_rows(generator: Generator) -> Tensor:
     segment.
     """
     conv, _, mlp = generator.sync_input_proj
+    assert isinstance(conv, Conv1d)
+    assert isinstance(mlp, GatedMLP)
     assert conv.kernel_size[0] // 2 + 2 * (mlp.kernel // 2) <= 8
     return torch.cat([generator.project_sync(generator.empty_sync(1, 8 * segments))[0] for segments in (3, 1)])
 
@@ -170,4 +175,5 @@ class Decode(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         z = latents * self.latent_std.float() + self.latent_mean.float()
-        return self.vocoder(self.vae.decode(z.transpose(1, 2))).squeeze(1)
+        y: Tensor = self.vocoder(self.vae.decode(z.transpose(1, 2))).squeeze(1)
+        return y

@@ -52,7 +52,8 @@ def export_graph(
         value.shape = onnx_ir.Shape(port.shape)
     if half_weights:
         _halve_weights(program.model.graph)
-    large = sum(v.const_value.nbytes for v in program.model.graph.initializers.values()) > EXTERNAL_DATA_BYTES
+    weights = [value.const_value for value in program.model.graph.initializers.values()]
+    large = sum(int(weight.nbytes) for weight in weights if weight is not None) > EXTERNAL_DATA_BYTES
     program.save(path, external_data=large)
     return [path, path.with_name(f"{path.name}.data")] if large else [path]
 
@@ -112,20 +113,20 @@ def _simplify(model: onnx_ir.Model) -> None:
 
 def _halve_weights(graph: onnx_ir.Graph) -> None:
     """Stores large float32 constants as float16 and casts them back at each use; runtimes fold the casts on loading."""
-    for value in list(graph.initializers.values()):
+    for whole, value in list(graph.initializers.items()):
         tensor = value.const_value
-        if tensor.dtype != onnx_ir.DataType.FLOAT or tensor.size < HALF_MIN_ELEMENTS:
+        if tensor is None or tensor.dtype != onnx_ir.DataType.FLOAT or tensor.size < HALF_MIN_ELEMENTS:
             continue
         numbers = tensor.numpy()
         if np.abs(numbers).max() > np.finfo(np.float16).max:  # a mask, not a weight
             continue
-        name = f"{value.name}.half"
+        name = f"{whole}.half"
         stored = onnx_ir.tensor(numbers.astype(np.float16), name=name)
         half = onnx_ir.Value(name=name, const_value=stored, shape=value.shape, type=onnx_ir.TensorType(stored.dtype))
         attribute = onnx_ir.AttrInt64("to", onnx_ir.DataType.FLOAT.value)
-        cast = onnx_ir.Node("", "Cast", [half], [attribute], name=f"{value.name}.whole")
+        cast = onnx_ir.Node("", "Cast", [half], [attribute], name=f"{whole}.whole")
         cast.outputs[0].shape, cast.outputs[0].type = value.shape, value.type
         onnx_ir.convenience.replace_all_uses_with(value, cast.outputs[0])
         graph.insert_before(graph[0], cast)
-        del graph.initializers[value.name]
+        del graph.initializers[whole]
         graph.initializers[name] = half

@@ -61,7 +61,7 @@ class Session:
     ) -> None:
         self._bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         self._rules = self._bundle.manifest.sequence
-        self._precision = precision
+        self._compute_precision = precision
         self._executor = make_executor(self._bundle, backend, threads, precision)
         keep = self._executor.keeps_text_towers if keep_text_towers is None else keep_text_towers
         self._text = TextEncoder(self._bundle, self._executor, keep=keep)
@@ -76,7 +76,7 @@ class Session:
         return SessionInfo(
             preset=manifest.preset,
             precision=manifest.precision,
-            compute_precision=self._precision,
+            compute_precision=self._compute_precision,
             weights=manifest.weights,
             notice=manifest.notice,
             backend=self._executor.backend,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from selva_ref.demo.workshop import Workshop
+    from selva_ref.demo.run import DemoRun
 
 from selva_runtime.command.base import SETTINGS, OneLineCommand
 
@@ -40,10 +40,10 @@ def demo(out: Path, seed: int, quick: bool, compiled: bool, ablations: bool, onl
     Sound and vision train side by side, each on half of the cores. Needs 8 GB of disk for rendered clips.
     """
     from selva_ref.demo.plan import FULL, QUICK
-    from selva_ref.demo.workshop import Workshop
+    from selva_ref.demo.run import DemoRun
 
     out.mkdir(parents=True, exist_ok=True)
-    shop = Workshop(folder=out, plan=QUICK if quick else FULL, seed=seed, compiled=compiled)
+    shop = DemoRun(folder=out, plan=QUICK if quick else FULL, seed=seed, compiled=compiled)
     if only == "all":
         flags = [flag for flag, given in (("--quick", quick), ("--compile", compiled)) if given]
         _side_by_side(("sound", "vision"), ["--out", str(out), "--seed", str(seed), *flags])
@@ -60,7 +60,7 @@ def demo(out: Path, seed: int, quick: bool, compiled: bool, ablations: bool, onl
         _export(out)
 
 
-def _lane(shop: Workshop, lane: str) -> None:
+def _lane(shop: DemoRun, lane: str) -> None:
     """Runs the stages of a lane one after the other, skipping finished ones."""
     import torch
 
@@ -85,7 +85,7 @@ def _side_by_side(lanes: tuple[str, ...], arguments: list[str]) -> None:
         raise click.ClickException(f"the {' and the '.join(failed)} part failed; see its output above")
 
 
-def _ablations(shop: Workshop) -> None:
+def _ablations(shop: DemoRun) -> None:
     from selva_ref.demo.evaluation.ablations import train_joint, train_no_encoder, train_no_sup
 
     for train, result in (

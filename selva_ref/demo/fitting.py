@@ -41,12 +41,14 @@ class Console:
 
     def __init__(self, stage: str, steps: int, every_s: float = 15.0) -> None:
         self.stage, self.steps, self.every_s = stage, steps, every_s
-        self.started, self.said, self.first = time.monotonic(), 0.0, None
+        self.started, self.said = time.monotonic(), 0.0
+        self.first: int | None = None
         self.mean = 0.0
 
     def step(self, step: int, loss: float) -> None:
         """Call after each step with its loss."""
-        self.first = step if self.first is None else self.first
+        if self.first is None:
+            self.first = step
         self.mean = loss if self.mean == 0 else 0.98 * self.mean + 0.02 * loss
         now = time.monotonic()
         if now - self.said < self.every_s and step + 1 < self.steps:

@@ -8,7 +8,7 @@ from selva_ref.demo.fitting import Fit
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class DemoPlan:
     """Sizes of the data and lengths of the trainings. After a change, train again from the first stage that uses it."""
 
     sounds: int = 768
@@ -30,22 +30,22 @@ class Plan:
     stage2: Fit = field(default_factory=lambda: Fit(steps=600, rate=3e-4, bf16=True))
 
 
-FULL = Plan()
+FULL = DemoPlan()
 
-_FEW = {"warmup": 1, "ema": 0.5}
-QUICK = Plan(
+_FEW = Fit(steps=2, rate=1e-3, warmup=1, ema=0.5)
+QUICK = DemoPlan(
     sounds=16,
     clips=16,
     mixes=8,
     tests=2,
-    text=Fit(steps=2, rate=1e-3, **_FEW),
-    listener=Fit(steps=2, rate=1e-3, **_FEW),
-    vae=Fit(steps=2, rate=1e-3, **_FEW),
-    vocoder=Fit(steps=2, rate=1e-3, **_FEW),
-    voicing=Fit(steps=2, rate=1e-3, **_FEW),
-    teacher=Fit(steps=2, rate=1e-3, **_FEW),
-    base=Fit(steps=2, rate=1e-3, **_FEW),
-    stage1=Fit(steps=2, rate=1e-3, **_FEW),
-    stage2=Fit(steps=2, rate=1e-3, **_FEW),
+    text=_FEW,
+    listener=_FEW,
+    vae=_FEW,
+    vocoder=_FEW,
+    voicing=_FEW,
+    teacher=_FEW,
+    base=_FEW,
+    stage1=_FEW,
+    stage2=_FEW,
 )
 """Runs every stage for two steps; the resulting model only makes noise."""

@@ -40,7 +40,8 @@ def sample_stems(
     shape = (len(sync_BND), latent_length, generator.config.latent_width)
     noise = torch.from_numpy(np.random.default_rng(seed).standard_normal(shape, dtype=np.float32))
     latent = generator.unnormalize(euler(flow, noise, steps=steps))
-    return vocoder(vae.decode(latent.transpose(1, 2)))[:, 0].numpy()
+    out: npt.NDArray[np.float32] = vocoder(vae.decode(latent.transpose(1, 2)))[:, 0].numpy()
+    return out
 
 
 def in_batches(count: int, size: int, make: Callable[[slice], npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:

@@ -40,7 +40,8 @@ class Mixes:
 
     def targets(self, rows: np.ndarray) -> np.ndarray:
         """Index of the target's clip for each row."""
-        return self.sources[rows // 2, rows % 2]
+        out: np.ndarray = self.sources[rows // 2, rows % 2]
+        return out
 
     def tokens_of(self, rows: np.ndarray) -> Tensor:
         """Tokens of the rows, (B, N, D) float32."""
@@ -57,14 +58,16 @@ def clean_features(teacher: Teacher, bank: ClipBank) -> Tensor:
 def backbone_tokens(teacher: Teacher, frames_BTCHW: Tensor) -> Tensor:
     """Backbone tokens of whole clips, (B, N, D)."""
     segments = segments_of(frames_BTCHW)
-    return teacher.vfeat_extractor.tokens(segments.flatten(0, 1)).unflatten(0, segments.shape[:2]).flatten(1, 2)
+    y: Tensor = teacher.vfeat_extractor.tokens(segments.flatten(0, 1)).unflatten(0, segments.shape[:2]).flatten(1, 2)
+    return y
 
 
 @torch.no_grad()
 def pooled(teacher: Teacher, tokens_BND: Tensor) -> Tensor:
     """The teacher's features (B, S*8, D) from tokens, of everything in the picture."""
     segments = tokens_BND.unflatten(1, (-1, teacher.config.time_tokens * teacher.config.grid**2))
-    return teacher.vfeat_extractor.pool(segments.flatten(0, 1)).unflatten(0, segments.shape[:2]).flatten(1, 2)
+    y: Tensor = teacher.vfeat_extractor.pool(segments.flatten(0, 1)).unflatten(0, segments.shape[:2]).flatten(1, 2)
+    return y
 
 
 @dataclass(frozen=True, kw_only=True)

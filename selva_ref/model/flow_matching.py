@@ -32,4 +32,5 @@ def euler(flow: Flow, noise: Tensor, *, steps: int = 25) -> Tensor:
 def adaptive(flow: Flow, noise: Tensor, *, rtol: float = 1e-5, atol: float = 1e-5) -> Tensor:
     """Integrates the flow with fifth-order Dormand-Prince and adaptive steps (torchdiffeq's `dopri5`)."""
     times = torch.tensor([0.0, 1.0], dtype=noise.dtype, device=noise.device)
-    return odeint(lambda t, x: flow(float(t), x), noise, times, rtol=rtol, atol=atol, method="dopri5")[-1]
+    y: Tensor = odeint(lambda t, x: flow(float(t), x), noise, times, rtol=rtol, atol=atol, method="dopri5")[-1]
+    return y

@@ -133,7 +133,8 @@ class Generator(OfficialModule):
         """Sync features (B, 8S, sync width) → (B, 8S, D), still at their own rate."""
         # add a position embedding to the 8 features of each segment
         sync = rearrange(sync.to(self.dtype), "b (s j) d -> b s j d", j=8) + self.sync_pos_emb
-        return self.sync_input_proj(rearrange(sync, "b s j d -> b (s j) d"))
+        y: Tensor = self.sync_input_proj(rearrange(sync, "b s j d -> b (s j) d"))
+        return y
 
     def project_tokens(self, clip: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Visual and text tokens → `clip_f`, `text_f` and `global_f` of `Conditions`."""
@@ -165,7 +166,8 @@ class Generator(OfficialModule):
 
     def global_at(self, t: Tensor, c: Conditions) -> Tensor:
         """Global condition plus the time embedding, (B, 1, D)."""
-        return (c.global_f + self.t_embed(t)).unsqueeze(1)
+        y: Tensor = (c.global_f + self.t_embed(t)).unsqueeze(1)
+        return y
 
     def velocity(self, latent: Tensor, latent_mod: Tensor, g_mod: Tensor, c: Conditions) -> Tensor:
         """Runs `flow` from the projected latent (B, T, D) and activated modulation vectors.
@@ -177,7 +179,8 @@ class Generator(OfficialModule):
             latent, clip, text = block(latent, clip, text, latent_mod, g_mod, c.latent_rope, c.clip_rope)
         for block in self.fused_blocks:
             latent = block(latent, latent_mod, c.latent_rope)
-        return self.final_layer(latent, g_mod).float()
+        y: Tensor = self.final_layer(latent, g_mod).float()
+        return y
 
     def guided_flow(self, latent: Tensor, t: Tensor, c: Conditions, empty: Conditions, guidance: float) -> Tensor:
         """s v(cond) + (1 - s) v(empty), or only v(cond) if s < 1  (classifier-free guidance, arXiv 2207.12598)."""

@@ -48,7 +48,8 @@ class TimeEmbedding(nn.Module):
     def forward(self, t: Tensor) -> Tensor:
         """Times (1,) or (B,) → (1 or B, D)."""
         phase = t.float()[:, None] * self.freqs
-        return self.mlp(torch.cat((phase.cos(), phase.sin()), dim=-1).to(self.mlp[0].weight.dtype))
+        y: Tensor = self.mlp(torch.cat((phase.cos(), phase.sin()), dim=-1).to(next(self.mlp.parameters()).dtype))
+        return y
 
 
 def plain_norm(x: Tensor) -> Tensor:
@@ -105,7 +106,8 @@ class StreamBlock(nn.Module):
         """Adds the attention output and the feed-forward output to the residual stream."""
         gate, shift2, scale2, gate2 = rest
         x = x + gate * self.linear1(attended)
-        return x + gate2 * self.ffn(modulate(x, shift2, scale2))
+        y: Tensor = x + gate2 * self.ffn(modulate(x, shift2, scale2))
+        return y
 
 
 class FusedBlock(StreamBlock):
@@ -185,4 +187,5 @@ class FinalLayer(nn.Module):
 
     def forward(self, x: Tensor, g_mod: Tensor) -> Tensor:
         shift, scale = self.adaLN_modulation(g_mod).chunk(2, dim=-1)
-        return self.conv(modulate(x, shift, scale))
+        y: Tensor = self.conv(modulate(x, shift, scale))
+        return y

@@ -72,7 +72,7 @@ class GatedMLP(nn.Module):
         super().__init__()
         hidden = gated_width(nominal_hidden)
 
-        def project(n_in: int, n_out: int) -> nn.Module:
+        def project(n_in: int, n_out: int) -> nn.Conv1d | nn.Linear:
             if kernel:
                 return nn.Conv1d(n_in, n_out, kernel, padding=kernel // 2, bias=False)
             return nn.Linear(n_in, n_out, bias=False)

@@ -47,7 +47,8 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        y: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        return y
 
 
 class Block(nn.Module):
@@ -68,19 +69,24 @@ class Block(nn.Module):
     def forward(self, x_BND: Tensor) -> Tensor:
         x_BND = x_BND + self.timeattn(self.norm3(x_BND), "(m g)", **self.time)
         x_BND = x_BND + self.attn(self.norm1(x_BND), "(g m)", **self.space)
-        return x_BND + self.mlp(self.norm2(x_BND))
+        y: Tensor = x_BND + self.mlp(self.norm2(x_BND))
+        return y
 
 
 class PatchEmbed(nn.Module):
     """Splits frames into patches with one convolution whose stride equals its kernel."""
 
-    def __init__(self, width: int, kernel: tuple[int, ...]) -> None:
+    def __init__(self, width: int, kernel: tuple[int, int] | tuple[int, int, int]) -> None:
         super().__init__()
-        convolution = nn.Conv3d if len(kernel) == 3 else nn.Conv2d
-        self.proj = convolution(3, width, kernel_size=kernel, stride=kernel)
+        self.proj: nn.Conv2d | nn.Conv3d
+        if len(kernel) == 3:
+            self.proj = nn.Conv3d(3, width, kernel_size=kernel, stride=kernel)
+        else:
+            self.proj = nn.Conv2d(3, width, kernel_size=kernel, stride=kernel)
 
     def forward(self, video: Tensor) -> Tensor:
-        return self.proj(video)
+        y: Tensor = self.proj(video)
+        return y
 
 
 class SpatialPooling(nn.Module):
@@ -104,7 +110,8 @@ class SpatialPooling(nn.Module):
         seen = self.norm1(torch.cat((cls, x_BPD), dim=1))
         out, _ = self.self_attn(seen[:, :1], seen, seen, need_weights=False)
         x = (cls + out)[:, 0]
-        return x + self.linear2(F.gelu(self.linear1(self.norm2(x))))
+        y: Tensor = x + self.linear2(F.gelu(self.linear1(self.norm2(x))))
+        return y
 
 
 class Motionformer(nn.Module):
@@ -131,10 +138,12 @@ class Motionformer(nn.Module):
         x = torch.cat((cls, rearrange(x, "b t p d -> b (t p) d")), dim=1)
         for block in self.blocks:
             x = block(x)
-        return self.norm(x[:, 1:])
+        y: Tensor = self.norm(x[:, 1:])
+        return y
 
     def pool(self, x_BND: Tensor) -> Tensor:
         """Tokens (B, T*P, D) → (B, T, D)."""
         t = self.config.time_tokens
         pooled = self.spatial_attn_agg(rearrange(x_BND, "b (t p) d -> (b t) p d", t=t))
-        return rearrange(pooled, "(b t) d -> b t d", t=t)
+        y: Tensor = rearrange(pooled, "(b t) d -> b t d", t=t)
+        return y

@@ -12,18 +12,20 @@ Shapes: B batch, L tokens, W width, H heads.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Self
+from typing import Self, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+from transformers.models.t5.modeling_t5 import T5Attention
 
 from selva_ref.model.layers import LayerNorm
 from selva_ref.model.official import OfficialModule
 from selva_ref.model.presets import TextConfig
 
 _MASKED = torch.finfo(torch.float32).min
+Layer = TypeVar("Layer", bound=nn.Module)
 _EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 
 
@@ -40,6 +42,7 @@ def _attention(
     """Attention with transformers' interface; bias and softmax are float32. T5 passes the bias, CLIP the mask."""
     scores_BHLL = ((query * scaling) @ key.transpose(-1, -2)).float()
     bias = attention_mask if position_bias is None else position_bias
+    assert bias is not None
     probabilities = (scores_BHLL + bias).softmax(-1).to(value.dtype)
     return (probabilities @ value).transpose(1, 2), None
 
@@ -82,26 +85,30 @@ class T5Tower(OfficialModule):
         model.config._attn_implementation = "selva"
         self.shared = model.shared
         self.encoder = nn.ModuleDict({"block": model.encoder.block, "final_layer_norm": model.encoder.final_layer_norm})
-        for block in self.encoder["block"]:
-            feed_forward = block.layer[1].DenseReluDense
-            feed_forward.wo = _same_weights(feed_forward.wo, _Float32Linear(config.t5_mlp, config.t5_width, bias=False))
+        for block in self.encoder["block"].children():
+            wo = _Float32Linear(config.t5_mlp, config.t5_width, bias=False)
+            name = "layer.1.DenseReluDense.wo"
+            block.set_submodule(name, _same_weights(block.get_submodule(name), wo))
         distances = torch.arange(1 - config.t5_max_tokens, config.t5_max_tokens)
         buckets = self._first_attention._relative_position_bucket(distances)  # private, but the one used in training
-        self.register_buffer("bucket_of_distance", buckets, persistent=False)
+        self.bucket_of_distance = nn.Buffer(buckets, persistent=False)
         self.max_tokens = config.t5_max_tokens
 
     @property
-    def _first_attention(self) -> nn.Module:
+    def _first_attention(self) -> T5Attention:
         """The attention layer that holds the position table of all blocks."""
-        return self.encoder["block"][0].layer[0].SelfAttention
+        attention = self.get_submodule("encoder.block.0.layer.0.SelfAttention")
+        assert isinstance(attention, T5Attention)
+        return attention
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """ids int64 (B, L) and mask bool (B, L), True for text, L <= t5_max_tokens -> features float32 (B, L, W)."""
         x_BLW = self.shared(ids).float()
         bias_BHLL = self._position_bias(ids.shape[1]).masked_fill(~mask[:, None, None, :], _MASKED)
-        for block in self.encoder["block"]:
+        for block in self.encoder["block"].children():
             x_BLW = block(x_BLW, position_bias=bias_BHLL)[0]
-        return self.encoder["final_layer_norm"](x_BLW).float()
+        y: Tensor = self.encoder["final_layer_norm"](x_BLW).float()
+        return y
 
     def _position_bias(self, tokens: int) -> Tensor:
         position = torch.arange(tokens, device=self.bucket_of_distance.device)
@@ -153,17 +160,17 @@ class ClipTower(OfficialModule):
         self.embeddings = model.embeddings
         self.encoder = nn.ModuleDict({"layers": model.encoder.layers})
         self.final_layer_norm = _norm(model.final_layer_norm)
-        for layer in self.encoder["layers"]:
-            layer.layer_norm1 = _norm(layer.layer_norm1)
-            layer.layer_norm2 = _norm(layer.layer_norm2)
+        for layer in self.encoder["layers"].children():
+            for name in ("layer_norm1", "layer_norm2"):
+                layer.set_submodule(name, _norm(layer.get_submodule(name)))
         future = torch.ones(config.clip_tokens, config.clip_tokens, dtype=torch.bool).triu(1)
-        self.register_buffer("future", future, persistent=False)
+        self.future = nn.Buffer(future, persistent=False)
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids int64 (B, clip_tokens) -> features float32 (B, clip_tokens, W), each token normalised to length 1."""
         x_BLW = self.embeddings(ids).float()
         mask_LL = torch.zeros(self.future.shape, device=ids.device).masked_fill(self.future, _MASKED)
-        for layer in self.encoder["layers"]:
+        for layer in self.encoder["layers"].children():
             x_BLW = layer(x_BLW, attention_mask=mask_LL)
         return F.normalize(self.final_layer_norm(x_BLW).float(), dim=-1)
 
@@ -208,10 +215,11 @@ def _clip_names(name: str, tensor: Tensor) -> dict[str, Tensor]:
     return {name: tensor}
 
 
-def _norm(norm: nn.LayerNorm) -> nn.LayerNorm:
+def _norm(norm: nn.Module) -> _Norm:
+    assert isinstance(norm, nn.LayerNorm)
     return _same_weights(norm, _Norm(norm.normalized_shape, eps=norm.eps))
 
 
-def _same_weights(old: nn.Module, new: nn.Module) -> nn.Module:
+def _same_weights(old: nn.Module, new: Layer) -> Layer:
     new.load_state_dict(old.state_dict())
     return new

@@ -74,6 +74,8 @@ def clip_tokenizer(folder: str | Path, text: TextConfig) -> Tokenizer:
 def clip_pipeline(model: BPE, tokens: int) -> Tokenizer:
     """Adds CLIP's text processing to a byte-pair vocabulary."""
     start_id, end_id = model.token_to_id(CLIP_START), model.token_to_id(CLIP_END)
+    assert start_id is not None
+    assert end_id is not None
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = Sequence([NFC(), Replace(Regex(r"\s+"), " "), Lowercase()])
     tokenizer.pre_tokenizer = PreSequence(
@@ -112,7 +114,8 @@ def _read_bpe(folder: Path) -> BPE:
     try:
         vocabulary = json.loads(vocabulary_path.read_text(encoding="utf-8"))
         lines = merges_path.read_text(encoding="utf-8").split("\n")
-        merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+        pairs = (line.split(" ") for line in lines if line and not line.startswith("#version"))
+        merges = [(left, right) for left, right in pairs]
         return BPE(vocabulary, merges, unk_token=CLIP_END, end_of_word_suffix="</w>")
     except Exception as error:  # the library raises plain Exception
         raise CheckpointError(f"{folder}: vocab.json and merges.txt do not fit ({error})") from error

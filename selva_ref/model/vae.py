@@ -60,7 +60,8 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = unit(x, 1)
         h = self.conv2(F.silu(self.conv1(F.silu(x), SILU_SCALE)), SILU_SCALE * ADDED)
-        return (self.nin_shortcut(x, KEPT) if hasattr(self, "nin_shortcut") else KEPT * x) + h
+        y: Tensor = (self.nin_shortcut(x, KEPT) if hasattr(self, "nin_shortcut") else KEPT * x) + h
+        return y
 
 
 class Attention(nn.Module):
@@ -74,7 +75,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = rearrange(self.qkv(x), "b (c three) t -> three b 1 t c", three=3)
         out = F.scaled_dot_product_attention(unit(q, -1), unit(k, -1), unit(v, -1))
-        return KEPT * x + self.proj_out(rearrange(out, "b 1 t c -> b c t"), ADDED)
+        y: Tensor = KEPT * x + self.proj_out(rearrange(out, "b 1 t c -> b c t"), ADDED)
+        return y
 
 
 class Downsample(nn.Module):
@@ -86,7 +88,8 @@ class Downsample(nn.Module):
         self.conv2 = MPConv1d(width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv2(F.avg_pool1d(self.conv1(x), 2))
+        y: Tensor = self.conv2(F.avg_pool1d(self.conv1(x), 2))
+        return y
 
 
 class Upsample(nn.Module):
@@ -129,7 +132,8 @@ class Middle(nn.Module):
         self.block_2 = ResidualBlock(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.block_2(self.attn_1(self.block_1(x))).clamp(-CLAMP, CLAMP)
+        y: Tensor = self.block_2(self.attn_1(self.block_1(x))).clamp(-CLAMP, CLAMP)
+        return y
 
 
 class Encoder(nn.Module):
@@ -148,7 +152,8 @@ class Encoder(nn.Module):
         x = self.conv_in(x)
         for level in self.down:
             x = level(x)
-        return self.conv_out(F.silu(self.mid(x)), (self.learnable_gain + 1) * SILU_SCALE)
+        y: Tensor = self.conv_out(F.silu(self.mid(x)), (self.learnable_gain + 1) * SILU_SCALE)
+        return y
 
 
 class Decoder(nn.Module):
@@ -167,7 +172,8 @@ class Decoder(nn.Module):
         x = self.mid(self.conv_in(z))
         for level in reversed(self.up):
             x = level(x)
-        return self.conv_out(F.silu(x), (self.learnable_gain + 1) * SILU_SCALE)
+        y: Tensor = self.conv_out(F.silu(x), (self.learnable_gain + 1) * SILU_SCALE)
+        return y
 
 
 class VAE(OfficialModule):
@@ -181,8 +187,8 @@ class VAE(OfficialModule):
         if config.mel_statistics:
             stored = np.load(DATA / f"{config.mel_statistics}.npz")
             mean, std = stored["data_mean"], stored["data_std"]
-        self.register_buffer("data_mean", torch.tensor(mean, dtype=torch.float32)[None, :, None])
-        self.register_buffer("data_std", torch.tensor(std, dtype=torch.float32)[None, :, None])
+        self.data_mean = nn.Buffer(torch.tensor(mean, dtype=torch.float32)[None, :, None])
+        self.data_std = nn.Buffer(torch.tensor(std, dtype=torch.float32)[None, :, None])
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
 
@@ -194,4 +200,5 @@ class VAE(OfficialModule):
 
     def decode(self, z: Tensor) -> Tensor:
         """Latent (B, Z, T) → log-mel (B, bands, 2T)."""
-        return self.decoder(z.to(self.dtype)).float() * self.data_std.float() + self.data_mean.float()
+        y: Tensor = self.decoder(z.to(self.dtype)).float() * self.data_std.float() + self.data_mean.float()
+        return y

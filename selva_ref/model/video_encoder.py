@@ -6,6 +6,9 @@ Shapes: B clips, S segments, N tokens per segment (8*196), L text tokens, D widt
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Self
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -54,7 +57,8 @@ class CrossBlock(nn.Module):
 
     def forward(self, x_BND: Tensor, text_BLD: Tensor, mask_BL: Tensor) -> Tensor:
         x_BND = x_BND + self.norm1(self.linear1(self.attn(x_BND, text_BLD, mask_BL)))
-        return x_BND + self.ffn(self.norm2(x_BND))
+        y: Tensor = x_BND + self.ffn(self.norm2(x_BND))
+        return y
 
 
 class Teacher(OfficialModule):
@@ -65,7 +69,7 @@ class Teacher(OfficialModule):
         self.config = config
         self.vfeat_extractor = Motionformer(config)
 
-    def load_official(self, state_dict: dict[str, Tensor]) -> Teacher:
+    def load_official(self, state_dict: Mapping[str, Tensor]) -> Self:
         """Loads weights under their official names; drops the audio half of a Synchformer file.
 
         Raises:
@@ -77,7 +81,8 @@ class Teacher(OfficialModule):
     def forward(self, segments: Tensor) -> Tensor:
         """Segments (B, S, 3, 16, H, W) in [-1, 1] → features (B, S, 8, D)."""
         tokens = self.vfeat_extractor.tokens(segments.flatten(0, 1))
-        return self.vfeat_extractor.pool(tokens).unflatten(0, segments.shape[:2])
+        y: Tensor = self.vfeat_extractor.pool(tokens).unflatten(0, segments.shape[:2])
+        return y
 
 
 class VideoEncoder(OfficialModule):
@@ -96,7 +101,8 @@ class VideoEncoder(OfficialModule):
     def backbone(self, segments: Tensor) -> Tensor:
         """Segments (B, S, 3, 16, H, W) in [-1, 1] → tokens (B, S*N, D). Does not depend on the text."""
         tokens = self.vfeat_extractor.tokens(segments.flatten(0, 1))
-        return tokens.unflatten(0, segments.shape[:2]).flatten(1, 2)
+        y: Tensor = tokens.unflatten(0, segments.shape[:2]).flatten(1, 2)
+        return y
 
     def project_text(self, text_BLD: Tensor, mask_BL: Tensor) -> tuple[Tensor, Tensor]:
         """T5 features and mask → [SUP] tokens and text at the video's width, (B, 5 + L, D), and the mask of both."""

@@ -7,6 +7,8 @@ Shapes: B batch, C channels, T samples at the level's rate.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -60,9 +62,10 @@ class Activation(nn.Module):
         return F.conv1d(y, kernel, stride=2, groups=self.channels)
 
 
-def _conv(n_in: int, n_out: int, kernel: int, dilation: int = 1, bias: bool = True) -> nn.Module:
+def _conv(n_in: int, n_out: int, kernel: int, dilation: int = 1, bias: bool = True) -> nn.Conv1d:
     padding = dilation * (kernel - 1) // 2
-    return weight_norm(nn.Conv1d(n_in, n_out, kernel, dilation=dilation, padding=padding, bias=bias))
+    conv: nn.Conv1d = weight_norm(nn.Conv1d(n_in, n_out, kernel, dilation=dilation, padding=padding, bias=bias))
+    return conv
 
 
 class ResidualBlock(nn.Module):
@@ -95,19 +98,19 @@ class Vocoder(OfficialModule):
         self.resblocks = nn.ModuleList()
         for rate, kernel in zip(config.vocoder_rates, config.vocoder_kernels, strict=True):
             up = nn.ConvTranspose1d(width, width // 2, kernel, stride=rate, padding=(kernel - rate) // 2)
-            self.ups.append(nn.ModuleList([weight_norm(up)]))
+            self.ups.append(nn.Sequential(weight_norm(up)))
             width //= 2
             self.resblocks.extend(ResidualBlock(width, k) for k in RESIDUAL_KERNELS)
         self.activation_post = Activation(width)
         self.conv_post = _conv(width, 1, 7, bias=config.vocoder_tanh)
 
-    def load_official(self, state_dict: dict[str, Tensor]) -> Vocoder:
+    def load_official(self, state_dict: Mapping[str, Tensor | Mapping[str, Tensor]]) -> Self:
         """Loads weights under either naming of weight norm, nested under `generator` or not.
 
         Raises:
             CheckpointError: a name is missing, unexpected or has the wrong shape.
         """
-        nested = state_dict.get("generator", state_dict)
+        nested = cast(Mapping[str, Tensor], state_dict.get("generator", state_dict))
         modern = {
             name.replace(".weight_g", ".parametrizations.weight.original0").replace(
                 ".weight_v", ".parametrizations.weight.original1"
@@ -119,7 +122,7 @@ class Vocoder(OfficialModule):
     def forward(self, mel: Tensor) -> Tensor:
         x = self.conv_pre(mel.to(self.dtype))
         per_level = len(RESIDUAL_KERNELS)
-        for level, (up,) in enumerate(self.ups):
+        for level, up in enumerate(self.ups):
             x = up(x)
             blocks = self.resblocks[level * per_level : (level + 1) * per_level]
             x = sum(block(x) for block in blocks) / per_level

@@ -72,8 +72,7 @@ class WeightAverages:
     def _check_snapshot(self, path: Path) -> None:
         index, step, _ = path.name.split(".")
         try:
-            kept = load_hashed(path)
-            check_tensors(kept, self._ema.ema_models[int(index)].state_dict())
+            kept = check_tensors(load_hashed(path), self._ema.ema_models[int(index)].state_dict())
             if kept["step"].item() != int(step):
                 raise ValueError("from another step")
         except ValueError as error:
@@ -82,7 +81,8 @@ class WeightAverages:
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors by name, for resuming."""
-        return self._ema.state_dict()
+        state: dict[str, Any] = self._ema.state_dict()
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resumes from `state`. Removes snapshots taken after it, because they will be taken again."""

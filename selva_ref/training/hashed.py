@@ -60,8 +60,8 @@ def _check_hash(file: BinaryIO) -> None:
         raise ValueError("damaged: its hash does not match its content")
 
 
-def check_tensors(given: object, wanted: Mapping[str, Tensor]) -> None:
-    """Checks that `given` has the names, shapes and types of `wanted`, and only finite values.
+def check_tensors(given: object, wanted: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Returns `given` if it has the names, shapes and types of `wanted`, and only finite values.
 
     Raises:
         ValueError: it does not.
@@ -77,3 +77,4 @@ def check_tensors(given: object, wanted: Mapping[str, Tensor]) -> None:
             raise ValueError(f"{name} is {wrong}, not {right}")
         if not found.isfinite().all():
             raise ValueError(f"{name} holds values that are not finite")
+    return given

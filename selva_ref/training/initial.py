@@ -33,8 +33,8 @@ def fresh_encoder(preset: Preset, teacher: Path, seed: int) -> VideoEncoder:
         encoder = selva_ref.build("video_encoder", preset)
         nn.init.trunc_normal_(encoder.sup_text_feat, std=0.02)
     for block in encoder.synch_text_cross_blocks:
-        nn.init.constant_(block.norm1.weight, CROSS_GAIN)
-        nn.init.zeros_(block.ffn.w2.weight)
+        nn.init.constant_(block.get_parameter("norm1.weight"), CROSS_GAIN)
+        nn.init.zeros_(block.get_parameter("ffn.w2.weight"))
     encoder.load_state_dict(encoder.state_dict() | visual.state_dict())
     return encoder
 

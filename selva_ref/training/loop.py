@@ -9,6 +9,7 @@ from math import isfinite
 from pathlib import Path
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader
 
@@ -83,7 +84,7 @@ def train(run: Run, world: World) -> list[float]:
             for part in range(place.accumulate):
                 batch = {name: value.to(device) for name, value in next(batches).items()}
                 last = part == place.accumulate - 1
-                with nullcontext() if last or world.size == 1 else module.no_sync():
+                with module.no_sync() if isinstance(module, DistributedDataParallel) and not last else nullcontext():
                     with autocast(device, settings.precision):
                         loss = module(batch) / place.accumulate
                     loss.backward()
@@ -97,7 +98,7 @@ def train(run: Run, world: World) -> list[float]:
             if not isfinite(losses[-1]):
                 raise TrainingError(f"step {done}: the loss is {losses[-1]}; try a lower learning rate, or fp32")
             stopping = world.any(bool(stop))
-            if world.main:
+            if report is not None and averages is not None:
                 averages.update()
                 if done % max(1, settings.steps // SNAPSHOTS) == 0 or done == settings.steps:
                     averages.snapshot()
@@ -110,7 +111,7 @@ def train(run: Run, world: World) -> list[float]:
             if stopping:
                 break
 
-        if world.main and averages.snapshots():
+        if averages is not None and averages.snapshots():
             average = averages.average(place.average_width)
             write_checkpoint(place.out, stage.part, run.preset, stage.network, average)
     if stopping:
@@ -131,7 +132,7 @@ def _load(run: Run, share: list[list[int]], start: int) -> Generator[Batch]:
         run.clips,
         batch_size=None,  # the keys of one part form one key
         sampler=keys,
-        collate_fn=_identity,
+        collate_fn=_identity,  # type: ignore[arg-type]  # with batch_size=None it gets an item, not a list
         num_workers=run.place.workers,
         worker_init_fn=init_loader_worker,
         multiprocessing_context=START_METHOD if run.place.workers else None,

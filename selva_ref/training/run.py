@@ -98,7 +98,7 @@ def stage2(request: StageRequest, place: RunPlace) -> Trained:
             stage=FlowMatching(
                 base_generator(preset, base),
                 load_part("video_encoder", preset, place.out),
-                rules.lengths(features.description.duration_s).clip,
+                rules.lengths(features.description.duration_s).visual,
             ),
             clips=MixedClips(features, rules, settings, flow_targets),
             listener=Listener(preset, request.checkpoints, world.device) if world.main else None,

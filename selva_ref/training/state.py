@@ -65,8 +65,8 @@ def resume(
             loaded then.
     """
     try:
-        state = load_hashed(path)
-        before = _settings(state)
+        state = _entries(load_hashed(path))
+        before = state["settings"]
         for name, value in asdict(settings).items():
             if before.get(name) != value:
                 fix = "use the same value, or choose another --out"
@@ -81,15 +81,15 @@ def resume(
     optimizer.load_state_dict(optimizer.state_dict() | {"state": state["optimizer"]})
     if averages is not None:
         averages.load_state_dict(state["averages"])
-    return state["step"]
+    return int(state["step"])
 
 
-def _settings(state: Any) -> dict[str, Any]:
+def _entries(state: object) -> dict[str, Any]:
     if not isinstance(state, dict) or state.keys() != _ENTRIES or not isinstance(state["settings"], dict):
         raise ValueError("it has the wrong entries")
     if not all(isinstance(value, str | int | float) for value in state["settings"].values()):
         raise ValueError("a setting has the wrong type")
-    return state["settings"]
+    return state
 
 
 def _check(

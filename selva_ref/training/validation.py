@@ -35,7 +35,8 @@ class Listener:
 
     def wave(self, mel: Tensor) -> Tensor:
         """Waveform (samples,) of a log-mel."""
-        return self.vocoder(mel[None]).flatten()
+        y: Tensor = self.vocoder(mel[None]).flatten()
+        return y
 
 
 class Validation:

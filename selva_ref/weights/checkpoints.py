@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from safetensors.torch import load_file
@@ -254,7 +254,7 @@ def _flat_tensors(path: Path, content: object) -> dict[str, Tensor]:
     if _is_flat(content):
         return {name: tensor.detach() for name, tensor in content.items()}
     if isinstance(content, Mapping):
-        nested = [content[key] for key in _NESTINGS if _is_flat(content.get(key))]
+        nested = [inner for key in _NESTINGS if _is_flat(inner := content.get(key))]
         if len(nested) == 1:
             return {name: tensor.detach() for name, tensor in nested[0].items()}
         held = ", ".join(f"{key!s:.40} ({type(value).__name__})" for key, value in list(content.items())[:5])
@@ -262,7 +262,7 @@ def _flat_tensors(path: Path, content: object) -> dict[str, Tensor]:
     raise CheckpointError(f"{path}: not a set of named tensors but a {type(content).__name__}")
 
 
-def _is_flat(content: object) -> bool:
+def _is_flat(content: object) -> TypeGuard[Mapping[str, Tensor]]:
     return (
         isinstance(content, Mapping)
         and len(content) > 0
@@ -280,7 +280,7 @@ def read_record(directory: str | Path) -> dict[str, dict[str, Any]]:
     """Reads what `selva-fetch` recorded about `directory`: path -> sha256, bytes, source. Empty if none."""
     path = Path(directory) / RECORD
     try:
-        files = json.loads(path.read_text(encoding="utf-8"))["files"]
+        files: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["files"]
         for entry in files.values():
             if not re.fullmatch("[0-9a-f]{64}", entry["sha256"]) or entry.get("verified") not in (True, False, None):
                 raise ValueError("a field has the wrong type")
@@ -295,5 +295,5 @@ def _recorded_sha256(path: Path) -> str | None:
     for folder in path.parents[:2]:
         entry = read_record(folder).get(path.relative_to(folder).as_posix())
         if entry:
-            return entry["sha256"]
+            return str(entry["sha256"])
     return None

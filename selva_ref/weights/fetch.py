@@ -60,6 +60,7 @@ class _Item:
     """One file to get: weights, which are converted, or a companion, which is copied."""
 
     checkpoint: Checkpoint
+    repo: str
     file: HubFile
     name: str
     revision: str
@@ -135,6 +136,7 @@ def _items(preset_name: str, folder: Path, with_teacher: bool, revision: str | N
             official = checkpoint.revision is not None or revision is None
             yield _Item(
                 checkpoint=checkpoint,
+                repo=checkpoint.repo,
                 file=file if official else replace(file, md5=None, sha256=None),
                 name=name,
                 revision=checkpoint.revision or revision or "main",
@@ -176,11 +178,11 @@ def _existing(item: _Item, folder: Path, say: Callable[[str], None]) -> Fetched 
 
 
 def _fetch_one(item: _Item, folder: Path, hub: Hub) -> Fetched:
-    copy = _local_copy(item, folder) or hub.get(item.checkpoint.repo, item.file, item.revision)
+    copy = _local_copy(item, folder) or hub.get(item.repo, item.file, item.revision)
     if not copy.verified:
         hub.say(f"warning: {item.name}: neither its publisher nor the hub states a hash, so it is not verified")
     source = {
-        "repo": item.checkpoint.repo,
+        "repo": item.repo,
         "path": item.file.path,
         "revision": copy.commit,
         "md5": copy.md5,

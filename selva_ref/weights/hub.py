@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
@@ -24,6 +25,9 @@ from huggingface_hub.file_download import HfFileMetadata, http_get
 from huggingface_hub.utils import build_hf_headers, httpx
 
 from selva_ref.weights.checkpoints import HubFile
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 RETRY_DELAYS_S = (1.0, 4.0, 15.0)
 _PERMANENT_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG}
@@ -144,8 +148,8 @@ class _PartialFile(io.BufferedWriter):
         super().__init__(io.FileIO(path, "ab"))
         self._path, self._size = path, size
 
-    def write(self, content: bytes) -> int:
-        if self.tell() + len(content) > self._size:
+    def write(self, content: Buffer, /) -> int:
+        if self.tell() + memoryview(content).nbytes > self._size:
             self._path.unlink()
             raise FetchError(
                 f"{self._path.name}: the hub sent more than the {self._size} bytes that it announced; {_CHECK_HUB}"

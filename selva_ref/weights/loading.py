@@ -3,17 +3,39 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal, overload
 
 from tokenizers import Tokenizer
 
 import selva_ref
+from selva_ref.model.generator import Generator
 from selva_ref.model.official import OfficialModule
 from selva_ref.model.presets import Preset
+from selva_ref.model.text import ClipTower, T5Tower
 from selva_ref.model.text_tokenizers import DEMO, clip_tokenizer, t5_tokenizer
+from selva_ref.model.vae import VAE
+from selva_ref.model.video_encoder import Teacher, VideoEncoder
+from selva_ref.model.vocoder import Vocoder
 from selva_ref.weights import random_weights
 from selva_ref.weights.checkpoints import find_checkpoint, read_checkpoint
 
 
+@overload
+def load_part(part: Literal["video_encoder"], preset: Preset, checkpoints: Path | None) -> VideoEncoder: ...
+@overload
+def load_part(part: Literal["teacher"], preset: Preset, checkpoints: Path | None) -> Teacher: ...
+@overload
+def load_part(part: Literal["generator"], preset: Preset, checkpoints: Path | None) -> Generator: ...
+@overload
+def load_part(part: Literal["vae"], preset: Preset, checkpoints: Path | None) -> VAE: ...
+@overload
+def load_part(part: Literal["vocoder"], preset: Preset, checkpoints: Path | None) -> Vocoder: ...
+@overload
+def load_part(part: Literal["text_t5"], preset: Preset, checkpoints: Path | None) -> T5Tower: ...
+@overload
+def load_part(part: Literal["text_clip"], preset: Preset, checkpoints: Path | None) -> ClipTower: ...
+@overload
+def load_part(part: str, preset: Preset, checkpoints: Path | None) -> OfficialModule: ...
 def load_part(part: str, preset: Preset, checkpoints: Path | None) -> OfficialModule:
     """Loads a network from `checkpoints`. If that is None, it gets random weights that depend only on parameter names.
 

@@ -52,7 +52,8 @@ def fill(name: str, shape: tuple[int, ...]) -> np.ndarray:
     x = normal(name, *shape)
     leaf = name.rsplit(".", 1)[-1]
     if leaf == "latent_std":
-        return 1 + np.float32(0.1) * np.abs(x)
+        out: np.ndarray = 1 + np.float32(0.1) * np.abs(x)
+        return out
     gain, offset = _gain_and_offset(leaf, shape)
     if name.endswith("SelfAttention.q.weight"):
         gain /= 8  # T5 does not scale its scores; its own initialiser also makes queries smaller by d^-0.5

@@ -89,7 +89,8 @@ class GraphSpatialPooling(nn.Module):
         mixed = rearrange(weights.transpose(1, 2) @ seen, "b h e -> h b e")
         out = rearrange(mixed @ wv.transpose(1, 2) + bv[:, None], "h b d -> b (h d)")
         x = cls[:, 0] + self.self_attn.out_proj(out)
-        return x + self.linear2(F.gelu(self.linear1(self.norm2(x))))
+        y: Tensor = x + self.linear2(F.gelu(self.linear1(self.norm2(x))))
+        return y
 
 
 class GraphCrossAttention(nn.Module):

@@ -88,10 +88,10 @@ class GraphVocoder(nn.Module):
         self.activation_post, self.conv_post = plain.activation_post, plain.conv_post
 
     def forward(self, mel: Tensor) -> Tensor:
-        x = self.conv_pre(mel.to(self.conv_pre.weight.dtype)[:, :, None])
+        x = self.conv_pre(mel.to(next(self.conv_pre.parameters()).dtype)[:, :, None])
         per_level = len(RESIDUAL_KERNELS)
-        for level, (up,) in enumerate(self.ups):
-            x = up(x) if x.ndim == up.weight.ndim else up(x.squeeze(2))[:, :, None]
+        for level, up in enumerate(self.ups):
+            x = up(x)
             blocks = self.resblocks[level * per_level : (level + 1) * per_level]
             x = sum(block(x) for block in blocks) / per_level
         wave: Tensor = self.conv_post(self.activation_post(x)).float()
@@ -105,11 +105,25 @@ def fold_weight_norms(vocoder: nn.Module) -> None:
             remove_parametrizations(module, "weight")
 
 
+class SqueezedUp(nn.Module):
+    """A one-dimensional transposed convolution of (B, C, 1, T)."""
+
+    def __init__(self, plain: nn.ConvTranspose1d) -> None:
+        super().__init__()
+        self.weight, self.bias = plain.weight, plain.bias
+        self.stride, self.padding = plain.stride[0], int(plain.padding[0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        up = F.conv_transpose1d(x.squeeze(2), self.weight, self.bias, self.stride, self.padding)
+        return up[:, :, None]
+
+
 def _two_dimensional(conv: nn.Conv1d | nn.ConvTranspose1d) -> nn.Module:
-    """Converts a convolution to the same convolution of (B, C, 1, T), unless its stride is too large."""
+    """Converts a convolution to the same convolution of (B, C, 1, T)."""
+    assert not isinstance(conv.padding, str)
     (kernel,), (stride,), (padding,), (dilation,) = conv.kernel_size, conv.stride, conv.padding, conv.dilation
-    if stride > LARGEST_FLAT_STRIDE:
-        return conv
+    if isinstance(conv, nn.ConvTranspose1d) and stride > LARGEST_FLAT_STRIDE:
+        return SqueezedUp(conv)
     kind = nn.ConvTranspose2d if isinstance(conv, nn.ConvTranspose1d) else nn.Conv2d
     with torch.device("meta"):
         flat = kind(
@@ -117,7 +131,7 @@ def _two_dimensional(conv: nn.Conv1d | nn.ConvTranspose1d) -> nn.Module:
             conv.out_channels,
             (1, kernel),
             stride=(1, stride),
-            padding=(0, int(padding)),
+            padding=(0, padding),
             dilation=(1, dilation),
             bias=conv.bias is not None,
         )

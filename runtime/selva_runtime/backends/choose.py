@@ -27,17 +27,17 @@ _MIN_COMPILED_BYTES = 200_000_000
 """For a smaller bundle, such as the toy demo, OpenVINO takes longer to compile than it saves on a stem."""
 
 
-def make_executor(bundle: Bundle, backend: str, threads: int | None, precision: str = EXACT) -> Executor:
+def make_executor(bundle: Bundle, backend: str, threads: int | None, compute_precision: str = EXACT) -> Executor:
     """Make the executor called `backend`. "auto" takes the fastest that runs here.
 
     Raises:
         BackendError: the backend is unknown, not installed or cannot run here.
         BundleError: a file was altered.
-        RequestError: `threads` or `precision` is out of range.
+        RequestError: `threads` or `compute_precision` is out of range.
     """
     if backend not in ("auto", *BACKENDS):
         raise BackendError(f"unknown backend {backend!r}; choose one of auto, {', '.join(BACKENDS)}")
-    settings = CpuSettings(threads=threads, precision=precision)
+    settings = CpuSettings(threads=threads, compute_precision=compute_precision)
     if backend == "auto":
         return best(bundle, settings)
     return make(backend, bundle, settings, "asked for")
@@ -47,10 +47,10 @@ def make(name: str, bundle: Bundle, settings: CpuSettings, reason: str) -> Execu
     """Make the executor of this name. `reason` says why it was chosen.
 
     Raises:
-        BackendError: the backend is not installed, cannot run here or does not have the precision.
+        BackendError: the backend is not installed, cannot run here or does not have the compute precision.
         BundleError: a file was altered.
     """
-    if settings.precision == BF16 and name not in _WITH_BF16:
+    if settings.compute_precision == BF16 and name not in _WITH_BF16:
         raise BackendError(
             f"the {name} backend cannot compute in bf16 (ONNX Runtime has no bfloat16 on x86, engines have their own "
             "precision); choose the backend openvino (pip install 'selva-deploy[openvino]'), or the precision exact"
@@ -71,7 +71,7 @@ def best(bundle: Bundle, settings: CpuSettings) -> Executor:
         BackendError: no backend can run here.
         BundleError: a file was altered.
     """
-    if settings.precision == BF16:
+    if settings.compute_precision == BF16:
         unused = "; the NVIDIA GPU is not used, choose the precision exact for it" if has_nvidia_gpu() else ""
         return _with_notice(
             make("openvino", bundle, settings, "it computes in bf16"), f"it computes in bfloat16{unused}"
@@ -121,7 +121,9 @@ def _cpu(bundle: Bundle, settings: CpuSettings, reason: str) -> Executor:
 def _openvino(bundle: Bundle, settings: CpuSettings, reason: str) -> Executor:
     from selva_runtime.backends.openvino.executor import OpenVinoExecutor
 
-    return OpenVinoExecutor(bundle, threads=settings.threads, precision=settings.precision, reason=reason)
+    return OpenVinoExecutor(
+        bundle, threads=settings.threads, compute_precision=settings.compute_precision, reason=reason
+    )
 
 
 def _cuda(bundle: Bundle, _settings: CpuSettings, reason: str) -> Executor:

@@ -23,7 +23,7 @@ Array = npt.NDArray[Any]
 Tensor = Array | DeviceArray
 POLL_S = 0.05
 """Seconds between two checks during a wait, so that Ctrl-C and a cancel event can stop it."""
-EXACT, BF16 = PRECISIONS = ("exact", "bf16")
+EXACT, BF16 = COMPUTE_PRECISIONS = ("exact", "bf16")
 """Precision of the computation: the bundle's own, or bfloat16 for the slow parts."""
 
 
@@ -32,18 +32,19 @@ class CpuSettings:
     """Settings of a CPU backend.
 
     Raises:
-        RequestError: `threads` or `precision` is out of range.
+        RequestError: `threads` or `compute_precision` is out of range.
     """
 
     threads: int | None = None
     """None means as many as the process may use."""
-    precision: str = EXACT
+    compute_precision: str = EXACT
 
     def __post_init__(self) -> None:
         if self.threads is not None and not 1 <= self.threads <= 1024:
             raise RequestError(f"threads is {self.threads}; give a number from 1 to 1024")
-        if self.precision not in PRECISIONS:
-            raise RequestError(f"unknown precision {self.precision!r}; choose one of {', '.join(PRECISIONS)}")
+        if self.compute_precision not in COMPUTE_PRECISIONS:
+            known = ", ".join(COMPUTE_PRECISIONS)
+            raise RequestError(f"unknown precision {self.compute_precision!r}; choose one of {known}")
 
 
 class Loop(Protocol):

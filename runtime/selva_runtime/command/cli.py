@@ -81,6 +81,7 @@ class _NeededOption(_UnlessListing, click.Option):
 @click.option("--threads", type=int, help="CPU threads.  [default: the cores that may be used]")
 @click.option(
     "--precision",
+    "compute_precision",
     default="exact",
     show_default=True,
     help="exact, or bf16: two to four times as fast on a CPU that has bfloat16 (with OpenVINO), and less exact.",

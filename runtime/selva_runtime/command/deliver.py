@@ -79,7 +79,9 @@ class _Run:
         self.error: str | None = None
         self._say = say
         self.bundle = default_bundle() if asked.bundle is None else Path(asked.bundle)
-        self.session = Session(self.bundle, backend=asked.backend, threads=asked.threads, precision=asked.precision)
+        self.session = Session(
+            self.bundle, backend=asked.backend, threads=asked.threads, precision=asked.compute_precision
+        )
         self.info = self.session.info
         self.request = self.session.request(
             asked.prompts,

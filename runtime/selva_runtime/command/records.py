@@ -29,7 +29,7 @@ class GenerateRequest:
     backend: str = "auto"
     threads: int | None = None
     """None means as many as the process may use."""
-    precision: str = "exact"
+    compute_precision: str = "exact"
     """"exact" or "bf16"."""
 
 

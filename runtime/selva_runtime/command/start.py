@@ -48,11 +48,11 @@ def _start(module: str, extra: str = "") -> None:
     secure_standard_streams()
     try:
         command = import_module(module).main
+        from selva_runtime.command.base import run_command
+
+        run_command(command)
     except ModuleNotFoundError as error:
-        if not extra or module.startswith(str(error.name)):
+        if not extra:
             raise
         sys.stderr.write(f"error: the module {error.name} is not installed: pip install 'selva-deploy[{extra}]'\n")
         sys.exit(2)
-    from selva_runtime.command.base import run_command
-
-    run_command(command)

@@ -26,7 +26,7 @@ class TooLarge(Exception):  # noqa: N818 -- becomes a MediaError with the file's
     """The file has too much of something. The message says of what."""
 
 
-class Source(NamedTuple):
+class BoxFile(NamedTuple):
     """A file, or a movie header that was compressed in a file. `size` is in bytes."""
 
     file: BinaryIO
@@ -66,7 +66,7 @@ class BoxReader:
         names = b"|".join(sorted(map(re.escape, wanted - PARENTS)))
         self.names = re.compile(rb"(?=(" + names + rb"))")
 
-    def children(self, source: Source, begin: int, end: int) -> Iterator[Box]:
+    def children(self, source: BoxFile, begin: int, end: int) -> Iterator[Box]:
         """Yield the boxes from `begin` to `end`. Stop at an impossible size. Cut a box that reaches past `end`.
 
         Raises:
@@ -88,7 +88,7 @@ class BoxReader:
             yield Box(kind, begin + skip, min(begin + size, end))
             begin += size
 
-    def scan(self, source: Source, box: Box) -> Iterator[Box]:
+    def scan(self, source: BoxFile, box: Box) -> Iterator[Box]:
         """Yield everything in the box that looks like one of the wanted boxes.
 
         Raises:

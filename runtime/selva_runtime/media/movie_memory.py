@@ -19,7 +19,7 @@ from io import BufferedReader, BytesIO, RawIOBase
 from pathlib import Path
 
 from selva_bundle.errors import MediaError
-from selva_runtime.media.boxes import MAX_DEPTH, PARENTS, SCANNED, Box, BoxReader, Source, TooLarge
+from selva_runtime.media.boxes import MAX_DEPTH, PARENTS, SCANNED, Box, BoxFile, BoxReader, TooLarge
 from selva_runtime.media.movie_tracks import INDEX_BYTES, TIME_BYTES, Table, Track
 
 BASE_BYTES, MAX_BYTES = 512 << 20, 1 << 30
@@ -60,7 +60,7 @@ def check_movie(file: RawIOBase, path: str | os.PathLike[str]) -> None:
     buffered = BufferedReader(file)
     try:
         size = buffered.seek(0, os.SEEK_END)
-        Movie(min(MAX_BYTES, BASE_BYTES + size)).read(Source(buffered, size))
+        Movie(min(MAX_BYTES, BASE_BYTES + size)).read(BoxFile(buffered, size))
     except TooLarge as error:
         raise MediaError(f"{Path(path)}: {error}; export it again, with few edits and in one piece") from None
     finally:
@@ -83,7 +83,7 @@ class Movie:
     starts: array[int] = field(default_factory=lambda: array("q"))
     """Where indexes say that fragments begin. FFmpeg reads there, even inside the media data."""
 
-    def read(self, source: Source) -> None:
+    def read(self, source: BoxFile) -> None:
         """Add up all boxes of a file.
 
         Raises:
@@ -116,7 +116,7 @@ class Movie:
         if self.spent_bytes > self.allowed_bytes:
             raise TooLarge(f"its tables need more than {self.allowed_bytes >> 20} MiB of memory")
 
-    def _read_fragments(self, source: Source, known: set[int]) -> None:
+    def _read_fragments(self, source: BoxFile, known: set[int]) -> None:
         while self.starts:
             begin = self.starts.pop()
             if not 0 <= begin < source.size or begin + 8 in known:
@@ -127,7 +127,7 @@ class Movie:
                 known.add(box.begin)
                 self._box(source, box, 0, 1)
 
-    def _box(self, source: Source, box: Box, depth: int, times: int) -> None:
+    def _box(self, source: BoxFile, box: Box, depth: int, times: int) -> None:
         """Add up one box. FFmpeg may read it `times` times."""
         kind, begin = box.kind, box.begin
         size = box.end - begin
@@ -162,7 +162,7 @@ class Movie:
             self.tracks[-1].note(source, box)
             self.spend(2 * size * times)
 
-    def _parent(self, source: Source, box: Box, depth: int, times: int) -> None:
+    def _parent(self, source: BoxFile, box: Box, depth: int, times: int) -> None:
         if box.kind == b"trak":
             self.tracks.append(Track())
             self.spend(TRACK_BYTES)
@@ -181,12 +181,12 @@ class Movie:
         for child in self.reader.scan(source, box):
             self._box(source, child, depth + 1, times)
 
-    def _free(self, source: Source, box: Box, depth: int, times: int) -> None:
+    def _free(self, source: BoxFile, box: Box, depth: int, times: int) -> None:
         """FFmpeg looks for a lost movie header in free space."""
         if box.kind == b"free" and source.read(box.begin + 4, 4) in (b"mvhd", b"cmov"):
             self._parent(source, box._replace(kind=b"moov"), depth, times)
 
-    def _table(self, source: Source, box: Box, times: int) -> None:
+    def _table(self, source: BoxFile, box: Box, times: int) -> None:
         header = 4
         if box.kind == b"sbgp":
             header = 12 if source.read_number(box.begin, 1) == 1 else 8
@@ -203,7 +203,7 @@ class Movie:
         self.spend(count * in_memory * times)
         self.tracks[-1].add(box.kind, Table(source, begin, count))
 
-    def _sizes(self, source: Source, box: Box, times: int) -> None:
+    def _sizes(self, source: BoxFile, box: Box, times: int) -> None:
         """Add to the samples of the track. A table that the file does not hold completely adds none."""
         count, bits, each = source.read_number(box.begin + 8), 32, source.read_number(box.begin + 4)
         if box.kind == b"stz2":
@@ -217,14 +217,14 @@ class Movie:
             self.spend(count * 4 * times)
             self.tracks[-1].add_samples(count, 0)
 
-    def _run(self, source: Source, begin: int, times: int) -> None:
+    def _run(self, source: BoxFile, begin: int, times: int) -> None:
         """Add up the samples of a fragment. Samples without fields of their own take no room in the file."""
         flags, count = source.read_number(begin), source.read_number(begin + 4)
         in_file = 4 * (flags & 0xF00).bit_count()
         there = min(count, max(0, source.size - begin) // in_file) if in_file else count
         self.spend((there * INDEX_BYTES + count * TIME_BYTES) * times)
 
-    def _index(self, source: Source, box: Box, times: int) -> None:
+    def _index(self, source: BoxFile, box: Box, times: int) -> None:
         wide = source.read_number(box.begin, 1) == 1
         place = box.begin + (30 if wide else 22)
         offset = box.end + source.read_number(box.begin + (20 if wide else 16), 8 if wide else 4)
@@ -236,7 +236,7 @@ class Movie:
                 self.starts.append(offset)
             offset += size
 
-    def _random_access(self, source: Source, begin: int, times: int) -> None:
+    def _random_access(self, source: BoxFile, begin: int, times: int) -> None:
         wide, lengths = source.read_number(begin, 1) == 1, source.read_number(begin + 8)
         rest = 3 + (lengths >> 4 & 3) + (lengths >> 2 & 3) + (lengths & 3)
         row = [("time", "V8"), ("offset", ">i8")] if wide else [("time", "V4"), ("offset", ">u4")]
@@ -246,7 +246,7 @@ class Movie:
         self.fragments += count * times
         self.starts.extend(source.read_rows(begin + 16, [*row, ("rest", f"V{rest}")], count)["offset"].tolist())
 
-    def _items(self, source: Source, box: Box, times: int) -> None:
+    def _items(self, source: BoxFile, box: Box, times: int) -> None:
         """Add up a list for which FFmpeg allocates the stated length before it reads the list."""
         version, place, size = source.read_number(box.begin, 1), box.begin + 4, 4
         each = ENCRYPTED_BYTES
@@ -258,7 +258,7 @@ class Movie:
         count = source.read_number(place, size)
         self.spend((count * 8 + min(count, source.size // 2) * each) * times)
 
-    def _compressed(self, source: Source, box: Box, depth: int) -> None:
+    def _compressed(self, source: BoxFile, box: Box, depth: int) -> None:
         """Add up a movie header in a zlib stream. The box says how long it is."""
         length = source.read_number(box.begin + 20)
         self.spend(length + box.end - box.begin)
@@ -266,5 +266,5 @@ class Movie:
             data = zlib.decompressobj().decompress(source.read(box.begin + 24, box.end - box.begin - 24), length or 1)
         except zlib.error:
             return  # FFmpeg will say what is wrong
-        inner = Source(BytesIO(data), len(data))
+        inner = BoxFile(BytesIO(data), len(data))
         self._parent(inner, Box(b"moov", 0, len(data)), depth + 1, 1)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from selva_runtime.media.boxes import Box, Source, TooLarge
+from selva_runtime.media.boxes import Box, BoxFile, TooLarge
 
 INDEX_BYTES, TIME_BYTES = 24, 12
 """Memory per sample: for its place, size and time, and for its duration and offset."""
@@ -29,7 +29,7 @@ Numbers = NDArray[np.int64]
 class Table(NamedTuple):
     """Where the rows of a table are. `length` is the number of rows."""
 
-    source: Source
+    source: BoxFile
     begin: int
     length: int
 
@@ -64,7 +64,7 @@ class Track:
     doubled: bool = False
     """Whether a table occurs twice. It is not worth knowing which one FFmpeg uses."""
 
-    def note(self, source: Source, box: Box) -> None:
+    def note(self, source: BoxFile, box: Box) -> None:
         """Store the fields of a box if they are needed here."""
         wide = source.read_number(box.begin, 1) == 1
         if box.kind == b"hdlr":

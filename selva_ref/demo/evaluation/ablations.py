@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+import selva_ref
 from selva_ref.demo.evaluation.scores import Features
 from selva_ref.demo.models.generator import generator_loss_on
+from selva_ref.demo.run import BATCH, PRESET, DemoRun
 from selva_ref.demo.selection import pooled
-from selva_ref.demo.workshop import BATCH, PRESET, Workshop
 from selva_ref.model.generator import Generator
-from selva_ref.model.video_encoder import VideoEncoder
 from selva_ref.training.initial import fresh_encoder
 from selva_ref.training.parameters import STAGE1, STAGE2, trainable
 
@@ -45,25 +45,25 @@ VARIANTS = (
 )
 
 
-def train_no_encoder(shop: Workshop) -> None:
+def train_no_encoder(shop: DemoRun) -> None:
     """Trains stage 2 on the teacher's features of the mixed clips."""
-    teacher, rows = shop.load("teacher"), np.arange(0, len(shop.mixes), 2)
+    teacher, rows = shop.load(selva_ref.build("teacher", PRESET), "teacher"), np.arange(0, len(shop.mixes), 2)
     with torch.no_grad():
         each = torch.cat([pooled(teacher, shop.mixes.tokens_of(rows[i : i + 16])) for i in range(0, len(rows), 16)])
     shop.adapt("generator_no_encoder", each.repeat_interleave(2, dim=0))
 
 
-def train_no_sup(shop: Workshop) -> None:
+def train_no_sup(shop: DemoRun) -> None:
     """Trains both stages without supplementary tokens."""
     if not shop.file("video_encoder_no_sup").exists():
         shop.stage1("video_encoder_no_sup", NO_SUP)
     shop.stage2("generator_no_sup", "video_encoder_no_sup", NO_SUP)
 
 
-def train_joint(shop: Workshop) -> None:
+def train_joint(shop: DemoRun) -> None:
     """Trains encoder and generator together on the flow loss alone: no teacher, no first stage."""
     student = fresh_encoder(PRESET, shop.file("teacher"), shop.seed + 7)
-    generator = shop.load("generator", "mmaudio")
+    generator = shop.load(selva_ref.build("generator", PRESET), "mmaudio")
     trainable(student, STAGE1)
     trainable(generator, STAGE2)
     rows = np.arange(len(shop.mixes))
@@ -81,16 +81,16 @@ def train_joint(shop: Workshop) -> None:
     shop.save(generator, "generator_joint")
 
 
-def features_of(shop: Workshop, variant: Variant) -> Features:
+def features_of(shop: DemoRun, variant: Variant) -> Features:
     """Returns how the variant makes sync features from backbone tokens and a caption."""
     if variant.encoder is None:
-        teacher = shop.load("teacher")
+        teacher = shop.load(selva_ref.build("teacher", PRESET), "teacher")
         return lambda tokens, captions: pooled(teacher, tokens)
-    student: VideoEncoder = shop.load("video_encoder", variant.encoder, PRESET if variant.sup else NO_SUP)
+    student = shop.load(selva_ref.build("video_encoder", PRESET if variant.sup else NO_SUP), variant.encoder)
     t5, mask = shop.captions[0], shop.prompts.t5_mask
     return lambda tokens, captions: student.select(tokens, t5[captions], mask[captions])
 
 
-def generator_of(shop: Workshop, variant: Variant) -> Generator:
+def generator_of(shop: DemoRun, variant: Variant) -> Generator:
     """The variant's generator."""
-    return shop.load("generator", variant.generator)
+    return shop.load(selva_ref.build("generator", PRESET), variant.generator)

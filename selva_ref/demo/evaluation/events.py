@@ -37,7 +37,8 @@ Times = npt.NDArray[np.float64]
 def magnitudes(audio: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Mel magnitudes (40, F): windows of 32 ms, one every 8 ms."""
     mel = _MEL(torch.from_numpy(np.ascontiguousarray(audio))[None])[0]
-    return 10 ** mel.numpy()
+    out: npt.NDArray[np.float32] = 10 ** mel.numpy()
+    return out
 
 
 def onsets(audio: npt.NDArray[np.float32]) -> Times:

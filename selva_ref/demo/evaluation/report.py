@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+import selva_ref
 from selva_bundle.atomic import atomic_write
 from selva_ref.demo.evaluation.ablations import VARIANTS, Variant, features_of, generator_of
 from selva_ref.demo.evaluation.events import Score
@@ -25,7 +26,7 @@ from selva_ref.demo.evaluation.scores import (
 )
 from selva_ref.demo.models.audio import SoundBank, log_mel_errors
 from selva_ref.demo.models.listener import Listener
-from selva_ref.demo.workshop import PRESET, Workshop
+from selva_ref.demo.run import PRESET, DemoRun
 from selva_ref.pipeline import sequence_rules
 from selva_ref.weights.checkpoints import file_sha256, read_checkpoint
 
@@ -39,13 +40,13 @@ MEASURES = (
 )
 
 
-def judge_of(shop: Workshop) -> Judge:
+def judge_of(shop: DemoRun) -> Judge:
     """Loads the finished autoencoder, vocoder and listener of a run."""
     listener = Listener(PRESET.audio.mel_bands)
     listener.load_state_dict(read_checkpoint(shop.file("listener")))
     return Judge(
-        vae=shop.load("vae"),
-        vocoder=shop.load("vocoder"),
+        vae=shop.load(selva_ref.build("vae", PRESET), "vae"),
+        vocoder=shop.load(selva_ref.build("vocoder", PRESET), "vocoder"),
         mel=shop.mel,
         listener=listener.eval(),
         prompts=shop.prompts,
@@ -54,7 +55,7 @@ def judge_of(shop: Workshop) -> Judge:
     )
 
 
-def evaluate(shop: Workshop, ablations: bool) -> str:
+def evaluate(shop: DemoRun, ablations: bool) -> str:
     """Scores every trained variant, writes `evaluation.{json,md,png}` and returns the table."""
     court = EvaluationData.of(shop)
     variants = VARIANTS if ablations else VARIANTS[:1]
@@ -86,14 +87,14 @@ class EvaluationData:
     tokens: dict[str, Tensor]
 
     @classmethod
-    def of(cls, shop: Workshop) -> EvaluationData:
+    def of(cls, shop: DemoRun) -> EvaluationData:
         """Makes both test sets of a run."""
         count, seed = shop.plan.tests, shop.seed + TEST_SEED
         tests = {"mixed": mixed_tests(count, seed), "composed": composed_tests(count, seed)}
-        teacher = shop.load("teacher")
+        teacher = shop.load(selva_ref.build("teacher", PRESET), "teacher")
         return cls(judge=judge_of(shop), tests=tests, tokens={n: test_tokens(teacher, s) for n, s in tests.items()})
 
-    def scores(self, shop: Workshop, variant: Variant) -> dict[str, Score]:
+    def scores(self, shop: DemoRun, variant: Variant) -> dict[str, Score]:
         """Scores a variant on each test set. The scores are cached in the run's folder, for exactly these networks."""
         path = shop.folder / f"scores_{re.sub('[^a-z]+', '_', variant.name.lower())}.json"
         names = ("teacher", variant.encoder or "teacher", variant.generator, "vae", "vocoder", "listener", "text_t5")

@@ -21,7 +21,7 @@ from selva_ref.demo.sampling import in_batches, sample_stems
 from selva_ref.demo.selection import backbone_tokens, draw_pair
 from selva_ref.demo.world.clip_bank import ClipBank
 from selva_ref.demo.world.kinds import KINDS
-from selva_ref.demo.world.scenes import SAMPLES, Source, composed_scene, render
+from selva_ref.demo.world.scenes import SAMPLES, SoundSource, composed_scene, render
 from selva_ref.model.generator import Generator
 from selva_ref.model.mel import MelSpectrogram
 from selva_ref.model.vae import VAE
@@ -37,7 +37,8 @@ class TestScene:
 
     frames: Tensor
     """uint8 (T, 3, H, W)."""
-    sources: tuple[Source, Source]
+    sources: tuple[SoundSource, ...]
+    """Two."""
 
 
 def mixed_tests(count: int, seed: int) -> list[TestScene]:

@@ -6,6 +6,8 @@ discriminator. The sounds are few and clean, so spectral losses at three resolut
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -92,9 +94,9 @@ def reconstructed(vae: VAE, mels_BMT: Tensor, seed: int) -> Tensor:
 def start_vocoder(vocoder: Vocoder) -> None:
     """Scales the residual branches down."""
     for block in vocoder.resblocks:
-        for convolution in block.convs2:
-            convolution.parametrizations.weight.original0.mul_(QUIET_RESIDUE)
-            nn.init.zeros_(convolution.bias)
+        for convolution in block.get_submodule("convs2").children():
+            convolution.get_parameter("parametrizations.weight.original0").mul_(QUIET_RESIDUE)
+            nn.init.zeros_(convolution.get_parameter("bias"))
 
 
 def quiet_level(progress: float) -> float:
@@ -106,7 +108,9 @@ def quiet_level(progress: float) -> float:
     return 10 ** (-2 - 3 * min(1.0, max(0.0, (progress - 0.3) / 0.5)))
 
 
-def vocoder_loss(vocoder: Vocoder, mel: MelSpectrogram, mels_BMT: Tensor, waves_BN: Tensor, quiet: float) -> Tensor:
+def vocoder_loss(
+    vocoder: Callable[[Tensor], Tensor], mel: MelSpectrogram, mels_BMT: Tensor, waves_BN: Tensor, quiet: float
+) -> Tensor:
     """Relative error of the wave, plus L1 of the logarithms above `quiet` of mels and of spectra at 3 resolutions."""
     made_BN = vocoder(mels_BMT)[:, 0]
     loss = _log_error(10 ** mel(made_BN), 10 ** mel(waves_BN), quiet) + _relative(made_BN, waves_BN)
@@ -125,7 +129,8 @@ def _log_error(made: Tensor, true: Tensor, floor: float) -> Tensor:
 
 
 def _relative(made: Tensor, true: Tensor) -> Tensor:
-    return (made - true).norm() / true.norm()
+    y: Tensor = (made - true).norm() / true.norm()
+    return y
 
 
 @torch.no_grad()

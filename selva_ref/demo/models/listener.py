@@ -24,7 +24,8 @@ class Listener(nn.Module):
 
     def forward(self, mel_BMF: Tensor) -> Tensor:
         x = F.relu(self.conv1(mel_BMF.clamp(min=-3.0) + 3))
-        return self.head(F.relu(self.conv2(x)).amax(-1))
+        y: Tensor = self.head(F.relu(self.conv2(x)).amax(-1))
+        return y
 
 
 def listener_loss(listener: Listener, mels_BMF: Tensor, kinds: Tensor, noise_seed: int) -> Tensor:

@@ -8,6 +8,8 @@ Shapes: B segments, J time steps per segment (8), K kinds, D width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -71,7 +73,9 @@ def _label(
         presence[row, kind] = 1
 
 
-def teacher_loss(taught: nn.Module, segments: Tensor, onsets: Tensor, presence: Tensor) -> Tensor:
+def teacher_loss(
+    taught: Callable[[Tensor], tuple[Tensor, Tensor]], segments: Tensor, onsets: Tensor, presence: Tensor
+) -> Tensor:
     """Binary cross-entropies: which kinds have an event in which frame, and which kinds are present at all."""
     onset_logits, presence_logits = taught(segments)
     weight = 1 + (RARE_WEIGHT - 1) * onsets

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.float32]
+Floats = npt.NDArray[np.floating]
 Number = float | Array
 Colour = tuple[float, float, float]
 """Red, green and blue from 0 to 1."""
@@ -26,14 +27,14 @@ class Canvas:
     def gradient(self, top: Colour, bottom: Colour) -> None:
         """Fills the frame with a gradient from one colour at the top to another at the bottom."""
         shade = self._pixel[:, None, None]
-        self.picture[:] = (1 - shade) * np.float32(top) + shade * np.float32(bottom)
+        self.picture[:] = (1 - shade) * np.asarray(top, np.float32) + shade * np.asarray(bottom, np.float32)
 
     def disc(
         self, x: Number, y: Number, radius: Number, colour: Colour, *, squash: Number = 1.0, alpha: Number = 1.0
     ) -> None:
         """Paints an ellipse `radius` wide and `squash * radius` high."""
         x, y, radius, squash = (self._per_frame(v) for v in (x, y, radius, squash))
-        reach = radius * np.maximum(1, squash)
+        reach: Array = np.maximum(radius, radius * squash)
         rows, columns = self._window(x - reach, y - reach, x + reach, y + reach)
         dx, dy = self._pixel[columns] - x, (self._pixel[rows, None] - y) / squash
         self._paint(rows, columns, radius - np.sqrt(dx * dx + dy * dy), colour, alpha)
@@ -73,10 +74,10 @@ class Canvas:
         """Reshapes to (T or 1, 1, 1), to broadcast against rows and columns."""
         return np.atleast_1d(np.asarray(value, np.float32))[:, None, None]
 
-    def _window(self, left: Array, top: Array, right: Array, bottom: Array) -> tuple[slice, slice]:
+    def _window(self, left: Floats, top: Floats, right: Floats, bottom: Floats) -> tuple[slice, slice]:
         """The rows and columns that the shape can touch in any frame."""
 
-        def span(low: Array, high: Array) -> slice:
+        def span(low: Floats, high: Floats) -> slice:
             start, stop = int(low.min() * self.size) - 1, int(high.max() * self.size) + 2
             return slice(min(max(start, 0), self.size), min(max(stop, 0), self.size))
 

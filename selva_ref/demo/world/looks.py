@@ -40,7 +40,8 @@ class Clocks:
         """0 at the event, 1 at rest: falls during `approach_s` before it, recovers during `recover_s` after it."""
         down = np.clip(self.until / approach_s, 0, 1)
         up = np.clip(self.since / recover_s, 0, 1)
-        return np.minimum(down, up)
+        out: Array = np.minimum(down, up)
+        return out
 
     def on(self, seconds: float) -> Array:
         """1 for `seconds` after each event, else 0."""
@@ -118,7 +119,7 @@ def _tap(canvas: Canvas, place: Place, clocks: Clocks, colour: Colour) -> None:
         0.085 * place.size,
         (0.35, 0.7, 1.0),
         squash=1.3,
-        alpha=clocks.until < 0.42,
+        alpha=(clocks.until < 0.42).astype(np.float32),
     )
     spread = np.clip(clocks.since / 0.25, 0, 1)
     alpha = 0.9 * (1 - spread)

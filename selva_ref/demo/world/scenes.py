@@ -30,7 +30,7 @@ FAR_S = 9.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class SoundSource:
     """One object that sounds."""
 
     kind: str
@@ -60,7 +60,7 @@ class Distractor:
 class Scene:
     """Everything that a clip shows."""
 
-    sources: tuple[Source, ...]
+    sources: tuple[SoundSource, ...]
     distractors: tuple[Distractor, ...]
     sky: Colour
     ground: Colour
@@ -80,9 +80,9 @@ def _colour(rng: np.random.Generator, low: float, high: float) -> Colour:
     return red, green, blue
 
 
-def draw_source(rng: np.random.Generator, kind: str, place: Place) -> Source:
+def draw_source(rng: np.random.Generator, kind: str, place: Place) -> SoundSource:
     """Draws an object of a kind with its own colour, voice and event times."""
-    return Source(
+    return SoundSource(
         kind=kind, place=place, colour=_colour(rng, 0.45, 1.0), voice=draw_voice(rng), events_s=draw_events(rng)
     )
 
@@ -114,7 +114,7 @@ def frame_times() -> Array:
     return (np.arange(FRAMES) / FPS).astype(np.float32)
 
 
-def _scene(rng: np.random.Generator, sources: Sequence[Source]) -> Scene:
+def _scene(rng: np.random.Generator, sources: Sequence[SoundSource]) -> Scene:
     return Scene(
         sources=tuple(sources),
         distractors=tuple(_distractor(rng, frame_times()) for _ in range(int(rng.integers(0, 4)))),

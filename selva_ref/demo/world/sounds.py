@@ -44,7 +44,7 @@ def draw_voice(rng: np.random.Generator) -> Voice:
 
 def on_grid(hz: float) -> float:
     """The nearest tone on the grid."""
-    step_hz = GRID_HZ * 2 ** sum(hz >= limit for limit in COARSER_FROM_HZ)
+    step_hz: float = GRID_HZ * 2 ** sum(hz >= limit for limit in COARSER_FROM_HZ)
     return step_hz * max(1, round(hz / step_hz))
 
 
@@ -62,7 +62,8 @@ class Moment:
 
     def struck(self, *partials: tuple[float, float, float]) -> npt.NDArray[np.float64]:
         """Damped tones, each (Hz, level, decay per second)."""
-        return sum(level * self.tone(hz) * np.exp(-decay * self.since_s) for hz, level, decay in partials)
+        tones = (level * self.tone(hz) * np.exp(-decay * self.since_s) for hz, level, decay in partials)
+        return sum(tones, np.zeros_like(self.since_s))
 
     def sung(self, notes: Sequence[float], each_s: float) -> npt.NDArray[np.float64]:
         """Tones one after the other, each fading in and out."""
@@ -90,7 +91,7 @@ def _hammer(m: Moment) -> npt.NDArray[np.float64]:
 def _dog(m: Moment) -> npt.NDArray[np.float64]:
     def growl(hz: float) -> npt.NDArray[np.float64]:
         base = on_grid(hz * m.voice.pitch) / m.voice.pitch
-        return sum(m.tone(k * base) / k**0.7 for k in range(1, 8))
+        return sum((m.tone(k * base) / k**0.7 for k in range(1, 8)), np.zeros_like(m.since_s))
 
     falling = np.clip(m.since_s / 0.08, 0, 1)
     throat = (1 - falling) * growl(437) + falling * growl(312)
@@ -138,7 +139,8 @@ def one_sound(kind: str, voice: Voice, start: int) -> Sound:
     since_s = np.arange(count) / RATE_HZ
     sound = make(Moment(voice, since_s, since_s + start / RATE_HZ))
     sound = sound * np.minimum(1, since_s / ATTACK_S) * np.minimum(1, since_s[::-1] / RELEASE_S)
-    return (sound * (voice.level / np.abs(sound).max())).astype(np.float32)
+    out: Sound = (sound * (voice.level / np.abs(sound).max())).astype(np.float32)
+    return out
 
 
 def soundtrack(kind: str, voice: Voice, events_s: npt.NDArray[np.float64], samples: int) -> Sound:

@@ -20,7 +20,7 @@ from selva_bundle.atomic import atomic_write
 from selva_bundle.lengths import SequenceRules
 from selva_ref.model.presets import Preset
 from selva_ref.pipeline import sequence_rules
-from selva_ref.training.data.arrays import layout, open_array
+from selva_ref.training.data.arrays import Shape, layout, open_array
 from selva_ref.training.data.clips import Example, Reader
 from selva_ref.training.data.frozen import FrozenNetworks, text_features
 from selva_ref.training.data.listing import Listed, fingerprint, read_lists
@@ -147,11 +147,11 @@ def _extract_clips(
             progress("extract", done, len(listed))
 
 
-def _rows(folder: Path, name: str, dtype: type, shape: tuple[int, ...]) -> np.memmap:
-    path = folder / f"{name}.npy"
+def _rows(folder: Path, name: str, dtype: type, shape: Shape) -> np.memmap:
+    path, sizes = folder / f"{name}.npy", tuple(size for size in shape if size is not None)
     if not path.exists():
         with atomic_write(path) as temporary:
-            np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)  # takes space as it fills
+            np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=sizes)  # takes space as it fills
     return open_array(path, dtype, shape, mode="r+")
 
 
@@ -200,11 +200,11 @@ def _read_all(read: Reader, todo: list[int], workers: int) -> Iterator[tuple[int
 
 def _summary(folder: Path, listed: list[Listed]) -> Extracted:
     outcomes = read_outcomes(folder)
-    skipped = [(clip, *outcomes[row].split(": ", 1)) for row, clip in enumerate(listed) if outcomes[row] != DONE]
+    skipped = [(clip, outcomes[row].partition(": ")) for row, clip in enumerate(listed) if outcomes[row] != DONE]
     path = folder / "skipped.tsv"
-    table = [(clip.id, clip.label, kind, reason) for clip, kind, reason in skipped]
+    table = [(clip.id, clip.label, kind, reason) for clip, (kind, _, reason) in skipped]
     write_table(path, ("id", "label", "kind", "reason"), table)
-    if len(skipped) == len(listed):
-        raise TrainingError(f"no clip is usable; {path} gives the reasons, the first is: {skipped[0][2]}")
-    kinds = Counter(kind for _, kind, _ in skipped)
-    return Extracted(ready=len(listed) - len(skipped), skipped=dict(kinds), skipped_list=path)
+    if len(table) == len(listed):
+        raise TrainingError(f"no clip is usable; {path} gives the reasons, the first is: {table[0][3]}")
+    kinds = Counter(kind for _, _, kind, _ in table)
+    return Extracted(ready=len(listed) - len(table), skipped=dict(kinds), skipped_list=path)

@@ -74,7 +74,7 @@ def _mono(container: InputContainer, stream: AudioStream, path: Path) -> Iterato
         try:
             if packet is None:
                 raise ValueError("a part cannot be read")
-            frames = [mixed for frame in packet.decode() for mixed in mixer.resample(frame)]
+            frames = [mixed for frame in stream.decode(packet) for mixed in mixer.resample(frame)]
         except AV_ERRORS as error:
             raise SkippedClip("broken", f"{path}: its sound is damaged ({error})") from error
         yield from frames

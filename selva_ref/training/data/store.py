@@ -17,6 +17,7 @@ import csv
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -113,8 +114,10 @@ def read_outcomes(folder: Path) -> dict[int, str]:
     try:
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
         matches = [_OUTCOME.fullmatch(line) for line in text.split("\n")[:-1]]
-        return {int(match["row"]): match["outcome"] for match in matches}
-    except (ValueError, TypeError) as error:
+        if None in matches:
+            raise ValueError("a line of another form")
+        return {int(match["row"]): match["outcome"] for match in matches if match}
+    except ValueError as error:
         raise TrainingError(f"{path}: not written by selva-train extract; extract into a new folder") from error
 
 
@@ -189,7 +192,7 @@ def label_names(listed: list[Listed]) -> list[str]:
     return sorted({clip.label for clip in listed})
 
 
-def write_table(path: Path, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def write_table(path: Path, header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     """Writes a TSV file."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, delimiter="\t", quoting=csv.QUOTE_NONE, quotechar=None, lineterminator="\n")

@@ -47,9 +47,9 @@ def flow_targets(features: Features, row: int, rng: np.random.Generator) -> dict
         "clip_text": text.clip,
         "latent": mean + deviation * rng.standard_normal(mean.shape, np.float32),
         "noise": rng.standard_normal(mean.shape, np.float32),
-        "t": np.float32(1 / (1 + np.exp(-rng.standard_normal()))),
-        "drop_video": np.bool_(rng.random() < NULL_PROBABILITY),
-        "drop_text": np.bool_(rng.random() < NULL_PROBABILITY),
+        "t": np.asarray(1 / (1 + np.exp(-rng.standard_normal())), np.float32),
+        "drop_video": np.asarray(rng.random() < NULL_PROBABILITY),
+        "drop_text": np.asarray(rng.random() < NULL_PROBABILITY),
     }
 
 

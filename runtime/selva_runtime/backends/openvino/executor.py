@@ -50,21 +50,21 @@ class OpenVinoExecutor(NumpyExecutor):
     """Runs a bundle's graphs on `threads` CPU threads (None: as many as the process may use), not pinned to cores.
 
     Raises:
-        BackendError: OpenVINO or ONNX Runtime is not installed, or `precision` is "bf16" and the CPU has no bfloat16.
+        BackendError: OpenVINO or ONNX Runtime is not installed, or the CPU has no bfloat16 for "bf16".
     """
 
     backend = "openvino"
 
     def __init__(
-        self, bundle: Bundle, *, threads: int | None = None, precision: str = EXACT, reason: str = "asked for"
+        self, bundle: Bundle, *, threads: int | None = None, compute_precision: str = EXACT, reason: str = "asked for"
     ) -> None:
         super().__init__(bundle, reason)
         self._onnx_runtime = OnnxCpuExecutor(bundle, threads=threads)
         self._threads = threads or usable_cores()
-        self._precision = precision
+        self._compute_precision = compute_precision
         self._ov = import_openvino()
         self._core = self._ov.Core()
-        if precision == BF16 and "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        if compute_precision == BF16 and "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise BackendError("this CPU has no bfloat16 arithmetic (AMX or AVX512-BF16); choose the precision exact")
         self._models: dict[str, Any] = {}
         self._compiled: dict[str, tuple[Sizes, Any]] = {}
@@ -135,7 +135,7 @@ class OpenVinoExecutor(NumpyExecutor):
         model, kept = self._models[graph.name], FileBackedArrays()
         try:
             model.reshape({port.name: list(shape) for port, shape in zip(graph.inputs, sizes, strict=True)})
-            if graph.name in _WITH_WIDE_FILTERS and self._precision != BF16:
+            if graph.name in _WITH_WIDE_FILTERS and self._compute_precision != BF16:
                 model = model.clone()  # the rewritten model fits only these sizes
                 use_minimal_filtering(self._ov, model, tiles=_WITH_WIDE_FILTERS[graph.name], keep=kept.keep)
             with releasing_pages([*(self._bundle.path / file for file in graph.data), *kept.files]):
@@ -147,7 +147,7 @@ class OpenVinoExecutor(NumpyExecutor):
         return request
 
     def _settings(self, name: str) -> dict[str, Any]:
-        in_bf16 = self._precision == BF16 and name not in _IN_FLOAT32
+        in_bf16 = self._compute_precision == BF16 and name not in _IN_FLOAT32
         return {
             "INFERENCE_PRECISION_HINT": "bf16" if in_bf16 else "f32",
             "INFERENCE_NUM_THREADS": self._threads,

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -34,10 +35,11 @@ from selva_ref.demo.models.generator import Examples, generator_loss, posteriors
 from selva_ref.demo.models.listener import Listener, listener_loss
 from selva_ref.demo.models.teacher import CLEAN_SHARE, TaughtTeacher, draw_segments, teacher_loss
 from selva_ref.demo.models.text import Prompts, TaughtTowers, text_loss
-from selva_ref.demo.plan import Plan
+from selva_ref.demo.plan import DemoPlan
 from selva_ref.demo.selection import Mixes, clean_features, make_mixes, selected, selection_loss
 from selva_ref.demo.world.clip_bank import ClipBank
 from selva_ref.demo.world.kinds import KINDS
+from selva_ref.model.generator import Generator
 from selva_ref.model.mel import MelSpectrogram
 from selva_ref.model.official import OfficialModule
 from selva_ref.model.presets import PRESETS, Preset
@@ -51,13 +53,15 @@ PRESET = PRESETS["demo"]
 TEACHER_BATCH = 96
 BATCH = 16
 
+Network = TypeVar("Network", bound=OfficialModule)
+
 
 @dataclass(kw_only=True)
-class Workshop:
+class DemoRun:
     """The folder, the plan and the seed of one run. Networks and data are made when a stage first needs them."""
 
     folder: Path
-    plan: Plan
+    plan: DemoPlan
     seed: int
     compiled: bool = False
     """Use torch.compile for the two heaviest losses: a third faster, but needs a C++ compiler."""
@@ -79,9 +83,9 @@ class Workshop:
         """Path of the network called `name`."""
         return self.folder / f"{name}_demo.safetensors"
 
-    def load(self, part: str, name: str | None = None, preset: Preset = PRESET) -> OfficialModule:
-        """Loads a finished network."""
-        return selva_ref.build(part, preset).load_official(read_checkpoint(self.file(name or part)))
+    def load(self, network: Network, name: str) -> Network:
+        """Fills a network from the finished file called `name`."""
+        return network.load_official(read_checkpoint(self.file(name)))
 
     def save(self, network: nn.Module, name: str) -> None:
         """Saves a network under the official names, completely or not at all."""
@@ -96,7 +100,7 @@ class Workshop:
             stage, network, lambda step: loss(draws(self.seed, stage, step), step), plan, self.folder / f"{stage}.state"
         )
 
-    def fast(self, network: nn.Module) -> Callable[..., Tensor]:
+    def fast(self, network: nn.Module) -> Callable[..., Any]:
         """The network, compiled if requested."""
         return torch.compile(network.train()) if self.compiled else network
 
@@ -121,12 +125,17 @@ class Workshop:
     @cached_property
     def captions(self) -> tuple[Tensor, Tensor]:
         """T5 and CLIP features of every caption."""
-        return self.prompts.features(self.load("text_t5"), self.load("text_clip"))
+        return self.prompts.features(
+            self.load(selva_ref.build("text_t5", PRESET), "text_t5"),
+            self.load(selva_ref.build("text_clip", PRESET), "text_clip"),
+        )
 
     @cached_property
     def clean(self) -> Tensor:
         """The teacher's features of every clip alone."""
-        return self._kept("clean", lambda: clean_features(self.load("teacher"), self.bank))
+        return self._kept(
+            "clean", lambda: clean_features(self.load(selva_ref.build("teacher", PRESET), "teacher"), self.bank)
+        )
 
     @cached_property
     def latents(self) -> tuple[Tensor, Tensor]:
@@ -134,14 +143,25 @@ class Workshop:
 
         def make() -> Tensor:
             waves = torch.from_numpy(np.stack([scene.sources[0].sound() for scene in self.bank.scenes]))
-            return torch.stack(posteriors(self.load("vae"), torch.cat([self.mel(part) for part in waves.split(32)])))
+            return torch.stack(
+                posteriors(
+                    self.load(selva_ref.build("vae", PRESET), "vae"),
+                    torch.cat([self.mel(part) for part in waves.split(32)]),
+                )
+            )
 
         mean, deviation = self._kept("latents", make)
         return mean, deviation
 
     @cached_property
     def mixes(self) -> Mixes:
-        return make_mixes(self.load("teacher"), self.bank, self.plan.mixes, self.seed, self.folder / "mixes.npy")
+        return make_mixes(
+            self.load(selva_ref.build("teacher", PRESET), "teacher"),
+            self.bank,
+            self.plan.mixes,
+            self.seed,
+            self.folder / "mixes.npy",
+        )
 
     def _kept(self, name: str, make: Callable[[], Tensor]) -> Tensor:
         """Loads a result from its file, or makes and saves it if an earlier part of the run did not."""
@@ -213,7 +233,10 @@ class Workshop:
 
     def voicing(self) -> None:
         """Trains the vocoder further, on the autoencoder's reconstructions, which are blurred like generated mels."""
-        vocoder, vae = self.load("vocoder", "vocoder_true"), self.load("vae")
+        vocoder, vae = (
+            self.load(selva_ref.build("vocoder", PRESET), "vocoder_true"),
+            self.load(selva_ref.build("vae", PRESET), "vae"),
+        )
         make = self.fast(vocoder)
         blurred = self._kept("blurred", lambda: reconstructed(vae, self.sounds.mels_BMT, self.seed))
 
@@ -260,19 +283,19 @@ class Workshop:
 
     def stage2(self, name: str = "generator", encoder: str = "video_encoder", preset: Preset = PRESET) -> None:
         """Trains the paper's second stage, on what the trained encoder selects from mixed clips."""
-        student = self.load("video_encoder", encoder, preset)
+        student = self.load(selva_ref.build("video_encoder", preset), encoder)
         sync = selected(student, self.mixes, self.bank.kinds, self.prompts, self.captions[0], self.seed)
         self.adapt(name, sync)
 
     def adapt(self, name: str, sync: Tensor) -> None:
         """Trains stage 2 on given features of every row of the mixes."""
-        generator = self.load("generator", "mmaudio")
+        generator = self.load(selva_ref.build("generator", PRESET), "mmaudio")
         trainable(generator, STAGE2)
         examples = self.examples(sync, self.mixes.targets(np.arange(len(self.mixes))))
         self._fit_generator(f"stage2 {name}", generator, examples, self.plan.stage2)
         self.save(generator, name)
 
-    def _fit_generator(self, stage: str, generator: nn.Module, examples: Examples, plan: Fit) -> None:
+    def _fit_generator(self, stage: str, generator: Generator, examples: Examples, plan: Fit) -> None:
         def loss(rng: np.random.Generator, step: int) -> Tensor:
             return generator_loss(generator, examples, self.prompts, self.captions[1], rng, BATCH)
 
