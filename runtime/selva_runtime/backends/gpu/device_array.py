@@ -12,6 +12,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,8 @@ class MemoryPool:
 
     def __init__(self, device: Device) -> None:
         self.device = device
+        self.lock = RLock()
+        """Held during a copy, which uses the staging memory, and during a recording: arrays are read in any thread."""
         self._free: dict[int, list[int]] = {}
         self._freed = _FreedBlocks(device)
         self._staging: npt.NDArray[np.uint8] | None = None
@@ -132,21 +135,23 @@ class MemoryPool:
             self.device.copy(target.pointer, values.pointer, target.nbytes)
             return
         source = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
-        for start in range(0, len(source), STAGING_BYTES):
-            piece = source[start : start + STAGING_BYTES]
-            staged = self._stage(len(piece))
-            staged[:] = piece
-            self.device.copy(target.pointer + start, staged.ctypes.data, len(piece))
+        with self.lock:
+            for start in range(0, len(source), STAGING_BYTES):
+                piece = source[start : start + STAGING_BYTES]
+                staged = self._stage(len(piece))
+                staged[:] = piece
+                self.device.copy(target.pointer + start, staged.ctypes.data, len(piece))
 
     def read(self, array: DeviceArray) -> Array:
         """Wait for all queued work and return a NumPy copy."""
         values = np.empty(array.shape, array.dtype)
         target = values.reshape(-1).view(np.uint8)
-        for start in range(0, len(target), STAGING_BYTES):
-            staged = self._stage(min(STAGING_BYTES, len(target) - start))
-            self.device.copy(staged.ctypes.data, array.pointer + start, len(staged))
-            self.device.synchronise()
-            target[start : start + len(staged)] = staged
+        with self.lock:
+            for start in range(0, len(target), STAGING_BYTES):
+                staged = self._stage(min(STAGING_BYTES, len(target) - start))
+                self.device.copy(staged.ctypes.data, array.pointer + start, len(staged))
+                self.device.synchronise()
+                target[start : start + len(staged)] = staged
         return values
 
     def trim(self) -> None:

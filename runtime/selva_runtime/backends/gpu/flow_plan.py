@@ -73,15 +73,16 @@ class FlowPlan:
 
     def launch(self, first: int, count: int) -> None:
         """Queue `count` steps."""
-        self._pool.write(self._launch_times[:count], self._times[first : first + count])
-        if not self._recorded:
-            self._queue(count)
-            return
-        if not self._launches:
-            self._step()  # at its first run the library sets itself up, which must not be recorded
-        if count not in self._launches:
-            self._launches[count] = self._pool.device.record(lambda: self._queue(count))
-        self._launches[count]()
+        with self._pool.lock:
+            self._pool.write(self._launch_times[:count], self._times[first : first + count])
+            if not self._recorded:
+                self._queue(count)
+                return
+            if not self._launches:
+                self._step()  # at its first run the library sets itself up, which must not be recorded
+            if count not in self._launches:
+                self._launches[count] = self._pool.device.record(lambda: self._queue(count))
+            self._launches[count]()
 
     def _queue(self, count: int) -> None:
         for i in range(count):
