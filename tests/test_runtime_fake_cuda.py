@@ -264,3 +264,11 @@ def test_sound_on_the_device_outlives_its_session(start):
     del session
     gc.collect()
     np.testing.assert_array_equal(np.asarray(stem.device_audio), stem.audio)
+
+
+def test_an_error_is_reported_once(cuda):
+    device = CudaDevice()
+    with pytest.raises(DeviceMemoryError, match="the GPU is out of memory"):
+        device.allocate(cuda.limit_bytes + 1)
+    pool = MemoryPool(device)
+    np.testing.assert_array_equal(np.asarray(pool.put(np.arange(5))), np.arange(5))
