@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+import selva_ref
 from selva_ref.demo import fitting
 from selva_ref.demo.evaluation.ablations import train_joint, train_no_encoder, train_no_sup
 from selva_ref.demo.evaluation.report import evaluate
@@ -25,61 +26,72 @@ RESULTS = ("text_t5", "text_clip", "vae", "vocoder", "listener", "teacher", "mma
 
 
 @pytest.fixture(scope="module")
-def shop(tmp_path_factory):
+def run(tmp_path_factory):
     """A run with two steps per stage."""
-    shop = DemoRun(folder=tmp_path_factory.mktemp("demo"), plan=QUICK, seed=0)
+    run = DemoRun(folder=tmp_path_factory.mktemp("demo"), plan=QUICK, seed=0)
     for stage in ("text", "vae", "vocoder", "voicing", "listener", "teacher", "base", "stage1", "stage2"):
-        getattr(shop, stage)()
-    return shop
+        getattr(run, stage)()
+    return run
 
 
-def test_every_stage_leaves_its_checkpoint_and_no_state(shop):
-    assert all(shop.file(name).exists() for name in RESULTS)
-    assert not list(shop.folder.glob("*.state"))
+def load(run, part, name=None):
+    return run.load(selva_ref.build(part, PRESET), name or part)
 
 
-def test_stage_one_moves_the_selection_alone(shop):
-    before, after = shop.load("teacher").state_dict(), shop.load("video_encoder").state_dict()
+def weights(run, part, name=None):
+    return load(run, part, name).state_dict()
+
+
+def test_every_stage_leaves_its_checkpoint_and_no_state(run):
+    assert all(run.file(name).exists() for name in RESULTS)
+    assert not list(run.folder.glob("*.state"))
+
+
+def test_stage_one_moves_the_selection_alone(run):
+    before, after = (
+        weights(run, "teacher"),
+        weights(run, "video_encoder"),
+    )
     moved = {name for name, value in before.items() if not torch.equal(value, after[name])}
     assert moved
     assert all(name.startswith("vfeat_extractor.spatial_attn_agg.") for name in moved)
 
 
-def test_stage_two_moves_sync_projection_and_modulations_alone(shop):
-    before, after = shop.load("generator", "mmaudio").state_dict(), shop.load("generator").state_dict()
+def test_stage_two_moves_sync_projection_and_modulations_alone(run):
+    before, after = weights(run, "generator", "mmaudio"), weights(run, "generator")
     moved = {name for name, value in before.items() if not torch.equal(value, after[name])}
     assert any(name.startswith("sync_input_proj.") for name in moved)
     assert all(name.startswith("sync_input_proj.") or ".adaLN_modulation." in name for name in moved)
     assert not any("clip_block" in name or "text_block" in name for name in moved)
 
 
-def test_the_teacher_sees_a_mix_as_its_tokens_say(shop):
+def test_the_teacher_sees_a_mix_as_its_tokens_say(run):
     """Pooling stored tokens gives the same as the whole teacher, up to half precision."""
-    teacher = shop.load("teacher")
-    mixes = make_mixes(teacher, shop.bank, 2, 1, shop.folder / "two.npy")
+    teacher = load(run, "teacher")
+    mixes = make_mixes(teacher, run.bank, 2, 1, run.folder / "two.npy")
     rows = np.arange(4)
-    assert (shop.bank.kinds[mixes.sources[:, 0]] != shop.bank.kinds[mixes.sources[:, 1]]).all()
+    assert (run.bank.kinds[mixes.sources[:, 0]] != run.bank.kinds[mixes.sources[:, 1]]).all()
     np.testing.assert_array_equal(mixes.targets(rows), mixes.sources.ravel())
-    pair = draw_pair(shop.bank, np.random.default_rng([1, 2, 0]))
+    pair = draw_pair(run.bank, np.random.default_rng([1, 2, 0]))
     assert [pair.left, pair.right] == mixes.sources[0].tolist()
     with torch.no_grad():
         kept = pooled(teacher, mixes.tokens_of(rows))
-        whole = teacher(segments_of(pair.frames(shop.bank)[None])).flatten(1, 2)
+        whole = teacher(segments_of(pair.frames(run.bank)[None])).flatten(1, 2)
     assert kept.shape == (4, 96, PRESET.video.width)
     torch.testing.assert_close(kept[:1], whole, rtol=5e-3, atol=5e-3)
     torch.testing.assert_close(kept[0], kept[1])  # two targets, one picture
 
 
-def test_a_folder_of_another_run_is_refused(shop):
+def test_a_folder_of_another_run_is_refused(run):
     with pytest.raises(TrainingError, match="another plan or seed"):
-        DemoRun(folder=shop.folder, plan=QUICK, seed=1)
+        DemoRun(folder=run.folder, plan=QUICK, seed=1)
 
 
-def test_prompts_name_their_kind(shop):
-    plain = shop.prompts.plain(np.arange(len(KINDS)))
-    assert [shop.prompts.kinds[row] for row in plain] == list(range(len(KINDS)))
-    drawn = shop.prompts.draw(np.random.default_rng(0), np.array([3, 3, 5]))
-    assert [shop.prompts.kinds[row] for row in drawn] == [3, 3, 5]
+def test_prompts_name_their_kind(run):
+    plain = run.prompts.plain(np.arange(len(KINDS)))
+    assert [run.prompts.kinds[row] for row in plain] == list(range(len(KINDS)))
+    drawn = run.prompts.draw(np.random.default_rng(0), np.array([3, 3, 5]))
+    assert [run.prompts.kinds[row] for row in drawn] == [3, 3, 5]
 
 
 def _trained(path, steps, stop_after=None):
@@ -129,26 +141,29 @@ def test_the_time_left_is_reported(capsys, monkeypatch):
     ]
 
 
-def test_an_evaluation_scores_true_sounds_as_perfect_and_noise_as_nothing(shop):
-    text = evaluate(shop, ablations=False)
-    found = json.loads((shop.folder / "evaluation.json").read_text())
+def test_an_evaluation_scores_true_sounds_as_perfect_and_noise_as_nothing(run):
+    text = evaluate(run, ablations=False)
+    found = json.loads((run.folder / "evaluation.json").read_text())
     assert {"mixed", "composed"} == set(found["true_sounds"])
     for truth in found["true_sounds"].values():
         assert truth["f1"] >= 0.98
         assert truth["leak"] <= 0.05
     assert all(row["f1"] < 0.6 for row in found["rows"]["full"].values())  # two steps teach nothing
     assert "| mixed | full |" in text
-    assert (shop.folder / "evaluation.png").stat().st_size > 5000
-    again = evaluate(shop, ablations=False)  # from the cached scores
+    assert (run.folder / "evaluation.png").stat().st_size > 5000
+    again = evaluate(run, ablations=False)  # from the cached scores
     assert again == text
 
 
-def test_ablations_train_the_named_parts(shop):
-    train_no_sup(shop)
-    assert read_checkpoint(shop.file("video_encoder_no_sup"))["sup_text_feat"].shape[0] == 0
-    train_no_encoder(shop)
-    train_joint(shop)
-    start, joint = shop.load("teacher").state_dict(), shop.load("video_encoder", "video_encoder_joint").state_dict()
+def test_ablations_train_the_named_parts(run):
+    train_no_sup(run)
+    assert read_checkpoint(run.file("video_encoder_no_sup"))["sup_text_feat"].shape[0] == 0
+    train_no_encoder(run)
+    train_joint(run)
+    start, joint = (
+        weights(run, "teacher"),
+        weights(run, "video_encoder", "video_encoder_joint"),
+    )
     backbone = [name for name in start if "spatial_attn_agg" not in name]
     assert all(torch.equal(start[name], joint[name]) for name in backbone)
     assert any(not torch.equal(start[name], joint[name]) for name in set(start) - set(backbone))

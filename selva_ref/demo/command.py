@@ -43,32 +43,32 @@ def demo(out: Path, seed: int, quick: bool, compiled: bool, ablations: bool, onl
     from selva_ref.demo.run import DemoRun
 
     out.mkdir(parents=True, exist_ok=True)
-    shop = DemoRun(folder=out, plan=QUICK if quick else FULL, seed=seed, compiled=compiled)
+    run = DemoRun(folder=out, plan=QUICK if quick else FULL, seed=seed, compiled=compiled)
     if only == "all":
         flags = [flag for flag, given in (("--quick", quick), ("--compile", compiled)) if given]
         _side_by_side(("sound", "vision"), ["--out", str(out), "--seed", str(seed), *flags])
-        _lane(shop, "stages")
+        _lane(run, "stages")
     elif only in _LANES:
-        _lane(shop, only)
+        _lane(run, only)
     if only in ("all", "ablations") and ablations:
-        _ablations(shop)
+        _ablations(run)
     if only in ("all", "evaluate"):
         from selva_ref.demo.evaluation.report import evaluate
 
-        click.echo(evaluate(shop, ablations))
+        click.echo(evaluate(run, ablations))
     if only in ("all", "export"):
         _export(out)
 
 
-def _lane(shop: DemoRun, lane: str) -> None:
+def _lane(run: DemoRun, lane: str) -> None:
     """Runs the stages of a lane one after the other, skipping finished ones."""
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(cores if lane == "stages" else max(1, cores // 2))
     for stage, result in _LANES[lane]:
-        if not shop.file(result).exists():
-            getattr(shop, stage)()
+        if not run.file(result).exists():
+            getattr(run, stage)()
 
 
 def _side_by_side(lanes: tuple[str, ...], arguments: list[str]) -> None:
@@ -85,7 +85,7 @@ def _side_by_side(lanes: tuple[str, ...], arguments: list[str]) -> None:
         raise click.ClickException(f"the {' and the '.join(failed)} part failed; see its output above")
 
 
-def _ablations(shop: DemoRun) -> None:
+def _ablations(run: DemoRun) -> None:
     from selva_ref.demo.evaluation.ablations import train_joint, train_no_encoder, train_no_sup
 
     for train, result in (
@@ -93,8 +93,8 @@ def _ablations(shop: DemoRun) -> None:
         (train_no_sup, "generator_no_sup"),
         (train_joint, "generator_joint"),
     ):
-        if not shop.file(result).exists():
-            train(shop)
+        if not run.file(result).exists():
+            train(run)
 
 
 def _export(out: Path) -> None:

@@ -45,52 +45,52 @@ VARIANTS = (
 )
 
 
-def train_no_encoder(shop: DemoRun) -> None:
+def train_no_encoder(run: DemoRun) -> None:
     """Trains stage 2 on the teacher's features of the mixed clips."""
-    teacher, rows = shop.load(selva_ref.build("teacher", PRESET), "teacher"), np.arange(0, len(shop.mixes), 2)
+    teacher, rows = run.load(selva_ref.build("teacher", PRESET), "teacher"), np.arange(0, len(run.mixes), 2)
     with torch.no_grad():
-        each = torch.cat([pooled(teacher, shop.mixes.tokens_of(rows[i : i + 16])) for i in range(0, len(rows), 16)])
-    shop.adapt("generator_no_encoder", each.repeat_interleave(2, dim=0))
+        each = torch.cat([pooled(teacher, run.mixes.tokens_of(rows[i : i + 16])) for i in range(0, len(rows), 16)])
+    run.adapt("generator_no_encoder", each.repeat_interleave(2, dim=0))
 
 
-def train_no_sup(shop: DemoRun) -> None:
+def train_no_sup(run: DemoRun) -> None:
     """Trains both stages without supplementary tokens."""
-    if not shop.file("video_encoder_no_sup").exists():
-        shop.stage1("video_encoder_no_sup", NO_SUP)
-    shop.stage2("generator_no_sup", "video_encoder_no_sup", NO_SUP)
+    if not run.file("video_encoder_no_sup").exists():
+        run.stage1("video_encoder_no_sup", NO_SUP)
+    run.stage2("generator_no_sup", "video_encoder_no_sup", NO_SUP)
 
 
-def train_joint(shop: DemoRun) -> None:
+def train_joint(run: DemoRun) -> None:
     """Trains encoder and generator together on the flow loss alone: no teacher, no first stage."""
-    student = fresh_encoder(PRESET, shop.file("teacher"), shop.seed + 7)
-    generator = shop.load(selva_ref.build("generator", PRESET), "mmaudio")
+    student = fresh_encoder(PRESET, run.file("teacher"), run.seed + 7)
+    generator = run.load(selva_ref.build("generator", PRESET), "mmaudio")
     trainable(student, STAGE1)
     trainable(generator, STAGE2)
-    rows = np.arange(len(shop.mixes))
-    examples = shop.examples(torch.empty(0), shop.mixes.targets(rows))
-    t5, clip = shop.captions
+    rows = np.arange(len(run.mixes))
+    examples = run.examples(torch.empty(0), run.mixes.targets(rows))
+    t5, clip = run.captions
 
     def loss(rng: np.random.Generator, step: int) -> Tensor:
         drawn = rng.integers(len(rows), size=BATCH)
-        captions = shop.prompts.draw(rng, examples.kinds[drawn])
-        sync = student.select(shop.mixes.tokens_of(drawn), t5[captions], shop.prompts.t5_mask[captions])
+        captions = run.prompts.draw(rng, examples.kinds[drawn])
+        sync = student.select(run.mixes.tokens_of(drawn), t5[captions], run.prompts.t5_mask[captions])
         return generator_loss_on(generator, examples, drawn, sync, clip[captions], rng)
 
-    shop.fit("joint", nn.ModuleList([student, generator]), loss, shop.plan.stage1)
-    shop.save(student, "video_encoder_joint")
-    shop.save(generator, "generator_joint")
+    run.fit("joint", nn.ModuleList([student, generator]), loss, run.plan.stage1)
+    run.save(student, "video_encoder_joint")
+    run.save(generator, "generator_joint")
 
 
-def features_of(shop: DemoRun, variant: Variant) -> Features:
+def features_of(run: DemoRun, variant: Variant) -> Features:
     """Returns how the variant makes sync features from backbone tokens and a caption."""
     if variant.encoder is None:
-        teacher = shop.load(selva_ref.build("teacher", PRESET), "teacher")
+        teacher = run.load(selva_ref.build("teacher", PRESET), "teacher")
         return lambda tokens, captions: pooled(teacher, tokens)
-    student = shop.load(selva_ref.build("video_encoder", PRESET if variant.sup else NO_SUP), variant.encoder)
-    t5, mask = shop.captions[0], shop.prompts.t5_mask
+    student = run.load(selva_ref.build("video_encoder", PRESET if variant.sup else NO_SUP), variant.encoder)
+    t5, mask = run.captions[0], run.prompts.t5_mask
     return lambda tokens, captions: student.select(tokens, t5[captions], mask[captions])
 
 
-def generator_of(shop: DemoRun, variant: Variant) -> Generator:
+def generator_of(run: DemoRun, variant: Variant) -> Generator:
     """The variant's generator."""
-    return shop.load(selva_ref.build("generator", PRESET), variant.generator)
+    return run.load(selva_ref.build("generator", PRESET), variant.generator)

@@ -40,41 +40,41 @@ MEASURES = (
 )
 
 
-def judge_of(shop: DemoRun) -> Judge:
+def judge_of(run: DemoRun) -> Judge:
     """Loads the finished autoencoder, vocoder and listener of a run."""
     listener = Listener(PRESET.audio.mel_bands)
-    listener.load_state_dict(read_checkpoint(shop.file("listener")))
+    listener.load_state_dict(read_checkpoint(run.file("listener")))
     return Judge(
-        vae=shop.load(selva_ref.build("vae", PRESET), "vae"),
-        vocoder=shop.load(selva_ref.build("vocoder", PRESET), "vocoder"),
-        mel=shop.mel,
+        vae=run.load(selva_ref.build("vae", PRESET), "vae"),
+        vocoder=run.load(selva_ref.build("vocoder", PRESET), "vocoder"),
+        mel=run.mel,
         listener=listener.eval(),
-        prompts=shop.prompts,
-        text_features=shop.captions[1],
+        prompts=run.prompts,
+        text_features=run.captions[1],
         latent_length=sequence_rules(PRESET).lengths(PRESET.duration_s).latent,
     )
 
 
-def evaluate(shop: DemoRun, ablations: bool) -> str:
+def evaluate(run: DemoRun, ablations: bool) -> str:
     """Scores every trained variant, writes `evaluation.{json,md,png}` and returns the table."""
-    court = EvaluationData.of(shop)
+    court = EvaluationData.of(run)
     variants = VARIANTS if ablations else VARIANTS[:1]
-    rows = {variant.name: court.scores(shop, variant) for variant in variants}
-    sounds = SoundBank(shop.mel, 32, shop.seed + TEST_SEED)
-    errors = log_mel_errors(court.judge.vocoder, shop.mel, sounds.mels_BMT)
+    rows = {variant.name: court.scores(run, variant) for variant in variants}
+    sounds = SoundBank(run.mel, 32, run.seed + TEST_SEED)
+    errors = log_mel_errors(court.judge.vocoder, run.mel, sounds.mels_BMT)
     numbers = {
         "command": "selva-train demo",
-        "seed": shop.seed,
-        "scenes": shop.plan.tests,
+        "seed": run.seed,
+        "scenes": run.plan.tests,
         "vocoder_log10_mel_l1": round(errors[0], 4),
         "vocoder_log10_mel_l1_where_loud": round(errors[1], 4),
         "rows": {name: {test: _numbers(s) for test, s in scores.items()} for name, scores in rows.items()},
         "true_sounds": {test: _numbers(_truth(court.judge, scenes)) for test, scenes in court.tests.items()},
     }
     text = table(rows)
-    _write(shop.folder / "evaluation.json", json.dumps(numbers, indent=1) + "\n")
-    _write(shop.folder / "evaluation.md", text + "\n")
-    draw(rows, shop.folder / "evaluation.png")
+    _write(run.folder / "evaluation.json", json.dumps(numbers, indent=1) + "\n")
+    _write(run.folder / "evaluation.md", text + "\n")
+    draw(rows, run.folder / "evaluation.png")
     return text
 
 
@@ -87,24 +87,24 @@ class EvaluationData:
     tokens: dict[str, Tensor]
 
     @classmethod
-    def of(cls, shop: DemoRun) -> EvaluationData:
+    def of(cls, run: DemoRun) -> EvaluationData:
         """Makes both test sets of a run."""
-        count, seed = shop.plan.tests, shop.seed + TEST_SEED
+        count, seed = run.plan.tests, run.seed + TEST_SEED
         tests = {"mixed": mixed_tests(count, seed), "composed": composed_tests(count, seed)}
-        teacher = shop.load(selva_ref.build("teacher", PRESET), "teacher")
-        return cls(judge=judge_of(shop), tests=tests, tokens={n: test_tokens(teacher, s) for n, s in tests.items()})
+        teacher = run.load(selva_ref.build("teacher", PRESET), "teacher")
+        return cls(judge=judge_of(run), tests=tests, tokens={n: test_tokens(teacher, s) for n, s in tests.items()})
 
-    def scores(self, shop: DemoRun, variant: Variant) -> dict[str, Score]:
+    def scores(self, run: DemoRun, variant: Variant) -> dict[str, Score]:
         """Scores a variant on each test set. The scores are cached in the run's folder, for exactly these networks."""
-        path = shop.folder / f"scores_{re.sub('[^a-z]+', '_', variant.name.lower())}.json"
+        path = run.folder / f"scores_{re.sub('[^a-z]+', '_', variant.name.lower())}.json"
         names = ("teacher", variant.encoder or "teacher", variant.generator, "vae", "vocoder", "listener", "text_t5")
-        networks = {name: file_sha256(shop.file(name)) for name in (*names, "text_clip")}
+        networks = {name: file_sha256(run.file(name)) for name in (*names, "text_clip")}
         if path.exists() and (kept := json.loads(path.read_text(encoding="utf-8"))).get("networks") == networks:
             return {test: Score(**counts) for test, counts in kept["scores"].items()}
-        features, generator = features_of(shop, variant), generator_of(shop, variant)
+        features, generator = features_of(run, variant), generator_of(run, variant)
         found = {}
         for test, scenes in self.tests.items():
-            stems = make_stems(self.judge, generator, features, scenes, self.tokens[test], shop.seed)
+            stems = make_stems(self.judge, generator, features, scenes, self.tokens[test], run.seed)
             found[test] = score_stems(self.judge, scenes, stems)
         scores = {test: asdict(score) for test, score in found.items()}
         _write(path, json.dumps({"networks": networks, "scores": scores}) + "\n")
