@@ -10,6 +10,8 @@ import pytest
 from cuda.bindings import runtime as real
 from device_work import Range
 from fake_cuda import FakeCuda
+from fake_onnxruntime import FakeOnnxRuntime, RunOptions
+from onnx import TensorProto, helper
 
 ERROR, MODE = real.cudaError_t, real.cudaStreamCaptureMode
 GLOBAL, LOCAL, RELAXED = (
@@ -309,3 +311,55 @@ def test_what_is_left_over_fails_the_check(cuda, stream, device, pinned):
 def test_what_is_not_modelled_is_not_there(cuda):
     with pytest.raises(AttributeError, match="the fake has no cudaMallocManaged"):
         _ = cuda.cudaMallocManaged
+
+
+@pytest.fixture
+def doubling(cuda, stream):
+    """A session of the fake ONNX Runtime that doubles 4 numbers, with a CUDA graph."""
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [4]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Add", ["x", "x"], ["y"])], "doubling", ports[:1], ports[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    ort = FakeOnnxRuntime(cuda)
+    ort.preload_dlls()
+    settings = {"user_compute_stream": str(int(stream)), "enable_cuda_graph": "1"}
+    options = ort.SessionOptions()
+    providers = [("CUDAExecutionProvider", settings), "CPUExecutionProvider"]
+    return ort.InferenceSession(model.SerializeToString(), options, providers=providers, enable_fallback=0)
+
+
+def bind(cuda, session):
+    """Bind new memory. Returns the binding, the input's address and the output's."""
+    binding, (given, wanted) = session.io_binding(), [make(cuda, "cudaMalloc", 16) for _ in range(2)]
+    binding.bind_input("x", "cuda", 0, np.float32, [4], given)
+    binding.bind_output("y", "cuda", 0, np.float32, [4], wanted)
+    return binding, given, wanted
+
+
+def run(session, binding, graph_id):
+    options = RunOptions()
+    options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+    options.add_run_config_entry("gpu_graph_id", str(graph_id))
+    session.run_with_iobinding(binding, options)
+
+
+def test_a_session_runs_late_and_captures_each_annotation_id_once(cuda, stream, doubling):
+    binding, given, wanted = bind(cuda, doubling)
+    for graph_id, captured in ((-1, []), (1, [1]), (1, [1]), (2, [1, 2])):
+        values(given, 16).view(np.float32)[:] = graph_id
+        run(doubling, binding, graph_id)
+        assert np.isnan(values(wanted, 16).view(np.float32)).all()
+        make(cuda, "cudaStreamSynchronize", stream)
+        assert (values(wanted, 16).view(np.float32) == 2 * graph_id).all()
+        assert list(doubling.captured) == captured
+        doubling.release_captured_graph(graph_id)
+    assert (cuda.calls["cudaStreamBeginCapture"], cuda.violations) == (2, [])
+
+
+def test_a_captured_graph_replays_its_own_addresses(cuda, doubling):
+    binding, _, wanted = bind(cuda, doubling)
+    run(doubling, binding, 1)
+    run(doubling, bind(cuda, doubling)[0], 1)
+    assert cuda.violations == ["graph 1 replays the addresses of its capture, not those bound now"]
+    make(cuda, "cudaFree", wanted)
+    with pytest.raises(RuntimeError, match="CUDA failure 1: cudaErrorInvalidValue"):
+        run(doubling, binding, 1)

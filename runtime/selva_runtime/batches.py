@@ -11,9 +11,10 @@ T = TypeVar("T")
 
 
 def in_batches(total: int, limit: int, run: Callable[[slice], T], on_fewer: Callable[[int], None]) -> list[T]:
-    """Call `run` on rows 0 to `total`, `limit` at a time, and return its results.
+    """Call `run` on rows 0 to `total`, at most `limit` at a time, and return its results.
 
-    If a batch runs out of memory, `on_fewer(new limit)` is called and the batch is tried again with half the rows.
+    Batch sizes are powers of two, so that few shapes occur: some backends set themselves up for each one. If a batch
+    runs out of memory, `on_fewer(new limit)` is called and the batch is tried again with half the rows.
 
     Raises:
         DeviceMemoryError: not even a single row fits.
@@ -21,7 +22,8 @@ def in_batches(total: int, limit: int, run: Callable[[slice], T], on_fewer: Call
     results: list[T] = []
     start = 0
     while start < total:
-        rows = slice(start, min(start + limit, total))
+        most = min(limit, total - start)
+        rows = slice(start, start + (1 << most.bit_length() - 1))
         try:
             results.append(run(rows))
         except DeviceMemoryError:

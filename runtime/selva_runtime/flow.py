@@ -41,14 +41,12 @@ def integrate(
     Guidance below 1 counts as 1, which is the conditional flow alone. `on_step` is called after each step.
 
     Raises:
-        BackendError: the backend failed, or a value is not finite.
+        BackendError: the backend failed, or a value is not finite. On a device that is not known yet.
         Cancelled: `cancel` was set.
     """
     guidance = max(1.0, guidance)
     if executor.loop is not None:
-        ended = executor.loop(noise, conditions, steps=steps, guidance=guidance, cancel=cancel, on_step=on_step)
-        finite(np.asarray(ended), GUIDED_STEP)  # a value that is not finite stays so to the end
-        return ended
+        return executor.loop(noise, conditions, steps=steps, guidance=guidance, cancel=cancel, on_step=on_step)
     latents: Tensor = noise
     scale = np.array([guidance], dtype=np.float32)
     dt = np.array([1 / steps], dtype=np.float32)

@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from selva_bundle.errors import BackendError, DeviceMemoryError, RequestError
 from selva_bundle.lengths import SequenceRules, latent_positions, sync_rows, visual_positions
-from selva_bundle.ports import CONDITIONS, DECODER, VIDEO_SELECT
-from selva_runtime.backends.executor import Executor, Tensor, concatenate, stack
+from selva_bundle.ports import CONDITIONS, DECODER, GUIDED_STEP, VIDEO_SELECT
+from selva_runtime.backends.executor import Array, Executor, Tensor, concatenate, stack
 from selva_runtime.backends.gpu.device_array import DeviceArray
 from selva_runtime.batches import in_batches
 from selva_runtime.flow import draw_noise, finite, integrate
@@ -97,12 +97,13 @@ class Generation:
         new = [prompt for prompt in t5 if prompt not in self.selected]
         found = {prompt: self.selected[prompt] for prompt in t5 if prompt not in new}
         for number, prompt in enumerate(new):
-            found[prompt] = self.selected[prompt] = self._select_one(t5[prompt][None], number, len(new))
+            mask = self.text.mask(prompt, t5[prompt].shape[0])
+            found[prompt] = self.selected[prompt] = self._select_one(t5[prompt][None], mask, number, len(new))
         return found
 
-    def _select_one(self, text: Tensor, number: int, prompts: int) -> Tensor:
+    def _select_one(self, text: Tensor, mask: Array, number: int, prompts: int) -> Tensor:
         executor, tokens = self.executor, self.clip.tokens
-        feeds = {"text": text, "mask": np.ones(text.shape[:2], dtype=np.bool_)}
+        feeds = {"text": text, "mask": mask}
 
         def run(rows: slice) -> Tensor:
             part = executor.run(VIDEO_SELECT, {"tokens": tokens[rows], **feeds}, self.cancel)["sync"][0]
@@ -111,7 +112,7 @@ class Generation:
 
         def fewer(limit: int) -> None:
             executor.segments_per_batch = limit
-            self.notes.append(f"the GPU is low on memory: the video is searched {limit} segments at a time")
+            self.notes.append(f"the GPU is low on memory: segments are searched {limit} at a time")
 
         return concatenate(executor, in_batches(len(tokens), executor.segments_per_batch, run, fewer))
 
@@ -171,7 +172,9 @@ class Generation:
 
         def run(rows: slice) -> list[tuple[Float32, DeviceArray | None]]:
             audio = executor.run(DECODER, {"latents": latents[rows]}, self.cancel)["audio"]
-            heard = finite(np.asarray(audio), DECODER)
+            ended, heard = executor.read(latents[rows], audio)
+            finite(ended, GUIDED_STEP)  # a value that is not finite stays so to the end
+            finite(heard, DECODER)
             sounds = [(self._trim(heard[i]), self._device_part(audio, i)) for i in range(len(heard))]
             for number in range(rows.start, rows.stop):
                 self.progress("vocode", number + 1, len(latents))

@@ -325,7 +325,7 @@ class Session:
 
         def fewer(limit: int) -> None:
             executor.segments_per_batch = limit
-            warnings.append(f"the GPU is low on memory: the video is encoded {limit} segments at a time")
+            warnings.append(f"the GPU is low on memory: segments are encoded {limit} at a time")
 
         in_batches(lengths.segments, executor.segments_per_batch, encode, fewer)
         executor.idle(VIDEO_BACKBONE)

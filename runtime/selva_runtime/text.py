@@ -2,7 +2,7 @@
 
 At full size the towers hold more weights than the generator, and a host that stays open sees the same few prompts
 again and again. So features are cached, and each tower is released as soon as its new prompts are done. Prompts run
-one by one and unpadded, so the features of one prompt do not depend on the others.
+one by one, so the features of one prompt do not depend on the others.
 """
 
 from __future__ import annotations
@@ -101,8 +101,11 @@ class TextEncoder:
         clip = _load_tokenizer(bundle, rules.clip_tokenizer, rules.clip_tokens)
 
         def t5_feeds(encoding: Encoding) -> dict[str, Array]:
-            ids = np.array([encoding.ids], dtype=np.int64)
-            return {"ids": ids, "mask": np.ones(ids.shape, dtype=np.bool_)}
+            count = len(encoding.ids)
+            length = next((length for length in executor.text_lengths if length >= count), count)
+            ids = np.zeros((1, length), dtype=np.int64)
+            ids[0, :count] = encoding.ids
+            return {"ids": ids, "mask": _first(count, length)}
 
         def clip_feeds(encoding: Encoding) -> dict[str, Array]:
             ids = np.full((1, rules.clip_tokens), rules.clip_pad_id, dtype=np.int64)
@@ -113,6 +116,10 @@ class TextEncoder:
         self.clip_text = TextTower(executor, TEXT_CLIP, clip, clip_feeds)
         self._keep = keep
         self._unknown_id = t5.token_to_id("<unk>")
+
+    def mask(self, prompt: str, length: int) -> Array:
+        """(1, length) bool: true for the prompt's own T5 tokens, false for padding."""
+        return _first(len(self.t5.tokenizer.encode(prompt).ids), length)
 
     def warnings(self, prompt: str) -> tuple[str, ...]:
         """Return warnings about what the model ignores in a prompt."""
@@ -157,6 +164,8 @@ class TextEncoder:
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """T5 features (tokens, width) of the prompts, and CLIP features (77, width) of them and the negative prompt.
 
+        T5 features may have more rows than the prompt has tokens; `mask` tells which count.
+
         `on_progress(done, total)` counts the prompts that had to be computed, once for each tower.
 
         Raises:
@@ -176,6 +185,10 @@ class TextEncoder:
         t5 = self.t5.features(prompts, keep=self._keep, cancel=cancel, on_done=on_done)
         clip = self.clip_text.features(clip_prompts, keep=self._keep, cancel=cancel, on_done=on_done)
         return t5, clip
+
+
+def _first(count: int, length: int) -> Array:
+    return (np.arange(length) < count)[None]
 
 
 def _load_tokenizer(bundle: Bundle, name: str, max_tokens: int) -> Tokenizer:

@@ -192,6 +192,7 @@ def fake_engines(bundle, made, cuda=None):
         api=SimpleNamespace(
             ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="ours"),
             DynamicShapesKernelSpecializationStrategy=SimpleNamespace(EAGER="eager", LAZY="lazy"),
+            CudaGraphStrategy=SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole"),
         ),
     )
     records = {

@@ -80,6 +80,8 @@ class Executor(Protocol):
     """Stems that are integrated at once."""
     stems_per_decode: int
     """Stems that are decoded at once."""
+    text_lengths: tuple[int, ...]
+    """Numbers of tokens to which T5 prompts are padded, ascending. Empty if they are not."""
     notice: str
     """What `auto` chose and why, and what would be faster, in a few words for a person. May be empty."""
 
@@ -110,10 +112,19 @@ class Executor(Protocol):
     def run(self, name: str, feeds: Mapping[str, Tensor], cancel: Event | None = None) -> dict[str, Tensor]:
         """Run graph `name` and return its outputs by name. `cancel` stops the run at once or soon.
 
+        On a device the run is only queued; `read` waits for it.
+
         Raises:
             BundleError: a file was altered.
             BackendError: the feeds or the outputs do not fit the manifest, or the library failed.
             Cancelled: `cancel` was set.
+        """
+
+    def read(self, *tensors: Tensor) -> tuple[Array, ...]:
+        """Return the values of tensors, with one wait for all of them.
+
+        Raises:
+            BackendError: work that computes them failed.
         """
 
     def release(self, name: str) -> None:

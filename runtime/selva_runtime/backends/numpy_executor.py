@@ -27,6 +27,7 @@ class NumpyExecutor(ABC):
     backend: ClassVar[str]
     notice = ""
     keeps_text_towers = False
+    text_lengths: tuple[int, ...] = ()
     loop = None
 
     def __init__(self, bundle: Bundle, reason: str) -> None:
@@ -57,6 +58,10 @@ class NumpyExecutor(ABC):
         outputs = self._run(graph, arrays, cancel)
         _check_outputs(graph, arrays, outputs)
         return dict(outputs)
+
+    def read(self, *tensors: Tensor) -> tuple[Array, ...]:
+        """Return the tensors as NumPy arrays."""
+        return tuple(np.asarray(values) for values in tensors)
 
     def idle(self, name: str) -> None:
         """Release graph `name`, because memory is short in a CPU run."""

@@ -87,8 +87,12 @@ class CudaDevice:
         """Allocate host memory that the device can read and write directly (page-locked)."""
         pointer = int(self._call("cudaHostAlloc", nbytes, self._cuda.cudaHostAllocDefault))
         memory = (ctypes.c_uint8 * nbytes).from_address(pointer)
-        self._destroy_with(memory, "cudaFreeHost", pointer)
+        weakref.finalize(memory, self._free_staging, pointer).atexit = False
         return np.ctypeslib.as_array(memory)
+
+    def _free_staging(self, pointer: int) -> None:
+        _DISCARDED.add(self._cuda, "cudaStreamSynchronize", self.stream)  # queued copies may still use it
+        _DISCARDED.add(self._cuda, "cudaFreeHost", pointer)
 
     def copy(self, target: int, source: int, nbytes: int) -> None:
         """Queue a copy of `nbytes`. Each side is memory of this device or its staging memory."""
@@ -110,6 +114,10 @@ class CudaDevice:
     def synchronise(self) -> None:
         """Return when all queued work is done."""
         self._call("cudaStreamSynchronize", self.stream)
+
+    def synchronise_all(self) -> None:
+        """Return when all work on the device is done, also that of other programs in this process."""
+        self._call("cudaDeviceSynchronize")
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
         """Record what `work` queues as a CUDA graph, without running it. Other threads may use the GPU meanwhile."""

@@ -50,6 +50,9 @@ class Device(Protocol):
     def synchronise(self) -> None:
         """Return when all queued work is done."""
 
+    def synchronise_all(self) -> None:
+        """Return when all work on the device is done, also that of other programs in this process."""
+
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
         """Record what `work` queues, without running it. Each call of the result queues all of it at once."""
 
@@ -91,9 +94,7 @@ class Graphs(Protocol):
         """
 
     def bind(self, name: str, arrays: Mapping[str, DeviceArray], *, repeated: bool) -> BoundGraph:
-        """Bind graph `name` to these inputs and outputs. A `repeated` binding runs many times and has its own state.
-
-        Each new binding of a graph that is not `repeated` replaces the one before.
+        """Bind graph `name` to these inputs and outputs. A `repeated` binding runs many times a call.
 
         Raises:
             BundleError: a file was altered.

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections import deque
-from collections.abc import Iterator
-from contextlib import suppress
+from collections import Counter, deque
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -25,64 +24,47 @@ STAGING_BYTES = 32 * 2**20
 _IDLE_BYTES = 2**30
 """Most freed memory that is kept for reuse."""
 _BLOCK_BYTES = 512
+_SLICED_BYTES = 4 * 2**20
+_BLOCKS_AT_ONCE = 32
+"""Blocks are cut from allocations of at most this size and number."""
+
+
+class Allocation:
+    """Memory of the device for some blocks of one size. It is freed when none of them is used or kept any more."""
+
+    def __init__(self, device: Device, size: int, blocks: int) -> None:
+        self.blocks = blocks
+        self.pointer = device.allocate(size * blocks)
+        weakref.finalize(self, device.free, self.pointer).atexit = False
 
 
 class Block:
     """A piece of device memory. `state["exported"]` is true once another program may use it, in its own order."""
 
-    def __init__(self, pointer: int, nbytes: int, owner: object = None) -> None:
+    def __init__(self, pointer: int, nbytes: int, owner: object) -> None:
         self.pointer = pointer
         self.nbytes = nbytes
         self.owner = owner
-        """The object that keeps memory of another library alive. None for our own memory."""
+        """The object that keeps the memory alive: our `Allocation`, or an array of another library."""
         self.state = {"exported": False}
 
 
-class _FreedBlocks:
-    """Blocks that nothing refers to any more.
+class MemoryPool:
+    """The memory of one device: blocks, and the staging memory for copies from and to the host.
 
-    While their pool is in use, they are only listed here. A finaliser may run at any time, also during a recording,
-    where a call that frees memory would do harm.
+    Small blocks are cut from larger allocations, several of a size at once: an allocation can take longer than a
+    stage, and some, such as the features of prompts, are kept.
     """
 
     def __init__(self, device: Device) -> None:
-        self._device = device
-        self._blocks: deque[tuple[int, int, bool]] = deque()
-        self._closed = False
-
-    def add(self, pointer: int, nbytes: int, state: dict[str, bool]) -> None:
-        """Add a block. Called by its finaliser."""
-        if self._closed:
-            self._release(pointer)
-        else:
-            self._blocks.append((pointer, nbytes, state["exported"]))
-
-    def take(self) -> Iterator[tuple[int, int, bool]]:
-        """Remove and yield (pointer, bytes, given out) of each block."""
-        while self._blocks:
-            yield self._blocks.popleft()
-
-    def close(self, free: dict[int, list[int]]) -> None:
-        """Free all blocks, and from now on each block at once. Called by the finaliser of the pool."""
-        self._closed = True
-        for pointer in [pointer for idle in free.values() for pointer in idle] + [block[0] for block in self.take()]:
-            self._release(pointer)
-
-    def _release(self, pointer: int) -> None:
-        with suppress(BackendError):
-            self._device.free(pointer)
-
-
-class MemoryPool:
-    """The memory of one device: blocks, and the staging memory for copies from and to the host."""
-
-    def __init__(self, device: Device) -> None:
         self.device = device
-        self._free: dict[int, list[int]] = {}
-        self._freed = _FreedBlocks(device)
+        self.lock = RLock()
+        """Held during a copy, which uses the staging memory, and during a recording: arrays are read in any thread."""
+        self._free: dict[int, list[tuple[int, Allocation]]] = {}
+        self._freed: deque[tuple[int, int, Allocation, dict[str, bool]]] = deque()
+        """Blocks that nothing refers to any more. Their finalisers may run at any time, so they are only listed."""
         self._staging: npt.NDArray[np.uint8] | None = None
         self._staged = 0
-        weakref.finalize(self, self._freed.close, self._free).atexit = False
 
     def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> DeviceArray:
         """Make an array with undefined values.
@@ -100,9 +82,11 @@ class MemoryPool:
         """
         self._reclaim()
         size = max(1, math.ceil(nbytes / _BLOCK_BYTES)) * _BLOCK_BYTES
-        idle = self._free.get(size)
-        block = Block(idle.pop() if idle else self._allocate(size), size)
-        weakref.finalize(block, self._freed.add, block.pointer, size, block.state).atexit = False
+        if not self._free.get(size):
+            self._allocate(size)
+        pointer, allocation = self._free[size].pop()
+        block = Block(pointer, size, allocation)
+        weakref.finalize(block, self._freed.append, (pointer, size, allocation, block.state)).atexit = False
         return block
 
     def view(self, pointer: int, shape: tuple[int, ...], dtype: npt.DTypeLike, owner: object) -> DeviceArray:
@@ -132,45 +116,64 @@ class MemoryPool:
             self.device.copy(target.pointer, values.pointer, target.nbytes)
             return
         source = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
-        for start in range(0, len(source), STAGING_BYTES):
-            piece = source[start : start + STAGING_BYTES]
-            staged = self._stage(len(piece))
-            staged[:] = piece
-            self.device.copy(target.pointer + start, staged.ctypes.data, len(piece))
+        with self.lock:
+            for start in range(0, len(source), STAGING_BYTES):
+                piece = source[start : start + STAGING_BYTES]
+                staged = self._stage(len(piece))
+                staged[:] = piece
+                self.device.copy(target.pointer + start, staged.ctypes.data, len(piece))
 
-    def read(self, array: DeviceArray) -> Array:
-        """Wait for all queued work and return a NumPy copy."""
-        values = np.empty(array.shape, array.dtype)
-        target = values.reshape(-1).view(np.uint8)
-        for start in range(0, len(target), STAGING_BYTES):
-            staged = self._stage(min(STAGING_BYTES, len(target) - start))
-            self.device.copy(staged.ctypes.data, array.pointer + start, len(staged))
-            self.device.synchronise()
-            target[start : start + len(staged)] = staged
-        return values
+    def read(self, *arrays: DeviceArray) -> tuple[Array, ...]:
+        """Wait once for all queued work and return NumPy copies."""
+        found = tuple(np.empty(array.shape, array.dtype) for array in arrays)
+        staged: list[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]] = []
+        with self.lock:
+            for array, values in zip(arrays, found, strict=True):
+                target = values.reshape(-1).view(np.uint8)
+                for start in range(0, len(target), STAGING_BYTES):
+                    piece = target[start : start + STAGING_BYTES]
+                    if self._staged + len(piece) > STAGING_BYTES:
+                        self._collect(staged)
+                    source = self._stage(len(piece))
+                    staged.append((piece, source))
+                    self.device.copy(source.ctypes.data, array.pointer + start, len(piece))
+            self._collect(staged)
+        return found
+
+    def _collect(self, staged: list[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]]) -> None:
+        """Wait, and move what has arrived in the staging memory to its targets. All of that memory is free then."""
+        self.device.synchronise()
+        for target, source in staged:
+            target[:] = source
+        staged.clear()
+        self._staged = 0
 
     def trim(self) -> None:
-        """Free the idle blocks."""
+        """Free all allocations of which no block is in use."""
         self._reclaim()
         self.device.synchronise()
-        for pointers in self._free.values():
-            while pointers:
-                self.device.free(pointers.pop())
+        idle = Counter(allocation for blocks in self._free.values() for _, allocation in blocks)
+        for blocks in self._free.values():
+            blocks[:] = [block for block in blocks if idle[block[1]] < block[1].blocks]
 
-    def _allocate(self, size: int) -> int:
+    def _allocate(self, size: int) -> None:
         try:
-            return self.device.allocate(size)
+            allocation = Allocation(self.device, size, min(_BLOCKS_AT_ONCE, max(1, _SLICED_BYTES // size)))
         except DeviceMemoryError:
             self.trim()
-            return self.device.allocate(size)
+            allocation = Allocation(self.device, size, 1)
+        places = range(allocation.pointer, allocation.pointer + allocation.blocks * size, size)
+        self._free.setdefault(size, []).extend((place, allocation) for place in places)
 
     def _reclaim(self) -> None:
-        for pointer, size, exported in self._freed.take():
-            idle = sum(each * len(pointers) for each, pointers in self._free.items())
-            if exported or idle + size > _IDLE_BYTES:
-                self.device.free(pointer)
-            else:
-                self._free.setdefault(size, []).append(pointer)
+        while self._freed:
+            pointer, size, allocation, state = self._freed.popleft()
+            idle = sum(each * len(blocks) for each, blocks in self._free.items())
+            if allocation.blocks == 1 and (state["exported"] or idle + size > _IDLE_BYTES):
+                continue  # freed with its allocation; CUDA waits for other programs
+            if state["exported"]:
+                self.device.synchronise_all()  # another program may still use it
+            self._free.setdefault(size, []).append((pointer, allocation))
 
     def _stage(self, nbytes: int) -> npt.NDArray[np.uint8]:
         if self._staging is None:
@@ -224,7 +227,7 @@ class DeviceArray:
         }
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
-        values = self.pool.read(self)
+        (values,) = self.pool.read(self)
         return values if dtype is None else values.astype(dtype, copy=False)
 
     def __len__(self) -> int:

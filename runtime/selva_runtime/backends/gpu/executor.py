@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from threading import Event
 from typing import Any, TypeVar
 
@@ -18,18 +19,20 @@ from selva_bundle.bundle import Bundle
 from selva_bundle.errors import DeviceMemoryError
 from selva_bundle.manifest import MAX_STEPS
 from selva_bundle.ports import GUIDED_STEP, TEXT_CLIP, TEXT_T5
-from selva_runtime.backends.axes import output_shapes
 from selva_runtime.backends.executor import Tensor, check_cancel, check_feeds
 from selva_runtime.backends.gpu.device import Graphs
 from selva_runtime.backends.gpu.device_array import Array, DeviceArray, MemoryPool
 from selva_runtime.backends.gpu.flow_plan import FlowPlan
 from selva_runtime.backends.gpu.foreign import adopt
+from selva_runtime.backends.gpu.graph_plan import GraphPlan
 from selva_runtime.lru_cache import LruCache
 
-_PLANS = 4
-"""Combinations of stems and length whose buffers and recordings are kept."""
-_ALIGNMENT_BYTES = 256
-"""Alignment that TensorRT needs."""
+_FLOW_PLANS, _GRAPH_PLANS = 4, 8
+"""Shapes (numbers of stems, lengths) whose buffers and recordings are kept, of each graph."""
+_LAUNCHES_IN_FLIGHT = 8
+"""Launches of the flow that are queued ahead. With the default number of steps nothing waits before the end."""
+TEXT_LENGTHS = (16, 32)
+"""Numbers of tokens to which prompts are padded, besides the longest, so that few shapes occur."""
 T = TypeVar("T")
 
 
@@ -49,31 +52,40 @@ class DeviceExecutor:
         self.segments_per_batch = graphs.segments_per_batch
         self.stems_per_batch = self.stems_per_decode = graphs.stems_per_batch
         self._manifest = bundle.manifest
+        self.text_lengths: tuple[int, ...] = (*TEXT_LENGTHS, bundle.manifest.text.t5_max_tokens)
         self._graphs = graphs
-        self._plans: LruCache[tuple[Any, ...], FlowPlan] = LruCache(_PLANS)
+        self._has_queued = False
+        self._forget_plans()
 
     def load(self, name: str) -> None:
         """Verify the files of graph `name` and load it, unless it is loaded."""
         self._with_retry(lambda: self._graphs.load(name))
 
     def run(self, name: str, feeds: Mapping[str, Tensor], cancel: Event | None = None) -> dict[str, Tensor]:
-        """Run graph `name` and return its outputs by name. Wait for it, so that a failure names the right graph."""
+        """Queue a run of graph `name` and return its outputs by name, which `read` waits for."""
         check_cancel(cancel)
         graph = self._manifest.graphs[name]
         check_feeds(graph, feeds)
-        shapes = output_shapes(graph, {port: values.shape for port, values in feeds.items()})
+        shapes = {port: values.shape for port, values in feeds.items()}
+        key = tuple(sorted(shapes.items()))
 
         def queue() -> dict[str, Tensor]:
-            inputs = {port: self._on_device(values) for port, values in feeds.items()}
-            outputs = {port.name: self.pool.empty(shapes[port.name], port.dtype) for port in graph.outputs}
-            self._graphs.bind(name, {**inputs, **outputs}, repeated=False)()
-            self.pool.device.synchronise()
-            return dict(outputs)
+            plans = self._graph_plans.setdefault(name, LruCache(_GRAPH_PLANS))
+            if key not in plans:
+                plans[key] = GraphPlan(self.pool, self._graphs, graph, shapes, recorded=self.recorded)
+            return dict(plans[key].run(feeds))
 
+        self._has_queued = True
         return self._with_retry(queue)
+
+    def read(self, *tensors: Tensor) -> tuple[Array, ...]:
+        """Wait once for all queued work and return the values."""
+        self._has_queued = False
+        return self.pool.read(*(self._on_device(values) for values in tensors))
 
     def release(self, name: str) -> None:
         """Free graph `name`. It is loaded again at its next use."""
+        self._graph_plans.pop(name, None)
         self._graphs.release(name)
 
     def idle(self, name: str) -> None:
@@ -97,7 +109,9 @@ class DeviceExecutor:
 
     def finish(self) -> None:
         """Wait, so that other streams can read the results, and save what makes the next start faster."""
-        self.pool.device.synchronise()
+        if self._has_queued:
+            self.pool.device.synchronise()
+            self._has_queued = False
         self._graphs.save()
 
     def loop(
@@ -112,59 +126,59 @@ class DeviceExecutor:
     ) -> Tensor:
         """Integrate `noise` (B, T, Z) in `steps` Euler steps to latents (B, T, Z) at time 1.
 
-        One launch is always queued behind the running one, so the device does not wait for Python.
+        It returns before the last launches are done: `read` waits for them.
         """
         check_cancel(cancel)
+        self._has_queued = True
         given = {"latents": noise, **conditions}
-        plan = self._with_retry(lambda: self._plan(given))
+        plan = self._with_retry(lambda: self._flow_plan(given))
         plan.start(given, steps=steps, guidance=guidance)
         in_flight: deque[tuple[Any, int]] = deque()
         for first, count in plan.parts(steps):
             check_cancel(cancel)
             plan.launch(first, count)
             in_flight.append((self.pool.device.mark(), count))
-            if len(in_flight) > 1:
-                self._wait_for(*in_flight.popleft(), on_step)
-        while in_flight:
-            self._wait_for(*in_flight.popleft(), on_step)
+            if len(in_flight) > _LAUNCHES_IN_FLIGHT:
+                mark, done = in_flight.popleft()
+                self.pool.device.wait(mark)
+                _call(on_step, done)
+        _call(on_step, sum(count for _, count in in_flight))
         latents = self.pool.empty(noise.shape, noise.dtype)
         self.pool.write(latents, plan.latents)
         return latents
 
-    def _wait_for(self, mark: Any, steps: int, on_step: Callable[[], None]) -> None:
-        self.pool.device.wait(mark)
-        for _ in range(steps):
-            on_step()
-
-    def _plan(self, given: Mapping[str, Tensor]) -> FlowPlan:
-        key = (self.recorded, *((name, values.shape) for name, values in sorted(given.items())))
-        if key not in self._plans:
+    def _flow_plan(self, given: Mapping[str, Tensor]) -> FlowPlan:
+        shapes = {name: values.shape for name, values in given.items()}
+        key = (self.recorded, *sorted(shapes.items()))
+        if key not in self._flow_plans:
             graph = self._manifest.graphs[GUIDED_STEP]
-            sized = {port.name: given[port.name] for port in graph.inputs if port.name in given}
-            self._plans[key] = FlowPlan(
-                self.pool, self._graphs, graph, sized, max_steps=MAX_STEPS, recorded=self.recorded
+            self._flow_plans[key] = FlowPlan(
+                self.pool, self._graphs, graph, shapes, max_steps=MAX_STEPS, recorded=self.recorded
             )
-        return self._plans[key]
+        return self._flow_plans[key]
 
     def _on_device(self, values: Tensor) -> DeviceArray:
-        """Return `values` on this device, aligned and copied if needed."""
-        device = self.pool.device
-        if isinstance(values, DeviceArray) and values.pool.device.kind == device.kind:
-            if values.pointer % _ALIGNMENT_BYTES == 0:
-                return values
-            copy = self.pool.empty(values.shape, values.dtype)
-            self.pool.write(copy, values)
-            return copy
+        """Return `values` on this device, copied if needed."""
+        if isinstance(values, DeviceArray) and values.pool.device.kind == self.pool.device.kind:
+            return values
         return self.pool.put(np.asarray(values))
 
     def _with_retry(self, work: Callable[[], T]) -> T:
         """Call `work`. If memory runs out, free everything that can be made again and call it once more."""
-        try:
+        with suppress(DeviceMemoryError):  # the second try comes after the error, which keeps arrays alive
             return work()
-        except DeviceMemoryError:
-            self.pool.device.synchronise()
-            self._plans = LruCache(_PLANS)
-            for name in (TEXT_T5, TEXT_CLIP):
-                self._graphs.release(name)
-            self.pool.trim()
-            return work()
+        self.pool.device.synchronise()
+        self._forget_plans()
+        for name in (TEXT_T5, TEXT_CLIP):
+            self._graphs.release(name)
+        self.pool.trim()
+        return work()
+
+    def _forget_plans(self) -> None:
+        self._flow_plans: LruCache[tuple[Any, ...], FlowPlan] = LruCache(_FLOW_PLANS)
+        self._graph_plans: dict[str, LruCache[tuple[Any, ...], GraphPlan]] = {}
+
+
+def _call(on_step: Callable[[], None], times: int) -> None:
+    for _ in range(times):
+        on_step()

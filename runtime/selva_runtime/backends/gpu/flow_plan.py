@@ -13,18 +13,16 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 
 from selva_bundle.manifest import Graph
-from selva_runtime.backends.axes import output_shapes
 from selva_runtime.backends.gpu.device import Graphs
 from selva_runtime.backends.gpu.device_array import Array, DeviceArray, MemoryPool
+from selva_runtime.backends.gpu.graph_plan import GraphPlan
 
 STEPS_PER_LAUNCH = 5
 """Few enough that progress and cancel feel immediate, and enough that the cost of launches is negligible."""
 
 
-class FlowPlan:
+class FlowPlan(GraphPlan):
     """Buffers for one number of stems and one length. An integration has at most `max_steps` steps.
-
-    `given` has the conditions and the latents; only their shapes are used.
 
     Raises:
         DeviceMemoryError: the device has too little memory.
@@ -35,35 +33,31 @@ class FlowPlan:
         pool: MemoryPool,
         graphs: Graphs,
         graph: Graph,
-        given: Mapping[str, Array | DeviceArray],
+        shapes: Mapping[str, tuple[int, ...]],
         *,
         max_steps: int,
         recorded: bool,
     ) -> None:
-        self._pool = pool
-        ports = {port.name: port for port in graph.inputs}
-        shapes = {name: given[name].shape if name in given else (1,) for name in ports}
-        self._inputs = {name: pool.empty(shapes[name], port.dtype) for name, port in ports.items()}
-        (output,) = graph.outputs
-        self._next = pool.empty(output_shapes(graph, shapes)[output.name], output.dtype)
+        every = {port.name: shapes.get(port.name, (1,)) for port in graph.inputs}
+        super().__init__(pool, graphs, graph, every, recorded=recorded, repeated=True)
+        (self._next,) = self.outputs.values()
         self._times = pool.empty((max_steps,), np.float32)
         self._launch_times = pool.empty((STEPS_PER_LAUNCH,), np.float32)
-        self._step = graphs.bind(graph.name, {**self._inputs, output.name: self._next}, repeated=True)
-        self._recorded = recorded and self._step.recordable
         self._launches: dict[int, Callable[[], None]] = {}
 
     @property
     def latents(self) -> DeviceArray:
         """(B, T, Z) state of the flow."""
-        return self._inputs["latents"]
+        return self.inputs["latents"]
 
     def start(self, given: Mapping[str, Array | DeviceArray], *, steps: int, guidance: float) -> None:
         """Queue the copies of `given` into the buffers, and of the times of `steps` equal steps."""
         for name, values in given.items():
-            self._pool.write(self._inputs[name], values)
-        self._pool.write(self._times[:steps], np.arange(steps, dtype=np.float64).astype(np.float32) / np.float32(steps))
-        self._pool.write(self._inputs["dt"], np.array([1 / steps], dtype=np.float32))
-        self._pool.write(self._inputs["guidance"], np.array([guidance], dtype=np.float32))
+            self._pool.write(self.inputs[name], values)
+        times = np.arange(steps, dtype=np.float64).astype(np.float32) / np.float32(steps)
+        self._pool.write(self._times[:steps], times)
+        self._pool.write(self.inputs["dt"], np.array([1 / steps], dtype=np.float32))
+        self._pool.write(self.inputs["guidance"], np.array([guidance], dtype=np.float32))
 
     def parts(self, steps: int) -> Iterator[tuple[int, int]]:
         """Yield (first step, number of steps) of each launch: full launches, then single steps."""
@@ -73,18 +67,19 @@ class FlowPlan:
 
     def launch(self, first: int, count: int) -> None:
         """Queue `count` steps."""
-        self._pool.write(self._launch_times[:count], self._times[first : first + count])
-        if not self._recorded:
-            self._queue(count)
-            return
-        if not self._launches:
-            self._step()  # at its first run the library sets itself up, which must not be recorded
-        if count not in self._launches:
-            self._launches[count] = self._pool.device.record(lambda: self._queue(count))
-        self._launches[count]()
+        with self._pool.lock:
+            self._pool.write(self._launch_times[:count], self._times[first : first + count])
+            if not self.recorded:
+                self._queue_steps(count)
+                return
+            if not self._launches:
+                self.queue()  # at its first run the library sets itself up, which must not be recorded
+            if count not in self._launches:
+                self._launches[count] = self._pool.device.record(lambda: self._queue_steps(count))
+            self._launches[count]()
 
-    def _queue(self, count: int) -> None:
+    def _queue_steps(self, count: int) -> None:
         for i in range(count):
-            self._pool.write(self._inputs["t"], self._launch_times[i : i + 1])
-            self._step()
+            self._pool.write(self.inputs["t"], self._launch_times[i : i + 1])
+            self.queue()
             self._pool.write(self.latents, self._next)

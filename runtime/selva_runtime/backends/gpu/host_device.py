@@ -82,6 +82,9 @@ class HostDevice:
         """Return at once, because all queued work is done."""
         assert self._recording is None, "a recording cannot wait"
 
+    def synchronise_all(self) -> None:
+        """Return at once, because all queued work is done."""
+
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
         """Record what `work` queues, without running it. Each call of the result runs all of it."""
         recording: list[Callable[[], None]] = []

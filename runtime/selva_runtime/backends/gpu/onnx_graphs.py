@@ -6,6 +6,7 @@ works on a `HostDevice`, so the device path can be tested without a GPU.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from itertools import count
@@ -50,9 +51,11 @@ class OnnxGraphs:
         self._device = device
         self._threads = threads
         self._sessions: dict[str, Any] = {}
+        self._unrecorded: set[str] = set()
+        """Graphs with nodes that a CUDA graph cannot hold."""
         self._graph_ids = count(1)
-        self._recorded = 0
-        self._in_use: WeakSet[BoundOnnxGraph] = WeakSet()
+        self._recorded: Counter[str] = Counter()
+        self._in_use: dict[str, WeakSet[BoundOnnxGraph]] = {}
         self._ort = import_onnxruntime(device.kind)
         if isinstance(device, CudaDevice):
             if _CUDA not in self._ort.get_available_providers():
@@ -73,23 +76,27 @@ class OnnxGraphs:
         if name in self._sessions:
             return
         try:
-            session = self._session(name, cuda_graph=name == _REPEATED)
+            session = self._session(name, cuda_graph=name not in self._unrecorded)
         except DeviceMemoryError:
             raise
         except BackendError as error:
-            if name != _REPEATED or self._device.kind != "cuda":
+            if name in self._unrecorded or self._device.kind != "cuda":
                 raise
             session = self._session(name, cuda_graph=False)  # it has nodes that a CUDA graph cannot hold
-            self.shortfall = f"; steps run without a CUDA graph ({error})"
+            self._unrecorded.add(name)
+            if name == _REPEATED:
+                self.shortfall = f"; steps run without a CUDA graph ({error})"
         if self._device.kind == "cuda" and _CUDA not in session.get_providers():
             raise BackendError(f"ONNX Runtime cannot load the libraries of CUDA 13 and cuDNN 9: {_LIBRARIES}")
         self._sessions[name] = session
 
     def bind(self, name: str, arrays: Mapping[str, DeviceArray], *, repeated: bool) -> BoundOnnxGraph:
-        """Bind graph `name` to these inputs and outputs. A `repeated` binding runs many times and has its own state."""
-        if repeated and self._recorded - len(self._in_use) >= _MOST_UNUSED:
-            self._sessions.pop(name)
-            self._recorded, self._in_use = 0, WeakSet()
+        """Bind graph `name` to these inputs and outputs. A `repeated` binding runs many times a call."""
+        in_use = self._in_use.setdefault(name, WeakSet())
+        if self._recorded[name] - len(in_use) >= _MOST_UNUSED:
+            self.release(name)
+            self._recorded[name] = 0
+            in_use.clear()
         self.load(name)
         session, graph = self._sessions[name], self._bundle.manifest.graphs[name]
         binding = session.io_binding()
@@ -100,11 +107,12 @@ class OnnxGraphs:
         for port in graph.outputs:
             array = arrays[port.name]
             binding.bind_output(port.name, kind, 0, array.dtype.type, list(array.shape), array.pointer)
-        graph_id = next(self._graph_ids) if repeated else _NO_CUDA_GRAPH
+        recorded = kind == "cuda" and name not in self._unrecorded
+        graph_id = next(self._graph_ids) if recorded else _NO_CUDA_GRAPH
         bound = BoundOnnxGraph(self._device, self._call(name, session, binding, graph_id), arrays)
-        if repeated and kind == "cuda":
-            self._recorded += 1
-            self._in_use.add(bound)
+        if recorded:
+            self._recorded[name] += 1
+            in_use.add(bound)
         return bound
 
     def release(self, name: str) -> None:

@@ -65,7 +65,6 @@ class TensorRtGraphs:
         self.segments_per_batch = _max_rows(found, VIDEO_BACKBONE, "segments")
         self.stems_per_batch = _max_rows(found, _REPEATED, "latents")
         self._engines: dict[str, Any] = {}
-        self._contexts: dict[str, Any] = {}
         self._seen_shapes: set[tuple[Any, ...]] = set()
         self._has_new_shapes = False
         self._scratch: Block | None = None
@@ -85,7 +84,7 @@ class TensorRtGraphs:
                 self._engines[name] = self._loader.load(name)
 
     def bind(self, name: str, arrays: Mapping[str, DeviceArray], *, repeated: bool) -> BoundTensorRtGraph:
-        """Bind graph `name` to these inputs and outputs. A `repeated` binding runs many times and has its own state.
+        """Bind graph `name` to these inputs and outputs. A `repeated` binding runs many times a call.
 
         Raises:
             BackendError: the engine does not take these arrays.
@@ -94,12 +93,7 @@ class TensorRtGraphs:
         self.load(name)
         self._api.log.clear()
         self._remember_shapes(name, arrays)
-        if repeated or name not in self._contexts:
-            context = self._context(self._engines[name], repeated=repeated)
-            if not repeated:
-                self._contexts[name] = context
-        else:
-            context = self._contexts[name]
+        context = self._context(self._engines[name], repeated=repeated)
         for port in self._bundle.manifest.graphs[name].inputs:
             if not context.set_input_shape(port.name, arrays[port.name].shape):
                 shape = list(arrays[port.name].shape)
@@ -115,12 +109,11 @@ class TensorRtGraphs:
                 raise self._failure(f"the engine for {name} failed to run")
 
         capturable = getattr(context, "is_stream_capturable", None)  # in TensorRT a stream always is
-        recordable = capturable is None or bool(capturable(self._device.stream))
+        recordable = capturable is None or (repeated and bool(capturable(self._device.stream)))
         return BoundTensorRtGraph(self._device, execute, recordable, (context, scratch, dict(arrays)))
 
     def release(self, name: str) -> None:
         """Free graph `name`. It is loaded again at its next use."""
-        self._contexts.pop(name, None)
         self._engines.pop(name, None)
 
     def save(self) -> None:
@@ -142,9 +135,12 @@ class TensorRtGraphs:
         else:
             config = engine.create_runtime_config()
             config.set_execution_context_allocation_strategy(ours)
-            strategy = api.DynamicShapesKernelSpecializationStrategy
-            # a recording keeps its kernels, so they must be the final ones
-            config.dynamic_shapes_kernel_specialization_strategy = strategy.EAGER if repeated else strategy.LAZY
+            kernels = api.DynamicShapesKernelSpecializationStrategy
+            if repeated:  # we record it: a recording keeps its kernels, so they must be the final ones
+                config.dynamic_shapes_kernel_specialization_strategy = kernels.EAGER
+            else:  # the library records it, again when better kernels are compiled
+                config.dynamic_shapes_kernel_specialization_strategy = kernels.LAZY
+                config.cuda_graph_strategy = api.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
             self._cache.attach(config)
             context = engine.create_execution_context(config)
         if context is None:
