@@ -102,7 +102,7 @@ def test_float32_islands_of_float16_graphs(demo_bundle_fp16: Path) -> None:
 
 def test_a_graph_out_of_tolerance_fails_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(bundle_module.TOLERANCES, "fp32", 1e-12)
-    with pytest.raises(ParityError, match="text_t5 is off the reference"):
+    with pytest.raises(ParityError, match="graph text_t5 differs from the reference by more than 1e-12"):
         export_bundle(request(tmp_path / "bundle"), say=lambda line: None)
     assert list(tmp_path.iterdir()) == []
 

@@ -255,7 +255,7 @@ def test_the_commands_own_mistakes():
     assert CliRunner().invoke(main, ["--preset", "tiny", "--out", "x"]).exit_code == 2
 
 
-COMMAND = "import test_ref_fetch; test_ref_fetch.run_command()"
+COMMAND = "import sys; sys.path.append('support'); import test_ref_fetch; test_ref_fetch.run_command()"
 
 
 def run_command() -> None:

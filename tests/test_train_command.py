@@ -122,7 +122,7 @@ def test_a_missing_video_is_one_line(folder: Path, tmp_path: Path, capsys) -> No
     ("arguments", "message"),
     [
         (["stage1", "--data", "x", "--checkpoints", "y"], "Missing option '--out'. (--help lists the options)"),
-        (["stage1", "--data", "x", "--checkpoints", "y", "--out", "z"], "x: no data.json; make the folder with:"),
+        (["stage1", "--data", "x", "--checkpoints", "y", "--out", "z"], "x: no data.json; create the folder with:"),
         (["stage1", "--data", "x", "--checkpoints", "y", "--out", "z", "--average", "0.5"], "average width 0.5: must"),
         (["stage3"], "No such command 'stage3'."),
         (["extract", "--list", "l.tsv", "--videos", "v", "--checkpoints", "c", "--out", "o"], "l.tsv: no such list"),
