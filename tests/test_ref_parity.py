@@ -65,9 +65,7 @@ def test_video_encoder(frames: Tensor) -> None:
     assert relative_error(split, want["sync_features"]) <= TOLERANCE
     # ... also gives the same result one segment at a time
     by_segment = torch.cat([encoder.select(part, text, mask) for part in tokens.chunk(2, dim=1)], dim=1)
-    whole = encoder(frames, text, mask)
-    assert relative_error(whole, want["sync_features"]) <= TOLERANCE
-    assert relative_error(by_segment, whole.numpy()) <= 1e-5
+    assert relative_error(by_segment, split.numpy()) <= 1e-5
     rewrite(encoder)
     assert relative_error(encoder(frames, text, mask), want["sync_features"]) <= TOLERANCE
 

@@ -60,7 +60,7 @@ def evaluate(run: DemoRun, ablations: bool) -> str:
     court = EvaluationData.of(run)
     variants = VARIANTS if ablations else VARIANTS[:1]
     rows = {variant.name: court.scores(run, variant) for variant in variants}
-    sounds = SoundBank(run.mel, 32, run.seed + TEST_SEED)
+    sounds = SoundBank(run.mel, min(32, run.plan.sounds // 4), run.seed + TEST_SEED)
     errors = log_mel_errors(court.judge.vocoder, run.mel, sounds.mels_BMT)
     numbers = {
         "command": "selva-train demo",
