@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 
 import numpy as np
@@ -40,13 +41,22 @@ def test_contexts_share_their_scratch_and_cache(on_tensorrt):
     assert len({context.scratch for context in made}) == 1, "one scratch for all"
 
 
+def saved():
+    """The files of the kernel cache, which is written in the background."""
+    for thread in threading.enumerate():
+        if thread.name == "selva-kernel-cache":
+            thread.join()
+    return list(cache_folder().iterdir())
+
+
 def test_compiled_kernels_are_kept(on_tensorrt, opened):
     session, _ = on_tensorrt
     few_steps(session, encode(session), ["rain"])
-    (file,) = cache_folder().iterdir()
+    (file,) = saved()
     assert file.name.startswith("tensorrt-rtx-1.7.1-Fake-4090-")
     again = Session(opened, backend="tensorrt")
     few_steps(again, encode(again), ["rain"])
+    assert saved() == [file]
     assert CacheFile(file.stem).read() == b"kernels, older"
 
 
@@ -68,12 +78,13 @@ def raising(*_):
 def test_a_kernel_cache_that_fails_does_not_fail_a_run(demo_bundle, kind, function, failing, tmp_path, monkeypatch):
     with on_fake_engines(demo_bundle, tmp_path / "cache") as (session, _):
         clip = encode(session)  # writes the first file
-        (file,) = cache_folder().iterdir()
+        (file,) = saved()
         before = file.read_bytes()
         monkeypatch.setattr(kind, function, failing)
         again = Session(demo_bundle, backend="tensorrt")
         (stem,) = few_steps(again, encode(again), ["rain"], steps=1)
         np.testing.assert_array_equal(stem.audio, few_steps(session, clip, ["rain"], steps=1)[0].audio)
+        assert saved() == [file]
         assert file.read_bytes() == before
 
 

@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import import_module
+from threading import Lock, Thread
 from typing import Any
 
 from selva_bundle.bundle import Bundle
@@ -117,10 +118,10 @@ class TensorRtGraphs:
         self._engines.pop(name, None)
 
     def save(self) -> None:
-        """Save RTX's compiled kernels to disk if there was a new shape."""
+        """Save RTX's compiled kernels to disk in the background, if there was a new shape."""
         if self._cache is not None and self._has_new_shapes:
-            self._cache.save()
             self._has_new_shapes = False
+            Thread(target=self._cache.save, name="selva-kernel-cache").start()
 
     def _remember_shapes(self, name: str, arrays: Mapping[str, DeviceArray]) -> None:
         shapes = (name, *((port, array.shape) for port, array in sorted(arrays.items())))
@@ -193,6 +194,7 @@ class RuntimeCache:
         self._file = CacheFile(f"{library}-{device.name}-{key}")
         self._cache: Any = None
         self._saved_bytes = 0
+        self._lock = Lock()
 
     def attach(self, config: Any) -> None:
         """Make contexts with this `config` use the cache. The first call reads the file."""
@@ -207,8 +209,8 @@ class RuntimeCache:
                 self._cache = None  # what it holds is not of our contexts
 
     def save(self) -> None:
-        """Write the file if the cache has grown."""
-        with suppress(Exception):
+        """Write the file if the cache has grown. The library's cache may be read while contexts add to it."""
+        with suppress(Exception), self._lock:
             content = b"" if self._cache is None else bytes(self._cache.serialize() or b"")
             if len(content) > self._saved_bytes and self._file.write(content):
                 self._saved_bytes = len(content)
