@@ -19,6 +19,7 @@ from selva_runtime import BackendError, Cancelled, DeviceMemoryError, RequestErr
 from selva_runtime.backends.gpu.device_array import STAGING_BYTES, DeviceArray, MemoryPool
 from selva_runtime.backends.gpu.flow_plan import STEPS_PER_LAUNCH, FlowPlan
 from selva_runtime.backends.gpu.host_device import HostDevice
+from selva_runtime.media.video import read_clip
 
 CLOSE = {"rtol": 0, "atol": 1e-5}
 
@@ -56,9 +57,19 @@ def test_clips_move_between_backends(cpu, session, clip):
     np.testing.assert_allclose(few_steps(session, encode(cpu), ["rain"])[0].audio, expected, **CLOSE)
 
 
-def test_a_file_is_read_as_its_frames(session, tmp_path):
+def test_frames_go_to_the_device_while_the_video_is_read(session, tmp_path, monkeypatch):
     video = write_video(tmp_path / "video.mp4", map(numbered, range(25)))
-    assert few_steps(session, session.encode(video, duration_s=1.0), ["rain"])[0].audio.shape == (SAMPLE_RATE_HZ,)
+    put, there, read = session._executor.put, [], []
+    monkeypatch.setattr(session._executor, "put", lambda rows: there.extend(rows) or put(rows))
+
+    def progress(stage, done, total):
+        if stage == "decode":
+            read.append((done, len(there)))
+
+    clip = session.encode(video, duration_s=1.0, progress=progress)
+    assert read == [(done, done) for done in (*range(1, 26), 25)]
+    frames = read_clip(video, size=session.info.image_size, duration_s=1.0).frames
+    np.testing.assert_array_equal(clip.tokens, session.encode_frames(frames, 1.0).tokens)
 
 
 @pytest.mark.parametrize("steps", [1, STEPS_PER_LAUNCH, 2 * STEPS_PER_LAUNCH + 2])

@@ -22,7 +22,7 @@ from selva_bundle.errors import RequestError
 from selva_bundle.lengths import Lengths
 from selva_bundle.ports import VIDEO_BACKBONE
 from selva_runtime.backends.choose import make_executor
-from selva_runtime.backends.executor import EXACT, POLL_S, Tensor, check_cancel, check_process, stack
+from selva_runtime.backends.executor import EXACT, POLL_S, Tensor, check_cancel, check_process, concatenate, stack
 from selva_runtime.backends.gpu.foreign import is_foreign, stream_handle
 from selva_runtime.batches import in_batches
 from selva_runtime.flow import finite
@@ -126,6 +126,12 @@ class Session:
 
         duration_s = self._bundle.manifest.defaults.duration_s if duration_s is None else duration_s
         check_span(start_s, duration_s, self._rules.min_duration_s, self._rules.max_duration_s)
+        uploaded: list[Tensor] = []
+
+        def upload(rows: Tensor) -> None:
+            with self._taking_turns(cancel):
+                uploaded.append(self._executor.put(rows))
+
         part = read_clip(
             path,
             size=self._rules.image_size,
@@ -134,10 +140,12 @@ class Session:
             duration_s=duration_s,
             min_duration_s=self._rules.min_duration_s,
             on_progress=None if progress is None else lambda done, total: progress("decode", done, total),
+            on_rows=None if self._executor.loop is None else upload,  # a device takes frames meanwhile
             cancelled=cancel,
         )
         with self._taking_turns(cancel):
-            tokens, warnings = self._backbone(part.frames, self._rules.lengths(part.duration_s), progress, cancel)
+            frames = concatenate(self._executor, uploaded) if uploaded else part.frames
+            tokens, warnings = self._backbone(frames, self._rules.lengths(part.duration_s), progress, cancel)
         return Clip(
             duration_s=part.duration_s,
             start_s=start_s,

@@ -18,6 +18,7 @@ from av.video.frame import VideoFrame
 from selva_bundle.errors import RequestError
 from selva_bundle.lengths import exact_seconds
 from selva_runtime.media.pictures import Pictures
+from selva_runtime.media.resize import Planes
 
 MAX_CLIP_BYTES = 4 << 30
 SLACK_S = Fraction(2, 1000)
@@ -25,6 +26,8 @@ SLACK_S = Fraction(2, 1000)
 
 OnFrames = Callable[[int, int], None]
 """Called with the number of frames that are done and the total."""
+OnRows = Callable[[Planes], None]
+"""Called with the next frames of the clip, (n, 3, size, size) uint8, while the file is still being read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +73,10 @@ def checked_request(*, size: int, fps: float, start_s: float, duration_s: float,
 class FrameCollector:
     """Collects the frames of one clip from the decoded frames."""
 
-    def __init__(self, request: FrameRequest, pictures: Pictures, on_progress: OnFrames | None) -> None:
-        self.request, self.pictures, self.on_progress = request, pictures, on_progress
+    def __init__(
+        self, request: FrameRequest, pictures: Pictures, on_progress: OnFrames | None, on_rows: OnRows | None
+    ) -> None:
+        self.request, self.pictures, self.on_progress, self.on_rows = request, pictures, on_progress, on_rows
         self.frames = np.empty((request.frames, 3, request.size, request.size), np.uint8)
         self.total = request.frames
         self.taken = self.concealed = 0
@@ -101,8 +106,11 @@ class FrameCollector:
         stop = min(due, len(self.frames))
         if stop <= self.taken:
             return
-        self.frames[self.taken : stop] = self.pictures(frame)
+        rows = self.frames[self.taken : stop]
+        rows[:] = self.pictures(frame)
         self.taken = stop
+        if self.on_rows:
+            self.on_rows(rows)
         self.report()
 
     def report(self) -> None:

@@ -23,7 +23,7 @@ from av.video.stream import VideoStream
 
 from selva_bundle.errors import MediaError, RequestError
 from selva_runtime.media.container import AV_ERRORS, Decoder, find_video_stream, open_media
-from selva_runtime.media.frames import FrameCollector, FrameRequest, OnFrames, checked_request
+from selva_runtime.media.frames import FrameCollector, FrameRequest, OnFrames, OnRows, checked_request
 from selva_runtime.media.pictures import Pictures
 from selva_runtime.media.resize import Planes
 
@@ -99,13 +99,14 @@ def read_clip(
     duration_s: float = 8.0,
     min_duration_s: float = 0.64,
     on_progress: OnFrames | None = None,
+    on_rows: OnRows | None = None,
     cancelled: threading.Event | None = None,
 ) -> VideoClip:
     """Read `duration_s` seconds of a video from `start_s` on, at `fps` frames a second of `size` x `size` pixels.
 
     If the video ends early, the clip is shorter and its `duration_s` says so. The last frame is repeated until the end
-    of the stream. `on_progress(done, total)` counts frames and is called from this thread. `path` may be a `VideoFile`,
-    which is closed after it was read.
+    of the stream. `on_progress(done, total)` counts frames, and `on_rows(frames)` gets the next ones as soon as they are
+    there. Both are called from this thread. `path` may be a `VideoFile`, which is closed after it was read.
 
     Raises:
         MediaNotFoundError: there is no such file.
@@ -116,16 +117,17 @@ def read_clip(
     request = checked_request(size=size, fps=fps, start_s=start_s, duration_s=duration_s, min_duration_s=min_duration_s)
     with path if isinstance(path, VideoFile) else VideoFile(path) as opened:
         try:
-            return read(opened, request, on_progress, cancelled, seek=request.start > 2 * SEEK_MARGIN_S)
+            return read(opened, request, on_progress, on_rows, cancelled, seek=request.start > 2 * SEEK_MARGIN_S)
         except SeekFailed:
             opened.reopen()
-            return read(opened, request, on_progress, cancelled, seek=False)
+            return read(opened, request, on_progress, on_rows, cancelled, seek=False)
 
 
 def read(
     video: VideoFile,
     request: FrameRequest,
     on_progress: OnFrames | None,
+    on_rows: OnRows | None,
     cancelled: threading.Event | None,
     *,
     seek: bool,
@@ -139,7 +141,7 @@ def read(
         Cancelled: `cancelled` was set.
     """
     path = video.path
-    collector = FrameCollector(request, Pictures(request.size, path), on_progress)
+    collector = FrameCollector(request, Pictures(request.size, path), on_progress, on_rows)
     expected = header_length(video.container, video.stream)
     collector.set_expected_length(expected)
     decoder = Decoder(video.container, video.stream, path, cancelled)
