@@ -105,8 +105,8 @@ def read_clip(
     """Read `duration_s` seconds of a video from `start_s` on, at `fps` frames a second of `size` x `size` pixels.
 
     If the video ends early, the clip is shorter and its `duration_s` says so. The last frame is repeated until the end
-    of the stream. `on_progress(done, total)` counts frames, and `on_rows(frames)` gets the next ones as soon as they are
-    there. Both are called from this thread. `path` may be a `VideoFile`, which is closed after it was read.
+    of the stream. `on_progress(done, total)` counts frames, and `on_rows(frames)` gets the next ones as soon as they
+    are there. Both are called from this thread. `path` may be a `VideoFile`, which is closed after it was read.
 
     Raises:
         MediaNotFoundError: there is no such file.
