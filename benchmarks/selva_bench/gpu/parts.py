@@ -137,7 +137,7 @@ def _parts() -> Iterator[tuple[str, Part]]:
     yield "latency:torch", Part(run=partial(_latency, label="torch"), needs=("gpu", "torch"))
     for precision in ("fp32", "fp16"):
         yield f"bundle:{precision}", Part(run=partial(_bundle, precision=precision), needs=("gpu", precision))
-    yield "tests", Part(run=_tests, needs=("gpu", "cuda-python", "checkout"))
+    yield "tests", Part(run=_tests, needs=("gpu", "cuda-python", "onnxruntime", "checkout"))
     for backend, library in runtimes.items():
         needs: tuple[str, ...] = ("gpu", "cuda-python", library)
         for precision in ("fp16", "fp32"):

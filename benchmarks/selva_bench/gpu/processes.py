@@ -30,35 +30,32 @@ def run_part(name: str, setting: Setting, limit_s: float, keep: Callable[[dict[s
     rows: dict[str, Any] = {}
     end: dict[str, Any] = {}
     start_s = perf_counter()
-    status, reason = "interrupted", ""
+    status, reason = "interrupted", "it was stopped"
     try:
-        with tempfile.TemporaryFile() as log, _process(name, setting, log) as process:
-            listener = Thread(target=_listen, args=(process, rows, end), daemon=True)
-            listener.start()
-            try:
+        with tempfile.TemporaryFile() as log:
+            with _process(name, setting, log) as process, _listening(process, rows, end):
                 process.wait(limit_s)
-            except subprocess.TimeoutExpired:
-                status, reason = "timeout", f"it took more than {limit_s:g} s; allow more with --limit"
-            else:
-                listener.join(_ENDS_S)
-                status, reason = _outcome(process.returncode, rows, end, log)
+            status, reason = _outcome(process.returncode, rows, end, log)
+    except subprocess.TimeoutExpired:
+        status, reason = "timeout", f"it took more than {limit_s:g} s; allow more with --limit"
     finally:
-        keep({"status": status, "reason": reason, "seconds": perf_counter() - start_s, "rows": dict(rows)})
+        keep({"status": status, "reason": reason, "seconds": perf_counter() - start_s, "rows": rows.copy()})
 
 
 def _outcome(code: int, rows: dict[str, Any], end: dict[str, Any], log: Any) -> tuple[str, str]:
     """Status and reason of a part whose process has ended."""
+    how = f"its process ended with {signal.Signals(-code).name if code < 0 else f'code {code}'}"
     if "unavailable" in end:
         return "unavailable", end["unavailable"]
     if "error" in end:
         return "failed", end["error"]
     if "done" in end:
         wrong = [row for row, value in rows.items() if isinstance(value, dict) and value.get("ok") is False]
-        return ("failed", f"{len(wrong)} of {len(rows)} rows failed") if wrong else ("ok", "")
+        late = f"{how}, after it was done" if code else ""
+        return ("failed", f"{len(wrong)} of {len(rows)} rows failed") if wrong else ("ok", late)
     log.seek(0)
     last = next((line for line in reversed(log.read().decode(errors="replace").splitlines()) if line.strip()), "")
-    how = f"signal {signal.Signals(-code).name}" if code < 0 else f"code {code}"
-    return "crashed", f"its process ended with {how}; its last line: {last.strip()}"
+    return "crashed", f"{how}; its last line: {last.strip()}"
 
 
 @contextmanager
@@ -82,8 +79,16 @@ def _process(name: str, setting: Setting, log: Any) -> Iterator[subprocess.Popen
                 process.wait(_ENDS_S)
 
 
+@contextmanager
+def _listening(process: subprocess.Popen[str], rows: dict[str, Any], end: dict[str, Any]) -> Iterator[None]:
+    """Collects what the part reports."""
+    thread = Thread(target=_listen, args=(process, rows, end), daemon=True)
+    thread.start()
+    yield
+    thread.join(_ENDS_S)
+
+
 def _listen(process: subprocess.Popen[str], rows: dict[str, Any], end: dict[str, Any]) -> None:
-    """Collects what the part reports until its end."""
     assert process.stdout is not None
     with process.stdout:
         for line in process.stdout:

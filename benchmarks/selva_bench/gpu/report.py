@@ -24,7 +24,7 @@ def report(document: Mapping[str, Any]) -> str:
 def part_lines(name: str, part: Mapping[str, Any]) -> Iterator[str]:
     """What a part found, a few lines."""
     kind, rows = name.partition(":")[0], part["rows"]
-    if part["status"] != "ok":
+    if part["reason"]:
         yield f"{part['status']}: {part['reason']}"
     if kind == "tests":
         yield from _tests(rows)

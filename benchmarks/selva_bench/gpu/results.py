@@ -25,7 +25,7 @@ _SECRETS = (
 def clean(value: Any) -> Any:
     """Removes folders and the names of the host, the user and the GPU's own number from every text."""
     if isinstance(value, dict):
-        return {clean(name): clean(item) for name, item in value.items()}
+        return {name: clean(item) for name, item in value.items()}
     if isinstance(value, list):
         return [clean(item) for item in value]
     if isinstance(value, float):
