@@ -155,6 +155,7 @@ def test_a_hang_costs_only_its_part_and_leaves_no_process(fake: Fake) -> None:
     part = fake.parts["device"]
     assert (part["status"], part["reason"]) == ("timeout", "it took more than 1 s; allow more with --limit")
     assert "before" in part["rows"]
+    assert part["seconds"] < 20
     assert not is_running(part["rows"]["process"])
     assert fake.parts["floor"]["status"] == "ok"
 
@@ -311,8 +312,11 @@ def test_an_unknown_card_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UnavailableError, match=r"Laptop GPU is not in the table of cards.*no torch"):
         hardware.floor(small, found.__setitem__)
     monkeypatch.setattr(hardware.machine, "cpu_model", lambda: "NVIDIA L4")
-    hardware.floor(small, found.__setitem__)
-    assert found["card"] == {"name": "NVIDIA L4", "flop_per_s": 121e12, "bytes_per_s": 300e9, "source": "data sheet"}
+    for measure in (no_torch, lambda name, **_: Card(name=name, flop_per_s=9.0, bytes_per_s=9.0)):
+        monkeypatch.setattr(hardware, "_measured", measure)
+        hardware.floor(small, found.__setitem__)
+        sheet = {"name": "NVIDIA L4", "flop_per_s": 121e12, "bytes_per_s": 300e9}
+        assert found["card"] == {**sheet, "source": "data sheet"}
 
 
 def test_the_table_has_targets_and_distances_to_the_floor() -> None:
@@ -416,6 +420,12 @@ def test_a_captured_function_copies_what_is_new(monkeypatch: pytest.MonkeyPatch)
         assert found.tolist() == (x * scale + 6).tolist()
         assert all(found.data_ptr() != each.data_ptr() for each in recorded)
     assert len(recorded) == 3  # by shape and number
+    ((_, inputs, _), *_) = captured._graphs.values()
+    before = [each._version for each in inputs]
+    rest = (torch.ones(3), torch.ones(3))
+    captured(one, 2.0, rest)
+    captured(torch.zeros(3), 2.0, rest)
+    assert [each._version - version for each, version in zip(inputs, before, strict=True)] == [2, 1, 1]
 
 
 def dry_run(out: Path, *arguments: object, path: Path | None = None) -> tuple[subprocess.CompletedProcess[str], dict]:
