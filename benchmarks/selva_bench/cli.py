@@ -26,7 +26,25 @@ def _numbers(context: click.Context, parameter: click.Parameter, text: str) -> t
     return tuple(int(part) if part.isdecimal() else part for part in _list(context, parameter, text))
 
 
-@click.command("selva-bench", cls=OneLineCommand, context_settings={"help_option_names": ["-h", "--help"]})
+class _Bench(OneLineCommand):
+    """`selva-bench gpu-check …` is a command of its own; everything else is this one."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """Parse the arguments, by the command that they name."""
+        if args[:1] != ["gpu-check"]:
+            return super().make_context(info_name, args, parent, **extra)
+        from selva_bench.gpu.command import gpu_check
+
+        return gpu_check.make_context(f"{info_name} gpu-check", args[1:], parent, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that parsed the arguments."""
+        return super().invoke(ctx) if ctx.command is self else ctx.command.invoke(ctx)
+
+
+@click.command("selva-bench", cls=_Bench, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("bundle", required=False, type=click.Path(path_type=Path))
 @click.option("--preset", help="Instead of BUNDLE: export one of this preset, and keep it.")
 @click.option("--random-weights", is_flag=True, help="With --preset: what its networks are filled with.")
@@ -88,6 +106,7 @@ def main(json_only: bool, **options: Any) -> None:
     \b
     selva-bench small_16k --backend cpu --against torch
     selva-bench --preset demo --random-weights --backend all --against torch,torch-compile
+    selva-bench gpu-check --help     the GPU in this machine: what works, how fast
     """
 
     def say(line: str) -> None:

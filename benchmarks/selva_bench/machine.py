@@ -32,22 +32,22 @@ def describe() -> dict[str, Any]:
         "cpu": cpu_model(),
         "cores": usable_cores(),
         "memory_bytes": _memory_bytes(),
-        "gpu": _gpu_query("name"),
-        "gpu_driver": _gpu_query("driver_version"),
+        "gpu": gpu_query("name"),
+        "gpu_driver": gpu_query("driver_version"),
         "os": _os_name(),
         "python": platform.python_version(),
-        "libraries": {name: version for name in _LIBRARIES if (version := _version(name))},
+        "libraries": {name: found for name in _LIBRARIES if (found := version(name))},
         "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
     }
 
 
 def gpu_used_bytes() -> int | None:
     """Memory in use on the first GPU, by all processes; None if there is no GPU."""
-    used = _gpu_query("memory.used")
+    used = gpu_query("memory.used")
     return int(used.split()[0]) << 20 if used and used.split()[0].isdecimal() else None
 
 
-def _gpu_query(field: str) -> str | None:
+def gpu_query(field: str) -> str | None:
     """Asks nvidia-smi for a field of the first GPU; None if that fails."""
     try:
         answer = subprocess.run(
@@ -89,7 +89,8 @@ def _os_name() -> str:
     return f"{name} ({platform.system()} {platform.machine()})"
 
 
-def _version(name: str) -> str | None:
+def version(name: str) -> str | None:
+    """The version of an installed distribution."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

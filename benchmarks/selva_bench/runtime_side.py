@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import islice
+from statistics import fmean
 from time import perf_counter
 from typing import Any
 
@@ -73,6 +74,8 @@ class RuntimeSide:
             keep_text_towers=options.keep_text_towers,
             precision=arithmetic,
         )
+        self._launches_several = self._session._executor.loop is not None
+        """Whether several steps are one launch. They are reported at its end, one after another."""
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -107,7 +110,10 @@ class RuntimeSide:
     def _timed(self, stems: int, stages: dict[str, list[float]]) -> float:
         """Generates `stems` new prompts and returns the seconds. Adds to `stages`, for several stems only the steps."""
         _, clock = self._generate(stems)
-        stages.setdefault("step" if stems == 1 else f"step_of_{stems}", []).extend(clock.steps_s())
+        steps_s = clock.steps_s()
+        if self._launches_several:
+            steps_s = [fmean(steps_s)]
+        stages.setdefault("step" if stems == 1 else f"step_of_{stems}", []).extend(steps_s)
         if stems == 1:
             for stage in ("text", "select", "conditions", "vocode"):
                 stages.setdefault(stage, []).append(clock.total_s(stage))

@@ -13,35 +13,42 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from selva_bench.options import BenchError, BenchOptions
 from selva_bench.statistics import round_totals
 from selva_bundle.bundle import Bundle
+from selva_bundle.manifest import Defaults
 from selva_export.rewrites import vae
 from selva_export.rewrites.vocoder import fold_weight_norms
+from selva_ref.model.generator import Conditions
 from selva_ref.pipeline import Pipeline
 from selva_runtime.media.video import read_clip
 
 _PRODUCT = 2048
 """Side of the square matrices whose product measures this CPU's speed."""
+_COMPILE_MODES = {"torch-compile": None, "torch-max-autotune": "max-autotune"}
+_CUDA_GRAPHS = "torch-cuda-graphs"
 
 
 class TorchSide:
-    """A pipeline in this process: float32 on a CPU, bfloat16 on a GPU."""
+    """A pipeline in this process: float32 on a CPU, bfloat16 on a GPU. Without a bundle it needs only the preset."""
 
     def __init__(self, label: str, options: BenchOptions, prompts: Iterator[str]) -> None:
         baseline, _, self._device = label.rpartition("-")
-        self._compiled = baseline == "torch-compile"
+        self._compiled = baseline in _COMPILE_MODES
         torch.set_num_threads(options.threads)
         if self._device == "cuda" and not torch.cuda.is_available():
             raise BenchError("this PyTorch sees no GPU")
         self._options = options
         self._prompts = prompts
-        manifest = Bundle.open(options.bundle_folder).manifest
-        self._guidance = manifest.defaults.guidance
+        preset, self._guidance = options.preset, Defaults().guidance
+        if preset is None:
+            manifest = Bundle.open(options.bundle_folder).manifest
+            preset, self._guidance = manifest.preset, manifest.defaults.guidance
         self._dtype = torch.bfloat16 if self._device == "cuda" else torch.float32
-        self._pipeline = Pipeline(manifest.preset, None, device=self._device, dtype=self._dtype)
+        self._pipeline = Pipeline(preset, None, device=self._device, dtype=self._dtype)
         for network in filter(lambda part: isinstance(part, torch.nn.Module), vars(self._pipeline).values()):
             network.requires_grad_(False)
         vae.rewrite(self._pipeline.vae)
@@ -51,7 +58,9 @@ class TorchSide:
         backbone = self._pipeline.video_encoder.backbone
         self._pipeline.video_encoder.backbone = lambda segments: backbone(segments.to(self._dtype))  # type: ignore[method-assign]
         if self._compiled:
-            _compile(self._pipeline)
+            _compile(self._pipeline, _COMPILE_MODES[baseline])
+        if baseline == _CUDA_GRAPHS:
+            _capture(self._pipeline)
         self._watch()
 
     @property
@@ -88,6 +97,14 @@ class TorchSide:
         """
         if self._compiled or self._device == "cuda":
             return None
+        operations, rate = self.operations(), _product_rate()
+        return {
+            "flop_per_s": rate,
+            "stages": {name: {"flop": count, "seconds": count / rate} for name, count in operations.items()},
+        }
+
+    def operations(self) -> dict[str, int]:
+        """Floating-point operations of each stage of one stem; those of one step."""
         with FlopCounterMode(display=False) as counter:
             self._count = counter.get_total_flops
             self._run(steps=2)
@@ -95,11 +112,7 @@ class TorchSide:
         operations: dict[str, int] = {}
         for stage, _, _, count in self._marks:
             operations[stage] = count if stage == "step" else operations.get(stage, 0) + count
-        rate = _product_rate()
-        return {
-            "flop_per_s": rate,
-            "stages": {name: {"flop": count, "seconds": count / rate} for name, count in operations.items()},
-        }
+        return operations
 
     def _run(self, steps: int | None = None) -> tuple[np.ndarray, float, float, dict[str, list[float]]]:
         """Returns the sound, seconds for reading the video, seconds in total, and the seconds of each stage."""
@@ -176,8 +189,8 @@ def _product_rate() -> float:
     return float(2 * _PRODUCT**3 / min(times_s))
 
 
-def _compile(pipeline: Pipeline) -> None:
-    """Compiles every network with torch.compile's default mode; those that get prompts use dynamic lengths."""
+def _compile(pipeline: Pipeline, mode: str | None) -> None:
+    """Compiles every network with torch.compile; those that get prompts use dynamic lengths."""
     for owner, name, dynamic in (
         (pipeline.text_t5, "forward", True),
         (pipeline.text_clip, "forward", None),
@@ -187,4 +200,65 @@ def _compile(pipeline: Pipeline) -> None:
         (pipeline.vae, "decode", None),
         (pipeline.vocoder, "forward", None),
     ):
-        setattr(owner, name, torch.compile(getattr(owner, name), dynamic=dynamic))
+        compiled = torch.compile(getattr(owner, name), dynamic=dynamic, mode=mode)
+        # max-autotune replays CUDA graphs, whose output is overwritten by the next call
+        setattr(owner, name, compiled if mode is None else _cloned(compiled))
+
+
+def _cloned(call: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    return lambda *given: call(*given).clone()
+
+
+def _capture(pipeline: Pipeline) -> None:
+    """Replays every network as a CUDA graph. `prepare` stays eager: it copies an index from the host."""
+    pytree.register_dataclass(Conditions)  # so that its tensors are found among a function's arguments
+    for owner, name in (
+        (pipeline.text_t5, "forward"),
+        (pipeline.text_clip, "forward"),
+        (pipeline.video_encoder, "backbone"),
+        (pipeline.video_encoder, "select"),
+        (pipeline.generator, "guided_flow"),
+        (pipeline.vae, "decode"),
+        (pipeline.vocoder, "forward"),
+    ):
+        setattr(owner, name, Captured(getattr(owner, name)))
+
+
+class Captured:
+    """A function of tensors that is recorded once for each combination of shapes, then replayed."""
+
+    def __init__(self, call: Callable[..., torch.Tensor]) -> None:
+        self._call = call
+        self._graphs: dict[Any, tuple[Callable[[], None], list[torch.Tensor], torch.Tensor]] = {}
+        self._given: dict[Any, list[Any]] = {}
+
+    def __call__(self, *given: Any) -> torch.Tensor:
+        leaves, spec = pytree.tree_flatten(given)
+        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        key = tuple((leaf.shape, leaf.dtype) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves)
+        if key not in self._graphs:
+            fixed = [leaf.clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+            replay, output = _record(lambda: self._call(*pytree.tree_unflatten(fixed, spec)))
+            self._graphs[key] = replay, [leaf for leaf in fixed if isinstance(leaf, torch.Tensor)], output
+            self._given[key] = [None] * len(tensors)
+        replay, inputs, output = self._graphs[key]
+        for target, values, before in zip(inputs, tensors, self._given[key], strict=True):
+            if values is not before:  # conditions are the same in all steps
+                target.copy_(values)
+        self._given[key] = tensors
+        replay()
+        return output.clone()
+
+
+def _record(call: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
+    """Records a call as a CUDA graph, after a few runs in which libraries set themselves up."""
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = call()
+    return graph.replay, output

@@ -142,7 +142,7 @@ def main() -> None:
                     answer = getattr(side, command)()
             reply = json.dumps({"ok": answer})
         except Exception as error:
-            reply = json.dumps({"error": _one_line(error)})
+            reply = json.dumps({"error": one_line(error)})
         print(reply, file=answers, flush=True)
 
 
@@ -152,7 +152,7 @@ def _cold(kind: str, label: str, options: BenchOptions, audio: str) -> tuple[Any
     module, name = _SIDES[kind]
     make = getattr(import_module(module), name)
     times_s.append(perf_counter())
-    side = make(label, options, _endless_prompts())
+    side = make(label, options, endless_prompts())
     times_s.append(perf_counter())
     sound = side.first_stem()
     times_s.append(perf_counter())
@@ -162,7 +162,7 @@ def _cold(kind: str, label: str, options: BenchOptions, audio: str) -> tuple[Any
     return side, {"facts": side.facts, "seconds": dict(zip(names, seconds, strict=True))}
 
 
-def _endless_prompts() -> Iterator[str]:
+def endless_prompts() -> Iterator[str]:
     """Yields more prompts than the runtime remembers, so that each is new to it; they are the same for every side."""
     return cycle(f"{who} {what}" for what, who in product(_WHAT, _WHO))
 
@@ -186,7 +186,7 @@ def peak_memory_bytes(status: Path = Path("/proc/self/status")) -> int | None:
     return peak if sys.platform == "darwin" else peak << 10
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """The first line of a message, with the type of the error if it is not one of ours."""
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     if isinstance(error, SelvaError):
