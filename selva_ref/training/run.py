@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from selva_ref.errors import CheckpointNotFoundError
@@ -15,7 +15,7 @@ from selva_ref.training.examples.mixed import MixedClips, distillation_targets, 
 from selva_ref.training.initial import base_generator, find_base, fresh_encoder
 from selva_ref.training.loop import Run, train
 from selva_ref.training.outputs import link_untrained
-from selva_ref.training.settings import RunPlace, RunSettings
+from selva_ref.training.settings import Choices, RunPlace, RunSettings
 from selva_ref.training.stages import Distillation, FlowMatching
 from selva_ref.training.validation import Listener
 from selva_ref.training.world import pick_device, process_group
@@ -33,21 +33,13 @@ class Trained:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StageRequest:
+class StageRequest(Choices):
     """The user's choices, except those in `RunPlace`."""
 
     data: Path
     """Folder filled by `extract`."""
     checkpoints: Path
     """Folder of the official checkpoints."""
-    steps: int
-    batch: int
-    seed: int = 0
-    learning_rate: float = 1e-4
-    warmup: int = 1000
-    alpha: float = 1.0
-    holdout: int = 16
-    precision: str = "fp32"
     device: str = "auto"
     base: Path | None = None
     """Stage 2: the generator to start from; None: MMAudio's among the checkpoints."""
@@ -129,12 +121,5 @@ def _settings(stage: str, request: StageRequest, features: Features, starts: lis
         preset=features.description.preset,
         data_sha256=features.sha256,
         start_sha256=hashlib.sha256("".join(map(file_sha256, starts)).encode()).hexdigest(),
-        steps=request.steps,
-        batch=request.batch,
-        seed=request.seed,
-        learning_rate=request.learning_rate,
-        warmup=request.warmup,
-        alpha=request.alpha,
-        holdout=request.holdout,
-        precision=request.precision,
+        **{field.name: getattr(request, field.name) for field in fields(Choices)},
     )

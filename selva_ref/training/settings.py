@@ -10,16 +10,13 @@ from selva_ref.training.precision import PRECISIONS
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSettings:
-    """The settings that determine the losses. A run must resume with the same ones."""
+class Choices:
+    """The user's choices that determine the losses.
 
-    stage: str
-    """"stage1" or "stage2"."""
-    preset: str
-    data_sha256: str
-    """SHA-256 of the usable clips, as `Features.sha256`."""
-    start_sha256: str
-    """SHA-256 of the initial checkpoints."""
+    Raises:
+        TrainingError: one is out of range.
+    """
+
     steps: int
     batch: int
     """Clips per step, over all processes."""
@@ -45,6 +42,19 @@ class RunSettings:
                 raise TrainingError(f"{name.replace('_', ' ')} {getattr(self, name)}: must be above 0")
         if self.precision not in PRECISIONS:
             raise TrainingError(f"precision {self.precision}: must be one of {', '.join(PRECISIONS)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings(Choices):
+    """The settings that determine the losses. A run must resume with the same ones."""
+
+    stage: str
+    """"stage1" or "stage2"."""
+    preset: str
+    data_sha256: str
+    """SHA-256 of the usable clips, as `Features.sha256`."""
+    start_sha256: str
+    """SHA-256 of the initial checkpoints."""
 
 
 @dataclass(frozen=True, kw_only=True)
