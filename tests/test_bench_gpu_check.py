@@ -12,6 +12,7 @@ import platform
 import signal
 import subprocess
 import sys
+from itertools import cycle
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -426,6 +427,32 @@ def test_a_captured_function_copies_what_is_new(monkeypatch: pytest.MonkeyPatch)
     captured(one, 2.0, rest)
     captured(torch.zeros(3), 2.0, rest)
     assert [each._version - version for each, version in zip(inputs, before, strict=True)] == [2, 1, 1]
+
+
+def test_captured_networks_make_the_same_sound(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    replays = []
+
+    def record(call):
+        output = call()
+
+        def replay():
+            replays.append(output)
+            output.copy_(call())
+
+        return replay, output
+
+    monkeypatch.setattr(torch_side, "_record", record)
+    options = setting(duration_s=1.0, steps=3).options(None)
+    plain, captured = (
+        torch_side.TorchSide(f"{label}-cpu", options, cycle(("rain", "a dog barks")))
+        for label in ("torch", "torch-cuda-graphs")
+    )
+    first, second = plain.first_stem(), plain.first_stem()
+    np.testing.assert_allclose(captured.first_stem(), first, atol=1e-6)
+    np.testing.assert_allclose(captured.first_stem(), second, atol=1e-6)
+    assert np.abs(first - second).max() > 1e-3
+    assert len(replays) == 2 * (6 + 3)  # six networks, and the step three times
 
 
 def dry_run(out: Path, *arguments: object, path: Path | None = None) -> tuple[subprocess.CompletedProcess[str], dict]:

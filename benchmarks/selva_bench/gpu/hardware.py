@@ -59,6 +59,7 @@ def _ask_torch() -> dict[str, Any]:
 
     found = torch.cuda.get_device_properties(0)
     return {
+        "name": torch.cuda.get_device_name(),
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
         "memory_bytes": found.total_memory,
@@ -69,7 +70,7 @@ def _ask_torch() -> dict[str, Any]:
 def floor(setting: Setting, emit: Emit) -> None:
     """The least time of each stage on this GPU, and the rates that were measured on it."""
     on_gpu = setting.device == "cuda"
-    name = (first_gpu()[1] if on_gpu else "") or machine.gpu_query("name") or machine.cpu_model()
+    name = (first_gpu()[1] or _ask_torch()["name"]) if on_gpu else machine.cpu_model()
     measured, missing = None, ""
     try:
         measured = _measured(name, on_gpu=on_gpu)
@@ -93,7 +94,7 @@ def _measured(name: str, *, on_gpu: bool) -> Card:
     import torch
 
     device, dtype, size = ("cuda", torch.bfloat16, 8192) if on_gpu else ("cpu", torch.float32, 1024)
-    a = torch.ones(size, size, device=device, dtype=dtype)
+    a = torch.randn(size, size, device=device, dtype=dtype)  # products of ones take less power, so the clock is higher
     b = torch.empty_like(a)
     source = torch.ones(2**30 if on_gpu else 2**26, device=device, dtype=torch.uint8)
     target = torch.empty_like(source)

@@ -61,6 +61,5 @@ def _why_no_bundle(setting: Setting, precision: str) -> str:
 
 
 def _why_no_engines() -> str:
-    return (
-        "" if import_module("selva_engines").installed_targets() else "neither TensorRT nor TensorRT-RTX is installed"
-    )
+    targets = import_module("selva_engines").installed_targets()
+    return "" if targets else "neither TensorRT nor TensorRT-RTX is installed"

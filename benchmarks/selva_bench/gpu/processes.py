@@ -63,6 +63,7 @@ def _process(name: str, setting: Setting, log: Any) -> Iterator[subprocess.Popen
     """Starts the process of a part. Whatever happens, it and all that it started are gone afterwards."""
     process = subprocess.Popen(
         [sys.executable, "-c", _CHILD, name, pickle.dumps(setting).hex()],
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=log,
         text=True,
