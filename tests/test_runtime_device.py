@@ -165,7 +165,7 @@ def test_fewer_segments_at_a_time_where_memory_is_short(demo_bundle, cpu):
         encode(roomy, 4.0)
     with on_host(demo_bundle, HostDevice(probe.used_bytes * 3 // 10)) as small:
         clip = encode(small, 4.0)
-        assert clip.warnings[0] == "the GPU is low on memory: segments are encoded 4 at a time"
+        assert clip.warnings[0] == "the GPU is low on memory: segments are encoded 5 at a time"
         np.testing.assert_allclose(np.asarray(clip.tokens), encode(cpu, 4.0).tokens, rtol=0, atol=1e-4)
 
 

@@ -81,9 +81,16 @@ def test_one_value_that_is_not_finite_is_an_error(bad):
     assert len(field.feeds) == 1
 
 
-def test_batches_cover_every_row_once_in_sizes_of_powers_of_two():
-    for total, limit, sizes in ((0, 3, []), (1, 3, [1]), (8, 4, [4, 4]), (7, 9, [4, 2, 1]), (7, 3, [2, 2, 2, 1])):
-        done = in_batches(total, limit, lambda rows: range(rows.start, rows.stop), pytest.fail)
+@pytest.mark.parametrize(
+    ("few_sizes", "cases"),
+    [
+        (False, ((0, 3, []), (1, 3, [1]), (6, 3, [3, 3]), (7, 3, [3, 3, 1]), (2, 9, [2]))),
+        (True, ((0, 3, []), (1, 3, [1]), (8, 4, [4, 4]), (7, 9, [4, 2, 1]), (7, 3, [2, 2, 2, 1]))),
+    ],
+)
+def test_batches_cover_every_row_once(few_sizes, cases):
+    for total, limit, sizes in cases:
+        done = in_batches(total, limit, lambda rows: range(rows.start, rows.stop), pytest.fail, few_sizes=few_sizes)
         assert [len(rows) for rows in done] == sizes
         assert [row for rows in done for row in rows] == list(range(total))
 

@@ -150,7 +150,7 @@ class Generation:
             executor.stems_per_batch = limit
             self.notes.append(f"the GPU is low on memory: stems are generated {limit} at a time")
 
-        return concatenate(executor, in_batches(len(features), executor.stems_per_batch, run, fewer))
+        return concatenate(executor, in_batches(len(features), executor.stems_per_batch, run, fewer, few_sizes=True))
 
     def _conditions(self, features: list[tuple[Tensor, Tensor]], negative: Tensor | None) -> dict[str, Tensor]:
         lengths = self.rules.lengths(self.clip.duration_s)
@@ -184,7 +184,8 @@ class Generation:
             executor.stems_per_decode = limit
             self.notes.append(f"the GPU is low on memory: stems are decoded {limit} at a time")
 
-        return [sound for batch in in_batches(len(latents), executor.stems_per_decode, run, fewer) for sound in batch]
+        batches = in_batches(len(latents), executor.stems_per_decode, run, fewer, few_sizes=True)
+        return [sound for batch in batches for sound in batch]
 
     def _trim(self, decoded: Float32) -> Float32:
         """(samples,) audio, exactly as long as the clip. The decoder rounds up to whole latents."""

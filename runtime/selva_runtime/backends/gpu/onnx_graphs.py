@@ -41,7 +41,7 @@ class OnnxGraphs:
         BundleError: a file was altered.
     """
 
-    segments_per_batch = 8
+    segments_per_batch = 32
     stems_per_batch = 8
 
     def __init__(self, bundle: Bundle, device: Device, *, threads: int | None = None) -> None:
