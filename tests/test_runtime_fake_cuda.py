@@ -76,6 +76,18 @@ def test_a_new_prompt_of_another_length_allocates_nothing_and_waits_once(cuda, c
     np.testing.assert_allclose(stem.audio, few_steps(cpu, encode(cpu), [prompt], steps=11)[0].audio, **CLOSE)
 
 
+def test_a_call_that_fails_leaves_nothing_queued(cuda, start):
+    session = start()
+
+    def progress(stage, done, total):
+        cuda.calls.clear()
+        raise KeyError(stage)
+
+    with pytest.raises(KeyError):
+        session.encode_frames(moving_frames(25, 64), 1.0, progress=progress)
+    assert cuda.calls["cudaStreamSynchronize"] == 1
+
+
 class TheirArray:
     """Another library's array, whose values are still being computed in `stream`."""
 

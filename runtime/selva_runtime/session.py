@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from threading import Event, RLock
 from typing import Any
@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from selva_bundle.bundle import Bundle
-from selva_bundle.errors import RequestError
+from selva_bundle.errors import BackendError, RequestError
 from selva_bundle.lengths import Lengths
 from selva_bundle.ports import VIDEO_BACKBONE
 from selva_runtime.backends.choose import make_executor
@@ -304,6 +304,10 @@ class Session:
             check_cancel(cancel)
         try:
             yield
+        except BaseException:
+            with suppress(BackendError):  # the first error counts
+                self._executor.finish()  # queued work may still read the caller's memory
+            raise
         finally:
             self._turn.release()
 

@@ -67,7 +67,7 @@ class DeviceExecutor:
         graph = self._manifest.graphs[name]
         check_feeds(graph, feeds)
         shapes = {port: values.shape for port, values in feeds.items()}
-        key = tuple(sorted(shapes.items()))
+        key = (self.recorded, *sorted(shapes.items()))
 
         def queue() -> dict[str, Tensor]:
             plans = self._graph_plans.setdefault(name, LruCache(_GRAPH_PLANS))
