@@ -92,7 +92,7 @@ class _Run:
             takes=asked.takes,
         )
         self.duration_s = self.info.defaults.duration_s if asked.duration_s is None else asked.duration_s
-        check_span(asked.start_s, self.duration_s, self.info.min_duration_s, self.info.max_duration_s)
+        check_span(asked.start_s, asked.duration_s, self.info.min_duration_s)
         self.rate_hz = self.info.sample_rate_hz if asked.sample_rate_hz is None else asked.sample_rate_hz
         check_rate(self.rate_hz)
         for number in asked.mux:
