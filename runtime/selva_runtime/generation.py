@@ -64,6 +64,7 @@ class Generation:
             cancel=self.cancel,
             on_progress=lambda done, total: self.progress("text", done, total),
         )
+        self.notes.extend(self.text.new_cache_warnings())
         sync = self._select(t5)
         negative = None if self.request.negative is None else clip_text[self.request.negative]
         jobs = [(prompt, take) for prompt in prompts for take in range(takes)]
