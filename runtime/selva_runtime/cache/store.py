@@ -21,6 +21,7 @@ from selva_runtime.cache.entries import (
     FLOAT32,
     SUFFIX,
     DamageError,
+    Description,
     NewEntry,
     entry_path,
     key_text,
@@ -68,7 +69,8 @@ class StoredFile:
 class Cache:
     """A folder of entries shared by processes, with a size limit.
 
-    An entry is some rows under a kind, such as "text", and a key: a mapping of plain values.
+    An entry is some rows under a kind, such as "text", and a key: a mapping of plain values. Its facts are for the
+    caller; selva-cache shows those called name, model, start_s and duration_s.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -140,6 +142,13 @@ class Cache:
                 if stat.S_ISREG(status.st_mode):
                     found.append(StoredFile(path=path, size_bytes=status.st_size, used_s=status.st_mtime))
         return sorted(found, key=lambda file: file.used_s)
+
+    def describe(self, path: Path) -> Description | None:
+        """Return what an entry is, without its rows. None if it is damaged or gone."""
+        try:
+            return read_description(open_own(path))
+        except (DamageError, OSError):
+            return None
 
     def make_room(self, keep: Path | None = None) -> None:
         """Remove the least recently used entries beyond the limit, except `keep`, and what dead writers left."""
