@@ -99,6 +99,7 @@ class Generation:
             cancel=self.cancel,
             on_progress=lambda done, total: self.progress("text", done, total),
         )
+        self.notes.extend(self.text.new_cache_warnings())
         sync = self._select(t5)
         return Features(
             stems=[(sync[prompt], clip_text[prompt]) for prompt, _ in self.stems],

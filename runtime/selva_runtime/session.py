@@ -26,7 +26,7 @@ from selva_runtime.backends.choose import make_executor
 from selva_runtime.backends.executor import EXACT, POLL_S, Tensor, check_cancel, check_process, concatenate
 from selva_runtime.backends.gpu.device_array import DeviceArray
 from selva_runtime.backends.gpu.foreign import is_foreign, stream_handle
-from selva_runtime.cache import temporary_rows
+from selva_runtime.cache import Cache, temporary_rows
 from selva_runtime.encoding import Cuts, Encoding
 from selva_runtime.generation import Generation
 from selva_runtime.long_form import decode_part, parts, replaced, splice
@@ -52,11 +52,12 @@ class Session:
     `backend` "auto" takes the fastest that runs here (`info.backend_reason` says why); any other name is used or
     refused. `threads` limits the CPU threads (None: the cores that the process may use). `precision` "bf16" is faster
     and less exact, and needs a CPU with bfloat16. `keep_text_towers` keeps the text towers in memory between new
-    prompts (None: only on a GPU).
+    prompts (None: only on a GPU). `cache` is the folder in which later sessions find what this one computed (None:
+    SELVA_CACHE, or else the user's cache folder; "none": nothing is kept).
 
     Raises:
         BundleError: the bundle is missing, damaged or altered.
-        RequestError: `threads` or `precision` is out of range.
+        RequestError: `threads` or `precision` is out of range, or `cache` is no file name.
         BackendError: the backend is unknown, not installed or cannot run here.
     """
 
@@ -68,13 +69,15 @@ class Session:
         threads: int | None = None,
         keep_text_towers: bool | None = None,
         precision: str = EXACT,
+        cache: str | os.PathLike[str] | None = None,
     ) -> None:
+        self._cache = Cache.at(cache)
         self._bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         self._rules = self._bundle.manifest.sequence
         self._compute_precision = precision
         self._executor = make_executor(self._bundle, backend, threads, precision)
         keep = self._executor.keeps_text_towers if keep_text_towers is None else keep_text_towers
-        self._text = TextEncoder(self._bundle, self._executor, keep=keep)
+        self._text = TextEncoder(self._bundle, self._executor, keep=keep, cache=self._cache, precision=precision)
         self._selections: WeakKeyDictionary[Clip, LruCache[str, Tensor]] = WeakKeyDictionary()
         self._process = os.getpid()
         self._turn = RLock()

@@ -86,6 +86,11 @@ class _NeededOption(_UnlessListing, click.Option):
     show_default=True,
     help="exact, or bf16: two to four times as fast on a CPU that has bfloat16 (with OpenVINO), and less exact.",
 )
+@click.option(
+    "--cache",
+    metavar="DIR|none",
+    help="Folder for what later runs need not compute again.  [default: $SELVA_CACHE, else your cache folder]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of file names.")
 @click.option("--quiet", is_flag=True, help="No notices and no progress bars; warnings stay.")
 @click.option(

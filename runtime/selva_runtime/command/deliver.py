@@ -80,7 +80,11 @@ class _Run:
         self._say = say
         self.bundle = default_bundle() if asked.bundle is None else Path(asked.bundle)
         self.session = Session(
-            self.bundle, backend=asked.backend, threads=asked.threads, precision=asked.compute_precision
+            self.bundle,
+            backend=asked.backend,
+            threads=asked.threads,
+            precision=asked.compute_precision,
+            cache=asked.cache,
         )
         self.info = self.session.info
         self.request = self.session.request(

@@ -31,6 +31,9 @@ class GenerateRequest:
     """None means as many as the process may use."""
     compute_precision: str = "exact"
     """"exact" or "bf16"."""
+    cache: str | os.PathLike[str] | None = None
+    """Folder for what later runs need not compute again. None means SELVA_CACHE, or else the user's cache folder;
+    "none" means no cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
