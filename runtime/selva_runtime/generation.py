@@ -139,9 +139,10 @@ class Generation:
                     conditions,
                     steps=request.steps,
                     guidance=request.guidance,
+                    solver=request.solver,
                     cancel=self.cancel,
                     on_step=on_step,
-                )
+                )[0]
             except DeviceMemoryError:
                 done = before
                 raise
