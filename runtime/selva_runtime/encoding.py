@@ -244,5 +244,3 @@ class LongEncoding:
         self._writer.append(finite(values, VIDEO_BACKBONE))
         self._segments += segments
         self._pieces = [frames[segments * self._rules.segment_step :]]
-
-

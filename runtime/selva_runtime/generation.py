@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from selva_bundle.errors import BackendError, DeviceMemoryError, RequestError
-from selva_bundle.lengths import Lengths, SequenceRules, latent_positions, sync_rows, visual_positions
+from selva_bundle.lengths import SequenceRules, latent_positions, sync_rows, visual_positions
 from selva_bundle.ports import CONDITIONS, DECODER, GUIDED_STEP, VIDEO_SELECT
 from selva_runtime.backends.executor import Array, Executor, Tensor, concatenate, stack
 from selva_runtime.backends.gpu.device_array import DeviceArray
@@ -81,7 +81,9 @@ class Generation:
         """
         count, width, takes = len(self.stems), self.rules.latent_width, self.request.takes
         if given is None:
-            return np.stack([draw_noise(self.request.seed, *divmod(i, takes), self.latent, width) for i in range(count)])
+            return np.stack(
+                [draw_noise(self.request.seed, *divmod(i, takes), self.latent, width) for i in range(count)]
+            )
         if given.shape != (count, self.latent, width) or not np.isfinite(given).all():
             raise RequestError(f"noise is {given.shape}; give finite numbers as ({count}, {self.latent}, {width})")
         return given.astype(np.float32)
@@ -162,6 +164,7 @@ class Generation:
                     conditions,
                     steps=request.steps,
                     guidance=request.guidance,
+                    solver=request.solver,
                     cancel=self.cancel,
                     on_step=on_step,
                     held=None if held is None else Held(values=held.values[:, rows], weights=held.weights),

@@ -137,9 +137,7 @@ def _merge(latents: Float32, window: Window, ended: Float32, weights: Float32) -
     latents[:, place] = weight * latents[:, place] + (1 - weight) * ended[:, window.anchor :][:, :own]
 
 
-def _decode_loop(
-    generation: Generation, grown: Iterator[tuple[Float32, int]], most: int
-) -> Iterator[StemPart]:
+def _decode_loop(generation: Generation, grown: Iterator[tuple[Float32, int]], most: int) -> Iterator[StemPart]:
     """Yield the parts of a loop once all is there, because the sound of its begin depends on its end."""
     *_, (latents, length) = grown
     for first in range(0, length, most):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from selva_bundle.errors import RequestError
 from selva_bundle.manifest import MAX_GUIDANCE, MAX_STEPS
+from selva_runtime.flow import EULER, SOLVERS
 from selva_runtime.text import check_prompt
 
 MAX_TAKES = 64
@@ -33,6 +34,8 @@ class StemRequest:
     steps: int
     guidance: float
     takes: int
+    solver: str = EULER
+    """One of `SOLVERS`."""
     warnings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """What the model ignores in each prompt."""
 
@@ -49,6 +52,8 @@ class StemRequest:
         check_whole(self.steps, "steps", 1, MAX_STEPS)
         check_whole(self.takes, "takes", 1, MAX_TAKES)
         _check_number(self.guidance, "guidance", 0.0, MAX_GUIDANCE)
+        if self.solver not in SOLVERS:
+            raise RequestError(f"unknown solver {self.solver!r}; choose one of {', '.join(SOLVERS)}")
 
 
 def check_span(start_s: float, duration_s: float | None, min_duration_s: float) -> None:

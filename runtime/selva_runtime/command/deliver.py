@@ -93,6 +93,7 @@ class _Run:
             seed=asked.seed,
             steps=asked.steps,
             guidance=asked.guidance,
+            solver=asked.solver,
             takes=asked.takes,
         )
         self.duration_s = self.info.defaults.duration_s if asked.duration_s is None else asked.duration_s
@@ -224,6 +225,7 @@ class _Run:
             seed=self.request.seed,
             steps=self.request.steps,
             guidance=self.request.guidance,
+            solver=self.request.solver,
             negative=self.request.negative,
             bundle=str(self.bundle),
             preset=self.info.preset,

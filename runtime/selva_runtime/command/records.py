@@ -23,6 +23,8 @@ class GenerateRequest:
     seed: int = 0
     steps: int | None = None
     guidance: float | None = None
+    solver: str | None = None
+    """"euler" (None) or "ab2"."""
     takes: int = 1
     mux: tuple[int, ...] = ()
     """Numbers, from 1, of the prompts whose first take is also put in a copy of the video."""
@@ -67,6 +69,7 @@ class GenerateReport:
     seed: int
     steps: int
     guidance: float
+    solver: str
     negative: str | None
     bundle: str
     preset: str
