@@ -6,8 +6,10 @@ tokens leave memory, so a video may be of any length.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from threading import Event
 from typing import Protocol
 
@@ -18,7 +20,7 @@ from selva_bundle.lengths import SequenceRules, exact_seconds
 from selva_bundle.ports import VIDEO_BACKBONE
 from selva_runtime.backends.executor import Executor, Tensor, concatenate, stack
 from selva_runtime.batches import in_batches
-from selva_runtime.cache.rows import Rows, RowWriter
+from selva_runtime.cache.rows import RowWriter
 from selva_runtime.flow import finite
 from selva_runtime.progress import Progress
 from selva_runtime.windows import Shot
@@ -32,13 +34,27 @@ _ROWS = 64
 class Cuts(Protocol):
     """Finds the cuts of a video from its frames."""
 
-    cuts: list[int]
-    """Numbers of the frames that begin a shot."""
-    settled: int
-    """There will be no further cut before this frame."""
+    @property
+    def cuts(self) -> list[int]:
+        """Numbers of the frames that begin a shot, ascending."""
+
+    @property
+    def settled(self) -> int:
+        """There will be no further cut before this frame."""
 
     def push(self, frames: Frames) -> None:
         """Look at the next frames."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownCuts:
+    """The cuts that a user gives."""
+
+    cuts: list[int]
+    settled: int = sys.maxsize
+
+    def push(self, frames: Frames) -> None:
+        """Do nothing: the frames do not matter."""
 
 
 class Backbone:
@@ -129,16 +145,16 @@ class Encoding:
             with self._turn():
                 self._uploaded.append(self._executor.put(frames))
 
-    def finish(self, duration_s: float) -> tuple[Tensor | Rows, tuple[Shot, ...]]:
-        """Return the tokens (segments, tokens, width) and the shots of a clip of this length."""
+    def finish(self, duration_s: float) -> tuple[Tensor | RowWriter, tuple[Shot, ...]]:
+        """Return the tokens (segments, tokens, width), or the writer that has them, and the shots."""
         if self._long is None and exact_seconds(duration_s) > exact_seconds(self._window_s):
             self._lengthen()
         if self._long is not None:
-            return self._long.finish(duration_s)
+            return self._long.writer, self._long.finish(duration_s)
         with self._turn():
             return self.whole(concatenate(self._executor, self._uploaded or self._pieces), duration_s)
 
-    def whole(self, frames: Tensor, duration_s: float) -> tuple[Tensor | Rows, tuple[Shot, ...]]:
+    def whole(self, frames: Tensor, duration_s: float) -> tuple[Tensor | RowWriter, tuple[Shot, ...]]:
         """Encode all frames of a clip, (T, 3, H, H), which may be on a device. Return what `finish` returns."""
         lengths = self._rules.lengths(duration_s)
         if exact_seconds(duration_s) > exact_seconds(self._window_s):
@@ -172,7 +188,7 @@ class LongEncoding:
         turn: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self._backbone, self._executor, self._rules = backbone, executor, rules
-        self._writer, self._cuts, self._turn = writer, cuts, turn
+        self.writer, self._cuts, self._turn = writer, cuts, turn
         self.shots: list[Shot] = []
         self._waiting = np.empty((0, 3, rules.image_size, rules.image_size), np.uint8)
         """Frames that may still begin another shot."""
@@ -188,21 +204,21 @@ class LongEncoding:
             return
         self._cuts.push(frames)
         self._waiting = np.concatenate([self._waiting, frames])
-        self._settle(self._cuts.settled)
+        self._settle(min(self._cuts.settled, self._taken + len(self._waiting)))
 
-    def finish(self, duration_s: float) -> tuple[Rows, tuple[Shot, ...]]:
-        """Encode the rest of a video of this length. Return its tokens and shots."""
+    def finish(self, duration_s: float) -> tuple[Shot, ...]:
+        """Encode the rest of a video of this length, and return its shots."""
         self._settle(self._taken + len(self._waiting))
         wanted = -int(-exact_seconds(duration_s) * self._rules.fps // 1)
         self._close(wanted)
         with self._turn():
             self._executor.idle(VIDEO_BACKBONE)
             self._executor.finish()
-        return self._writer.commit({}), tuple(self.shots)
+        return tuple(self.shots)
 
     def _settle(self, settled: int) -> None:
         """Take the frames before `settled` into shots."""
-        cuts = [] if self._cuts is None else [cut for cut in self._cuts.cuts if self._taken < cut < settled]
+        cuts = [] if self._cuts is None else [cut for cut in self._cuts.cuts if self._taken <= cut < settled]
         for cut in [*cuts, settled]:
             count = cut - self._taken
             self._extend(self._waiting[:count])
@@ -241,6 +257,6 @@ class LongEncoding:
         with self._turn():
             tokens = self._backbone.tokens(frames, segments)
             (values,) = self._executor.read(tokens)
-        self._writer.append(finite(values, VIDEO_BACKBONE))
+        self.writer.append(finite(values, VIDEO_BACKBONE))
         self._segments += segments
         self._pieces = [frames[segments * self._rules.segment_step :]]

@@ -1,7 +1,7 @@
 """The stages of one `generate` call: text, selection, conditions, flow, vocoder.
 
 Every stage is computed per prompt or per stem. Only the flow runs several stems as one batch, and the rows of a batch
-do not affect each other. So a stem is the same whichever stems run beside it. `long_form` says which windows of the clip
+do not affect each other. So a stem is the same whichever stems run beside it. `long_form` says which windows of a clip
 are generated after each other.
 """
 

@@ -19,15 +19,16 @@ import numpy as np
 import numpy.typing as npt
 
 from selva_bundle.bundle import Bundle
-from selva_bundle.errors import BackendError, RequestError
+from selva_bundle.errors import BackendError, CacheError, RequestError
 from selva_bundle.lengths import LongForm, exact_seconds
 from selva_bundle.ports import VIDEO_BACKBONE, VIDEO_SELECT
 from selva_runtime.backends.choose import make_executor
 from selva_runtime.backends.executor import EXACT, POLL_S, Tensor, check_cancel, check_process, concatenate
 from selva_runtime.backends.gpu.device_array import DeviceArray
 from selva_runtime.backends.gpu.foreign import is_foreign, stream_handle
-from selva_runtime.cache import Cache, temporary_rows
-from selva_runtime.encoding import Cuts, Encoding
+from selva_runtime.cache import Cache
+from selva_runtime.clip_cache import ClipCache
+from selva_runtime.encoding import Encoding, KnownCuts
 from selva_runtime.flow import EULER
 from selva_runtime.generation import Generation
 from selva_runtime.long_form import decode_part, parts, replaced, splice
@@ -101,7 +102,7 @@ class Session:
             fps=self._rules.fps,
             min_duration_s=self._rules.min_duration_s,
             max_duration_s=self._rules.max_duration_s,
-            window_s=manifest.defaults.duration_s,
+            window_s=self._window_s,
             long_form=manifest.long_form,
             defaults=manifest.defaults,
         )
@@ -142,12 +143,19 @@ class Session:
             BackendError: the backend failed, or the session was opened before a fork.
             Cancelled: `cancel` was set.
         """
+        from selva_runtime.media.fingerprint import fingerprint
         from selva_runtime.media.video import VideoFile, read_clip
 
         check_span(start_s, duration_s, self._rules.min_duration_s)
-        finder = self._cuts(cuts)
+        shown = self._cut_frames(cuts, start_s)
         with path if isinstance(path, VideoFile) else VideoFile(path) as video, ExitStack() as opened:
-            encoding = self._encoding(opened, finder, progress, cancel)
+            key: dict[str, object] = {"start_s": start_s, "duration_s": duration_s, "frame_rule": frame_rule}
+            if self._cache is not None:
+                key["video"] = fingerprint(video, start_s=start_s, duration_s=duration_s, cancelled=cancel)
+            cached = ClipCache(self._cache, {**key, "cuts": shown, **self._encodes_with()})
+            if (found := cached.find(path)) is not None and (ready := self._ready(found, cancel)) is not None:
+                return ready
+            encoding = self._encoding(opened, cached, shown, progress, cancel)
             part = read_clip(
                 video,
                 size=self._rules.image_size,
@@ -155,23 +163,25 @@ class Session:
                 start_s=start_s,
                 duration_s=duration_s,
                 min_duration_s=self._rules.min_duration_s,
+                frame_rule=frame_rule,
                 keep_frames=False,
                 on_progress=encoding.expect,
                 on_rows=encoding.push,
                 cancelled=cancel,
             )
             tokens, shots = encoding.finish(part.duration_s)
-        return Clip(
-            duration_s=part.duration_s,
-            start_s=start_s,
-            tokens=tokens,
-            source=os.fspath(path),
-            source_duration_s=part.source_duration_s,
-            video_start_s=part.video_start_s,
-            warnings=(*part.warnings, *encoding.warnings),
-            backbone=self._bundle.graph_hash(VIDEO_BACKBONE),
-            shots=shots,
-        )
+            clip = Clip(
+                duration_s=part.duration_s,
+                start_s=start_s,
+                tokens=np.empty(0, np.float32),
+                source=os.fspath(path),
+                source_duration_s=part.source_duration_s,
+                video_start_s=part.video_start_s,
+                warnings=(*part.warnings, *encoding.warnings),
+                backbone=self._bundle.graph_hash(VIDEO_BACKBONE),
+                shots=shots,
+            )
+            return cached.keep(clip, tokens)
 
     def encode_frames(
         self,
@@ -205,20 +215,22 @@ class Session:
                 raise RequestError(f"frames are {frames.dtype} {frames.shape}; give uint8 (frames, 3, {size}, {size})")
             if len(frames) < lengths.frames:
                 raise RequestError(f"{len(frames)} frames do not last {duration_s} s; give {lengths.frames}")
-            encoding = self._encoding(opened, self._cuts(cuts), progress, cancel)
+            not_cached = ClipCache(None, {})
+            encoding = self._encoding(opened, not_cached, self._cut_frames(cuts, 0.0), progress, cancel)
             encoding.expect(0, lengths.frames)
             tokens, shots = encoding.whole(frames[: lengths.frames], duration_s)
-        return Clip(
-            duration_s=duration_s,
-            start_s=0.0,
-            tokens=tokens,
-            source=None,
-            source_duration_s=None,
-            video_start_s=None,
-            warnings=tuple(encoding.warnings),
-            backbone=self._bundle.graph_hash(VIDEO_BACKBONE),
-            shots=shots,
-        )
+            clip = Clip(
+                duration_s=duration_s,
+                start_s=0.0,
+                tokens=np.empty(0, np.float32),
+                source=None,
+                source_duration_s=None,
+                video_start_s=None,
+                warnings=tuple(encoding.warnings),
+                backbone=self._bundle.graph_hash(VIDEO_BACKBONE),
+                shots=shots,
+            )
+            return not_cached.keep(clip, tokens)
 
     def prompt_warnings(self, prompt: str) -> tuple[str, ...]:
         """Warn about what the model ignores in a prompt: words past its window, and unknown words or characters."""
@@ -449,14 +461,16 @@ class Session:
         if long not in (WINDOWS, ONE_PASS) and not isinstance(long, LongForm):
             raise RequestError(f"long is {long!r}; give {WINDOWS!r}, {ONE_PASS!r} or a LongForm")
         whole = one_pass(self._rules.lengths(clip.duration_s))
-        is_short = exact_seconds(clip.duration_s) <= exact_seconds(self._bundle.manifest.defaults.duration_s)
-        if not is_short and long == ONE_PASS:
-            if clip.duration_s > self._rules.max_duration_s or len(clip.shots) > 1:
-                limit = f"at most {self._rules.max_duration_s:g} s without cuts"
-                raise RequestError(f"one pass takes {limit}; encode less of the video, without cuts")
+        is_whole = long == ONE_PASS or self._is_short(clip.duration_s)
+        if is_whole and (
+            len(clip.shots) > 1 or exact_seconds(clip.duration_s) > exact_seconds(self._rules.max_duration_s)
+        ):
+            raise RequestError(
+                f"one pass takes up to {self._rules.max_duration_s:g} s of video that was encoded without cuts"
+            )
         if loop:
-            return plan(self._grid(clip, form), opening=whole if is_short or long == ONE_PASS else None, loop=True)
-        return [whole] if is_short or long == ONE_PASS else plan(self._grid(clip, form))
+            return plan(self._grid(clip, form), opening=whole if is_whole else None, loop=True)
+        return [whole] if is_whole else plan(self._grid(clip, form))
 
     def _grid(self, clip: Clip, form: LongForm) -> Grid:
         latent = self._rules.lengths(clip.duration_s).latent
@@ -503,22 +517,69 @@ class Session:
             device_audio=device_audio if isinstance(device_audio, DeviceArray) else None,
         )
 
+    def _encodes_with(self) -> dict[str, object]:
+        """What the tokens of a video depend on besides the video."""
+        rules, executor = self._rules, self._executor
+        return {
+            "frames": [rules.image_size, rules.fps, rules.segment_frames, rules.segment_step],
+            "window_s": self._window_s,
+            "backbone": self._bundle.graph_hash(VIDEO_BACKBONE),
+            "backend": executor.backend,
+            "precision": self._compute_precision,
+        }
+
+    def _ready(self, clip: Clip, cancel: Event | None) -> Clip | None:
+        """Load the tokens of a cached clip if it is short. None if they are damaged."""
+        if not self._is_short(clip.duration_s):
+            return clip
+        try:
+            with self._taking_turns(cancel):
+                return replace(clip, tokens=self._executor.put(np.asarray(clip.tokens)))
+        except CacheError:
+            return None
+
     def _encoding(
-        self, opened: ExitStack, cuts: Cuts | None, progress: Progress | None, cancel: Event | None
+        self,
+        opened: ExitStack,
+        cached: ClipCache,
+        cuts: list[int] | str,
+        progress: Progress | None,
+        cancel: Event | None,
     ) -> Encoding:
+        from selva_runtime.media.cuts import CutDetector
+
+        known = None if cuts == NO_CUTS else CutDetector() if isinstance(cuts, str) else KnownCuts(cuts=cuts)
         return Encoding(
             self._executor,
             self._rules,
-            self._bundle.manifest.defaults.duration_s,
-            cuts=cuts,
-            open_writer=lambda: opened.enter_context(temporary_rows()),
+            self._window_s,
+            cuts=known,
+            open_writer=lambda: opened.enter_context(cached.writer()),
             turn=lambda: self._taking_turns(cancel),
             progress=progress or no_progress,
             cancel=cancel,
         )
 
-    def _cuts(self, cuts: str | Sequence[float]) -> Cuts | None:
-        return None
+    def _cut_frames(self, cuts: str | Sequence[float], start_s: float) -> list[int] | str:
+        """Check `cuts`. Return the frames of the clip that they begin, or "auto" or "none"."""
+        if isinstance(cuts, str):
+            if cuts not in (AUTO, NO_CUTS):
+                raise RequestError(f"cuts is {cuts!r}; give {AUTO!r}, {NO_CUTS!r} or the seconds of the cuts")
+            return cuts
+        try:
+            frames = {round((exact_seconds(cut) - exact_seconds(start_s)) * self._rules.fps) for cut in cuts}
+        except (TypeError, ValueError, OverflowError) as error:
+            raise RequestError(f"cuts is {cuts!r}; give the seconds of the cuts as numbers") from error
+        return sorted(frame for frame in frames if frame > 0)
+
+    @property
+    def _window_s(self) -> float:
+        """Longest clip in a single window."""
+        return self._bundle.manifest.defaults.duration_s
+
+    def _is_short(self, duration_s: float) -> bool:
+        """Whether a clip of this length is generated in a single window."""
+        return exact_seconds(duration_s) <= exact_seconds(self._window_s)
 
     @contextmanager
     def _taking_turns(self, cancel: Event | None) -> Iterator[None]:

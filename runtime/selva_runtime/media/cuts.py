@@ -58,7 +58,8 @@ def coarse(frames: Planes) -> Grid:
     cells = min(CELLS, sampled.shape[-1])
     width = sampled.shape[-1] // cells
     square = sampled[:, :, : cells * width, : cells * width]
-    return square.reshape(len(frames), 3, cells, width, cells, width).mean(axis=(3, 5), dtype=np.float32)
+    means: Grid = square.reshape(len(frames), 3, cells, width, cells, width).mean(axis=(3, 5), dtype=np.float32)
+    return means
 
 
 def difference(first: Grid, second: Grid) -> NDArray[np.float32]:
@@ -80,6 +81,11 @@ class CutDetector:
         # Both hold the candidate with `REACH` frames before and after it.
         self._grids: deque[Grid] = deque(maxlen=2 * REACH + 1)
         self._scores: deque[float] = deque(maxlen=2 * REACH + 1)
+
+    @property
+    def settled(self) -> int:
+        """There will be no further cut before this frame."""
+        return max(0, self._pushed - REACH)
 
     def push(self, frames: Planes) -> None:
         """Look at the next frames, uint8 (n, 3, size, size)."""

@@ -1,0 +1,70 @@
+"""Keep encoded clips in the cache, so that a video is encoded once whatever is done with it later.
+
+A clip is found by the content of its video, not by its name. Tokens are stored as float16, which changes the sound by
+less than -75 dB.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+
+from selva_runtime.backends.executor import Tensor
+from selva_runtime.cache import Cache, RowWriter, temporary_rows
+from selva_runtime.results import Clip
+from selva_runtime.windows import Shot
+
+_KIND = "clip"
+_VERSION = 1
+"""Counts up when the same frames would be encoded in another way."""
+_DTYPE = "float16"
+_FACTS = ("duration_s", "start_s", "source_duration_s", "video_start_s", "warnings", "backbone")
+"""What is stored of a clip besides its tokens, its shots and the name of its file."""
+
+
+class ClipCache:
+    """The entry of one part of one video, if there is a cache. `key` says what its tokens depend on."""
+
+    def __init__(self, cache: Cache | None, key: Mapping[str, object]) -> None:
+        self._cache, self._key = cache, {"version": _VERSION, **key}
+
+    def find(self, path: str | os.PathLike[str]) -> Clip | None:
+        """Return the clip with its tokens in the file, or None if there is none or it was damaged."""
+        entry = None if self._cache is None else self._cache.find(_KIND, self._key)
+        if entry is None:
+            return None
+        try:
+            known = {field: entry.facts[field] for field in _FACTS}
+            shots = tuple(Shot(**shot) for shot in entry.facts["shots"])
+            warnings = (*known.pop("warnings"), *self.warnings())
+            return Clip(tokens=entry.rows, source=os.fspath(path), shots=shots, warnings=warnings, **known)
+        except (KeyError, TypeError):
+            return None
+
+    def writer(self) -> RowWriter:
+        """Return a writer of tokens. Without a cache it writes to a temporary file."""
+        if self._cache is None:
+            return temporary_rows(dtype=_DTYPE)
+        return self._cache.writer(_KIND, self._key, dtype=_DTYPE)
+
+    def keep(self, clip: Clip, tokens: Tensor | RowWriter) -> Clip:
+        """Store the tokens (segments, tokens, width) of a clip. Return the clip with its tokens."""
+        facts = {field: getattr(clip, field) for field in _FACTS}
+        facts |= {"name": Path(clip.source or "").name, "shots": [asdict(shot) for shot in clip.shots]}
+        if isinstance(tokens, RowWriter):
+            clip = replace(clip, tokens=tokens.commit(facts))
+        else:
+            clip = replace(clip, tokens=tokens)
+            if self._cache is not None:
+                with self.writer() as writer:
+                    writer.append(np.asarray(tokens))
+                    writer.commit(facts)
+        return replace(clip, warnings=(*clip.warnings, *self.warnings()))
+
+    def warnings(self) -> tuple[str, ...]:
+        """Return what went wrong with the cache since the last call."""
+        return () if self._cache is None else self._cache.new_warnings()
