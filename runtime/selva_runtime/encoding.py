@@ -126,10 +126,13 @@ class Encoding:
         """Warnings about the work."""
         return tuple(self._backbone.warnings)
 
-    def expect(self, done: int, total: int) -> None:
+    def expect(self, frames: int) -> None:
+        """Note how many frames will come, for the progress."""
+        self._backbone.expected = max(1, -(-(frames - self._rules.segment_frames) // self._rules.segment_step) + 1)
+
+    def decoded(self, done: int, total: int) -> None:
         """Note that `done` of `total` frames were read. In a long video the segments are counted, not the frames."""
-        step = self._rules.segment_step
-        self._backbone.expected = max(1, -(-(total - self._rules.segment_frames) // step) + 1)
+        self.expect(total)
         if self._long is None and total <= self._rules.lengths(self._window_s).frames:
             self._progress("decode", done, total)
 

@@ -165,7 +165,7 @@ class Session:
                 min_duration_s=self._rules.min_duration_s,
                 frame_rule=frame_rule,
                 keep_frames=False,
-                on_progress=encoding.expect,
+                on_progress=encoding.decoded,
                 on_rows=encoding.push,
                 cancelled=cancel,
             )
@@ -217,7 +217,7 @@ class Session:
                 raise RequestError(f"{len(frames)} frames do not last {duration_s} s; give {lengths.frames}")
             not_cached = ClipCache(None, {})
             encoding = self._encoding(opened, not_cached, self._cut_frames(cuts, 0.0), progress, cancel)
-            encoding.expect(0, lengths.frames)
+            encoding.expect(lengths.frames)
             tokens, shots = encoding.whole(frames[: lengths.frames], duration_s)
             clip = Clip(
                 duration_s=duration_s,
