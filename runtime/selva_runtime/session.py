@@ -107,18 +107,21 @@ class Session:
         *,
         duration_s: float | None = None,
         start_s: float = 0.0,
+        frame_rule: str = "first",
         progress: Progress | None = None,
         cancel: Event | None = None,
     ) -> Clip:
         """Read a part of a video file and run the backbone on it. The clip is shorter if the video ends early.
 
         `path` may also be a `VideoFile`, which is read from where it is open. `duration_s` None means the bundle's
-        default, 8 s.
+        default, 8 s. `frame_rule` "first" takes the first frame that is not before each due time, as the model was
+        trained; "nearest" takes the nearest frame, which puts the sound later where the frame rate is not 25.
 
         Raises:
             MediaNotFoundError: there is no such file.
             MediaError: the file has no usable video, or the video is too short or too large.
-            RequestError: `start_s` or `duration_s` is out of range, or the start is past the end of the video.
+            RequestError: `start_s`, `duration_s` or `frame_rule` is out of range, or the start is past the end of the
+                video.
             BackendError: the backend failed, or the session was opened before a fork.
             Cancelled: `cancel` was set.
         """
@@ -139,6 +142,7 @@ class Session:
             start_s=start_s,
             duration_s=duration_s,
             min_duration_s=self._rules.min_duration_s,
+            frame_rule=frame_rule,
             on_progress=None if progress is None else lambda done, total: progress("decode", done, total),
             on_rows=None if self._executor.loop is None else upload,  # a device takes frames meanwhile
             cancelled=cancel,
