@@ -49,8 +49,8 @@ def write_scene(path: Path, scene: Scene, rate: Fraction) -> None:
         target.mux(stream.encode(None))
 
 
-def measure(session: Session, scenes: list[Scene], rate: Fraction, rule: str) -> dict[str, float]:
-    """Returns the mean signed offset of the onsets, their spread, and how many of the events were heard."""
+def measure(session: Session, scenes: list[Scene], rate: Fraction, rule: str, steps: int) -> dict[str, float]:
+    """Returns the mean signed offset of the onsets, its standard error, and how many of the events were heard."""
     offsets_s: list[float] = []
     events = 0
     with TemporaryDirectory() as folder:
@@ -59,7 +59,7 @@ def measure(session: Session, scenes: list[Scene], rate: Fraction, rule: str) ->
             write_scene(path, scene, rate)
             clip = session.encode(path, duration_s=DURATION_S, frame_rule=rule)
             source = scene.sources[0]
-            heard_s = onsets(session.generate(clip, [prompt(source.kind)], seed=seed)[0].audio)
+            heard_s = onsets(session.generate(clip, [prompt(source.kind)], seed=seed, steps=steps)[0].audio)
             events += source.events_s.size
             offsets_s += [float(heard_s[i] - source.events_s[j]) for i, j in matched(heard_s, source.events_s)]
     offsets_ms = 1000 * np.array(offsets_s)
@@ -72,23 +72,25 @@ def measure(session: Session, scenes: list[Scene], rate: Fraction, rule: str) ->
 
 @click.command()
 @click.option("--scenes", type=click.IntRange(1), default=32, show_default=True, help="Scenes at each rate.")
+@click.option("--steps", type=click.IntRange(1), default=8, show_default=True, help="Integration steps of each stem.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Also kept as JSON.")
-def main(scenes: int, out: Path | None) -> None:
+def main(scenes: int, steps: int, out: Path | None) -> None:
     """Mean signed offset of the demo's onsets by the video's frame rate and the frame rule."""
     session = Session(Path(selva_runtime.__file__).with_name("demo_bundle"))
     drawn = [single_scene((TEST_SEED, 6, number), KINDS[number % len(KINDS)]) for number in range(scenes)]
     found: dict[str, dict[str, dict[str, float]]] = {}
     for name, rate in RATES.items():
-        found[name] = {rule: measure(session, drawn, rate, rule) for rule in FRAME_RULES}
+        found[name] = {rule: measure(session, drawn, rate, rule, steps) for rule in FRAME_RULES}
         for rule, row in found[name].items():
             click.echo(
                 f"{name:>6} fps  {rule:<8} {row['offset_ms']:+6.1f} ± {row['standard_error_ms']:.1f} ms, "
                 f"{row['heard']:.1%} heard"
             )
     if out is not None:
-        setting = {"command": "python -m selva_bench.frame_rule", "scenes": scenes, "machine": machine.describe()}
+        setting = {"command": "python -m selva_bench.frame_rule", "scenes": scenes, "steps": steps}
+        document = {**setting, "machine": machine.describe(), "rates": found}
         with atomic_write(out) as temporary:
-            temporary.write_text(json.dumps({**setting, "rates": found}, indent=1) + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

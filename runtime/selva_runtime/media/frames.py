@@ -115,7 +115,7 @@ def check_frame_rule(rule: str) -> str:
         RequestError: there is no such rule.
     """
     if rule not in FRAME_RULES:
-        raise RequestError(f"frame rule {rule!r}: must be {' or '.join(FRAME_RULES)}")
+        raise RequestError(f"frame rule {rule!r}: must be first or nearest")
     return rule
 
 
