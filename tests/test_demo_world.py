@@ -15,6 +15,7 @@ from selva_ref.demo.world.scenes import (
     clocks,
     composed_scene,
     draw_events,
+    frame_times,
     render,
     single_scene,
 )
@@ -64,7 +65,7 @@ def test_its_picture_changes_most_around_its_events(kind):
         scene = single_scene((3, seed), kind)
         quiet = scene.__class__(**{**scene.__dict__, "distractors": (), "grain": 0.0})
         moved = np.abs(np.diff(render(quiet).astype(int), axis=0)).sum((1, 2, 3))
-        clock = clocks(scene.sources[0].events_s)
+        clock = clocks(scene.sources[0].events_s, frame_times())
         distance_s = np.minimum(clock.since, clock.until)[1:]
         near.append(moved[distance_s < 0.1].mean())
         far.append(moved[distance_s > 0.45].mean() if (distance_s > 0.45).any() else 0)

@@ -131,6 +131,20 @@ def test_only_part_of_a_long_video_is_used_with_a_notice(demo_bundle, tmp_path):
     assert (report["start_s"], report["duration_s"], report["stems"][0]["samples"]) == (10.0, 2.0, 32000)
 
 
+def test_the_frame_rule(demo_bundle, tmp_path):
+    video = write_video(tmp_path / "a.mp4", map(numbered, range(60)), rate=30)
+    common = [str(video), "-p", "rain", "-o", str(tmp_path / "out"), "--bundle", str(demo_bundle), "--steps", "1"]
+    sounds = {}
+    for rule in ("first", "nearest"):
+        report = json.loads(CliRunner().invoke(main, [*common, "--frame-rule", rule, "--json"]).stdout)
+        assert report["frame_rule"] == rule
+        sounds[rule] = soundfile.read(report["stems"][0]["file"])[0]
+    assert not np.array_equal(sounds["first"], sounds["nearest"])
+    assert json.loads(CliRunner().invoke(main, [*common, "--json"]).stdout)["frame_rule"] == "first"
+    result = CliRunner().invoke(main, [*common, "--frame-rule", "last"])
+    assert (result.exit_code, result.stderr) == (2, "error: frame rule 'last': must be first or nearest\n")
+
+
 def test_the_bundle_comes_from_the_environment_or_the_package(run, demo_bundle, tmp_path, monkeypatch):
     monkeypatch.setattr(selva_runtime.command.deliver, "DEMO_BUNDLE", tmp_path / "absent")
     monkeypatch.delenv("SELVA_BUNDLE", raising=False)

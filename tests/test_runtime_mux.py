@@ -1,16 +1,19 @@
 """The video with a stem in it: the same pictures, the sound at the right time, and the original unchanged."""
 
 import struct
+import sys
 
 import av
 import numpy as np
 import pytest
 from av.stream import Disposition
 from clips import click, loudest_s, numbered, write_video
+from movies import peaks_mib
 from platforms import file_size_limit, needs_posix
 
 import selva_runtime.media.mux
 from selva_bundle.errors import MediaError, MediaNotFoundError, OutputError, RequestError
+from selva_runtime.media.audio import WavBlocks, write_wav
 from selva_runtime.media.mux import mux
 from selva_runtime.media.video import read_clip
 
@@ -65,6 +68,71 @@ def test_both_sounds_are_where_they_belong(tmp_path, source, settings, wanted, w
     assert len(pictures) == 25 * VIDEO_S
     if source.suffix != ".ts":  # its packets have a different framing
         assert pictures == video_packets(source)
+
+
+@pytest.mark.parametrize("rate_hz", [16000, 192000])
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_a_stem_in_blocks_of_any_size_makes_the_same_file(tmp_path, suffix, rate_hz):
+    source = video(tmp_path / "s.mp4")
+    noise = np.random.default_rng(1).uniform(-1.2, 1.2, 7 * rate_hz + 77).astype(np.float32)
+    whole = mux(source, noise, rate_hz, tmp_path / f"whole{suffix}", start_s=1.3).path
+    for size in (1 << 13, rate_hz + 1):
+        parts = [noise[start : start + size] for start in range(0, len(noise), size)]
+        made = mux(source, [*parts, noise[:0]], rate_hz, tmp_path / f"blocks{suffix}", start_s=1.3).path
+        assert sound_packets(made) == sound_packets(whole)
+        assert video_packets(made) == video_packets(whole)
+        assert made.stat().st_size == whole.stat().st_size
+
+
+def sound_packets(path):
+    with av.open(str(path)) as source:
+        return [(bytes(packet), packet.pts) for packet in source.demux(source.streams.audio[0]) if packet.size]
+
+
+def test_a_stem_from_a_wav_whatever_container_takes_it(tmp_path):
+    wav = write_wav(tmp_path / "stem.wav", click(1, STEM_CLICK_S, 44100), 44100)
+    source = video(tmp_path / "s.webm", codec="libvpx", sound_codec="libopus")
+    result = mux(source, WavBlocks(wav), 44100, tmp_path / "o.mp4", start_s=1.2)
+    assert result.path.name == "o.mkv"  # the second container that was tried
+    assert loudest_s(result.path, 0) == pytest.approx(1.2 + STEM_CLICK_S, abs=0.002)
+
+
+def test_blocks_that_cannot_be_used_leave_nothing(tmp_path):
+    source = video(tmp_path / "s.mp4")
+    bad = [np.zeros(16000, np.float32), np.full(9, np.nan, np.float32)]
+    with pytest.raises(RequestError, match="NaN or infinity"):
+        mux(source, bad, 16000, tmp_path / "o.mp4")
+    with pytest.raises(MediaError, match=r"missing\.wav: cannot be read as sound"):
+        mux(source, WavBlocks(tmp_path / "missing.wav"), 16000, tmp_path / "o.mp4")
+    assert [path.name for path in tmp_path.iterdir()] == ["s.mp4"]
+
+
+MUX = """
+import numpy as np
+from pathlib import Path
+from selva_runtime.media.mux import mux
+
+class Blocks:
+    def __init__(self, seconds):
+        self.seconds = seconds
+
+    def __iter__(self):
+        chance = np.random.default_rng(0)
+        for _ in range(self.seconds):
+            yield chance.uniform(-1, 1, 48000).astype(np.float32)
+
+def run(path):
+    for seconds in (10, int(Path(path).stem)):
+        mux(Path(path).with_name("s.mp4"), Blocks(seconds), 48000, path)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_does_not_grow_with_the_stem(tmp_path):
+    video(tmp_path / "s.mp4")
+    (_, _), (outcome, mib) = peaks_mib(MUX, tmp_path / "10.mkv", tmp_path / "300.mkv")
+    assert outcome == "made"
+    assert mib < 15 < 300 * 48000 * 4 / 2**20
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv"])

@@ -62,6 +62,13 @@ class _NeededOption(_UnlessListing, click.Option):
 @click.option("--bundle", help="Bundle folder from selva-export.  [default: $SELVA_BUNDLE, else the toy demo]")
 @click.option("--start", "start_s", type=float, default=0.0, show_default=True, help="Seconds into the video.")
 @click.option("--duration", "duration_s", type=float, help="Seconds to use.  [default: the bundle's, 8 s]")
+@click.option(
+    "--frame-rule",
+    default="first",
+    show_default=True,
+    help="first: the first frame that is not before each 1/25 s, as in training; nearest: the nearest one, for exact "
+    "onsets where the video's frame rate is not 25.",
+)
 @click.option("--sample-rate", "sample_rate_hz", type=int, help="Hz of the files.  [default: the model's]")
 @click.option("--negative", help="What not to hear.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same sound.")

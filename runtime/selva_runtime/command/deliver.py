@@ -19,6 +19,7 @@ from selva_runtime.command.output import output_folder
 from selva_runtime.command.progress import StageClock
 from selva_runtime.command.records import GenerateReport, GenerateRequest, StemFile
 from selva_runtime.media.audio import check_rate, resample, stem_file_name, write_wav
+from selva_runtime.media.frames import check_frame_rule
 from selva_runtime.media.mux import mux
 from selva_runtime.media.video import VideoFile
 from selva_runtime.progress import Progress
@@ -100,6 +101,7 @@ class _Run:
         check_span(asked.start_s, asked.duration_s, self.info.min_duration_s)
         self.rate_hz = self.info.sample_rate_hz if asked.sample_rate_hz is None else asked.sample_rate_hz
         check_rate(self.rate_hz)
+        check_frame_rule(asked.frame_rule)
         for number in asked.mux:
             check_whole(number, "mux", 1, len(self.request.prompts))
         self.video = VideoFile(asked.video)
@@ -112,6 +114,7 @@ class _Run:
                 self.video,
                 duration_s=self.duration_s,
                 start_s=self.asked.start_s,
+                frame_rule=self.asked.frame_rule,
                 progress=self.clock,
                 cancel=self.cancel,
             )
@@ -222,6 +225,7 @@ class _Run:
             video_duration_s=clip.source_duration_s,
             start_s=clip.start_s,
             duration_s=clip.duration_s,
+            frame_rule=self.asked.frame_rule,
             seed=self.request.seed,
             steps=self.request.steps,
             guidance=self.request.guidance,

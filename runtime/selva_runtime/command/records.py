@@ -18,6 +18,8 @@ class GenerateRequest:
     """None means the environment variable SELVA_BUNDLE, or else the demo in the package."""
     start_s: float = 0.0
     duration_s: float | None = None
+    frame_rule: str = "first"
+    """"first" or "nearest": the frame that each due time takes."""
     sample_rate_hz: int | None = None
     negative: str | None = None
     seed: int = 0
@@ -66,6 +68,7 @@ class GenerateReport:
     start_s: float
     duration_s: float
     """Length of the part that was used, and of every stem."""
+    frame_rule: str
     seed: int
     steps: int
     guidance: float

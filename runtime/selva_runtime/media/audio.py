@@ -20,7 +20,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from selva_bundle.atomic import NewFile, output_errors
-from selva_bundle.errors import RequestError
+from selva_bundle.errors import MediaError, RequestError
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -251,6 +251,24 @@ class WavWriter:
         except BaseException:
             self._opened.close()
             raise
+
+
+class WavBlocks:
+    """The sound of a mono WAV file in blocks of a second, to be read as often as needed.
+
+    Raises:
+        MediaError: the file cannot be read.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+
+    def __iter__(self) -> Iterator[Audio]:
+        try:
+            with soundfile.SoundFile(self.path) as file:
+                yield from file.blocks(blocksize=file.samplerate, dtype="float32")
+        except soundfile.SoundFileError as error:
+            raise MediaError(f"{self.path}: cannot be read as sound ({error}); generate it again") from error
 
 
 def check_wav_samples(samples: int) -> int:

@@ -65,7 +65,7 @@ def coarse(frames: Planes) -> Grid:
 def difference(first: Grid, second: Grid) -> NDArray[np.float32]:
     """Scores (n,) from 0 to 1: the share of cells in `second` with no like around the same place in `first`."""
     padded = np.pad(first, ((0, 0), (0, 0), (1, 1), (1, 1)), mode="edge")
-    around = sliding_window_view(padded, (3, 3), axis=(2, 3))
+    around: Grid = sliding_window_view(padded, (3, 3), axis=(2, 3))
     levels = np.abs(around - second[..., None, None]).max(axis=1).min(axis=(3, 4))
     shares: NDArray[np.float32] = np.clip((levels - SAME) / (DIFFERENT - SAME), 0, 1).mean(axis=(1, 2))
     return shares

@@ -91,8 +91,6 @@ def checked_request(
         raise RequestError(f"duration {duration_s} s: must be at least {min_duration_s} s (one segment)")
     if not (math.isfinite(fps) and fps > 0 and size > 0):
         raise RequestError(f"{fps} frames a second of {size} pixels: both must be above 0")
-    if frame_rule not in FRAME_RULES:
-        raise RequestError(f"frame rule {frame_rule!r}: must be {' or '.join(FRAME_RULES)}")
     request = FrameRequest(
         size=size,
         fps=exact_seconds(fps),
@@ -101,13 +99,24 @@ def checked_request(
         to_end=to_end,
         minimum=exact_seconds(min_duration_s),
         keep=keep,
-        nearest=frame_rule == "nearest",
+        nearest=check_frame_rule(frame_rule) == "nearest",
     )
     if keep and not to_end and request.frames * request.frame_bytes > MAX_CLIP_BYTES:
         raise RequestError(f"duration {duration_s} s: the frames would not fit in memory; use a shorter duration")
     if duration_s > MAX_CLIP_S:
         raise RequestError(f"duration {duration_s} s: must be at most {MAX_CLIP_S} s; use a shorter duration")
     return request
+
+
+def check_frame_rule(rule: str) -> str:
+    """Check and return the name of a rule.
+
+    Raises:
+        RequestError: there is no such rule.
+    """
+    if rule not in FRAME_RULES:
+        raise RequestError(f"frame rule {rule!r}: must be first or nearest")
+    return rule
 
 
 class FrameCollector:

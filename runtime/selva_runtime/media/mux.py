@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -24,7 +24,7 @@ from av.stream import Disposition, Stream
 
 from selva_bundle.atomic import write_new
 from selva_bundle.errors import MediaError, RequestError
-from selva_runtime.media.audio import Audio, check_audio, check_rate, resample, tag
+from selva_runtime.media.audio import Audio, Resampler, check_audio, check_rate, tag
 from selva_runtime.media.container import find_video_stream, open_media, packets, reason
 
 FORMATS = {".mp4": ("mp4", "aac"), ".m4v": ("mp4", "aac"), ".mov": ("mov", "aac"), ".mkv": ("matroska", "flac")}
@@ -60,7 +60,7 @@ class MuxResult:
 
 def mux(
     video_path: str | os.PathLike[str],
-    audio: Audio,
+    audio: Audio | Iterable[Audio],
     sample_rate_hz: int,
     out_path: str | os.PathLike[str],
     *,
@@ -69,6 +69,9 @@ def mux(
     title: str = "",
 ) -> MuxResult:
     """Copy the video with `audio` (samples,) as its default sound track, `start_s` after its first frame.
+
+    `audio` may also be blocks (n,), such as `WavBlocks`. They are read once for each container that is tried, so an
+    iterator is not enough. The memory does not grow with the length then.
 
     `video_start_s`, as in `VideoClip`, is the time of the first frame; None takes it from the header. The suffix of
     `out_path` chooses the container: .mp4, .m4v, .mov (AAC) or .mkv (FLAC). Without one of these the suffix of the
@@ -80,13 +83,14 @@ def mux(
         RequestError: audio, sample rate or start is out of range.
         OutputError: the file cannot be written.
     """
-    audio, rate_hz = check_audio(audio), check_rate(sample_rate_hz)
+    rate_hz = check_rate(sample_rate_hz)
+    sound = [check_audio(audio)] if isinstance(audio, np.ndarray) else audio
     if not 0 <= start_s < float("inf"):
         raise RequestError(f"start {start_s} s: must be 0 or more seconds into the video")
     source, wanted = Path(video_path), with_container_suffix(Path(out_path), Path(video_path))
     damage: Damaged | None = None
     for suffix in dict.fromkeys((wanted.suffix.lower(), *FALLBACKS)):
-        job = Job(source, suffix, audio, rate_hz, start_s, video_start_s, tag(title))
+        job = Job(source, suffix, sound, rate_hz, start_s, video_start_s, tag(title))
         try:
             path = write_new(wanted if suffix == wanted.suffix.lower() else wanted.with_suffix(suffix), job.write)
         except Unsupported as error:
@@ -118,13 +122,13 @@ class Job:
         self,
         source: Path,
         suffix: str,
-        audio: Audio,
+        sound: Iterable[Audio],
         rate_hz: int,
         start_s: float,
         video_start_s: float | None,
         title: str,
     ) -> None:
-        self.source, self.audio, self.rate_hz = source, audio, rate_hz
+        self.source, self.sound, self.rate_hz = source, sound, rate_hz
         self.start_s, self.video_start_s, self.title = start_s, video_start_s, title
         self.container, self.codec = FORMATS[suffix]
         self.warnings: list[str] = []
@@ -159,7 +163,7 @@ class Job:
         first = (video.start_time or 0) * (video.time_base or 0)
         start = (first if self.video_start_s is None else Fraction(self.video_start_s)) - shift + Fraction(self.start_s)
         copied = {video.index: self.add_copy(target, video)}
-        stem = Stem(target, self.codec, self.audio, self.rate_hz, start, self.title)
+        stem = Stem(target, self.codec, self.sound, self.rate_hz, start, self.title)
         for number, sound in enumerate(source.streams.audio):
             if sound.codec_context is None or not sound.codec_context.sample_rate:
                 self.warnings.append(f"{self.source.name}: a sound track that cannot be read was left out")
@@ -192,7 +196,8 @@ class Job:
             elif packet.size:
                 index = packet.stream_index
                 order.fix(packet, shift)
-                target.mux(stem.encode_until(float((packet.dts or 0) * packet.time_base)))
+                for encoded in stem.encode_until(float((packet.dts or 0) * packet.time_base)):
+                    target.mux(encoded)
                 packet.stream = copied[index]
                 try:
                     target.mux(packet)
@@ -204,7 +209,8 @@ class Job:
                     left_out += 1
         for index in refused.keys() - taken:
             raise Damaged(reason(refused[index])) from refused[index]
-        target.mux(stem.encode_until(float("inf")))
+        for encoded in stem.encode_until(float("inf")):
+            target.mux(encoded)
         if left_out:
             self.warnings.append(f"{self.source.name}: damaged in {left_out} places, which were left out")
 
@@ -249,11 +255,11 @@ class Stem:
     """The new sound track. It is encoded piece by piece while packets are copied."""
 
     def __init__(
-        self, target: OutputContainer, codec: str, audio: Audio, rate_hz: int, start: Fraction, title: str
+        self, target: OutputContainer, codec: str, sound: Iterable[Audio], rate_hz: int, start: Fraction, title: str
     ) -> None:
         rates_hz = av.Codec(codec, "w").audio_rates
         if rates_hz and rate_hz not in rates_hz:
-            audio, rate_hz = resample(audio, rate_hz, FALLBACK_RATE_HZ), FALLBACK_RATE_HZ
+            sound, rate_hz = resampled(sound, rate_hz, FALLBACK_RATE_HZ), FALLBACK_RATE_HZ
         self.stream = cast(AudioStream, target.add_stream(codec, rate_hz, layout="mono"))
         if codec == "aac":
             self.stream.bit_rate = AAC_BITS_PER_S
@@ -262,25 +268,43 @@ class Stem:
         self.stream.metadata.update(title=title or "stem", handler_name=title or "stem")
         self.stream.disposition = DEFAULT
         self.rate_hz, self.samples = rate_hz, 0
-        self.blocks = blocks(audio, max(0, round(start * rate_hz)), rate_hz)
+        self.blocks = blocks(sound, max(0, round(start * rate_hz)), rate_hz)
 
-    def encode_until(self, time_s: float) -> list[Packet[AudioStream]]:
-        """Encode and return the packets that begin up to `time_s`. Infinity also flushes the encoder."""
-        encoded: list[Packet[AudioStream]] = []
+    def encode_until(self, time_s: float) -> Iterator[Packet[AudioStream]]:
+        """Encode and yield the packets that begin up to `time_s`. Infinity also flushes the encoder."""
         while self.samples <= time_s * self.rate_hz:
             block = next(self.blocks, None)
             if block is None:
-                return [*encoded, *self.stream.encode(None)] if time_s == float("inf") else encoded
+                if time_s == float("inf"):
+                    yield from self.stream.encode(None)
+                return
             frame = av.AudioFrame.from_ndarray(block[None], format="fltp", layout="mono")
             frame.sample_rate, frame.pts, frame.time_base = self.rate_hz, self.samples, Fraction(1, self.rate_hz)
             self.samples += len(block)
-            encoded += self.stream.encode(frame)
-        return encoded
+            yield from self.stream.encode(frame)
 
 
-def blocks(audio: Audio, silence: int, size: int) -> Iterator[Audio]:
-    """Yield `silence` samples of silence, then the audio, in pieces (n,) of at most `size` samples."""
+def resampled(sound: Iterable[Audio], from_hz: int, to_hz: int) -> Iterator[Audio]:
+    """Yield the blocks (n,) at another sample rate."""
+    resampler = Resampler(from_hz, to_hz)
+    for block in sound:
+        yield resampler.push(block)
+    yield resampler.finish()
+
+
+def blocks(sound: Iterable[Audio], silence: int, size: int) -> Iterator[Audio]:
+    """Yield `silence` samples of silence, then the sound, in pieces (n,) of at most `size` samples.
+
+    The pieces do not depend on the sizes of the sound's blocks, and so neither does what the encoder makes of them.
+    """
     for start in range(0, silence, size):
         yield np.zeros(min(size, silence - start), np.float32)
-    for start in range(0, len(audio), size):
-        yield np.clip(audio[start : start + size], -1, 1)
+    rest = np.empty(0, np.float32)
+    for block in sound:
+        rest = np.concatenate([rest, check_audio(block)])
+        whole = len(rest) - len(rest) % size
+        for start in range(0, whole, size):
+            yield np.clip(rest[start : start + size], -1, 1)
+        rest = rest[whole:].copy()
+    if len(rest):
+        yield np.clip(rest, -1, 1)

@@ -7,7 +7,7 @@ objects in one frame, with interleaved events; these are never used in training.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -141,22 +141,25 @@ def composed_scene(seed: Sequence[int], kinds: tuple[str, str] | None = None) ->
     )
 
 
-def clocks(events_s: npt.NDArray[np.float64]) -> Clocks:
+def clocks(events_s: npt.NDArray[np.float64], times_s: Array) -> Clocks:
     """Time since the last event and until the next one, at every frame."""
-    gap = frame_times()[:, None] - events_s[None].astype(np.float32)
+    gap = times_s[:, None] - events_s[None].astype(np.float32)
     since = np.where(gap >= 0, gap, FAR_S).min(1)
     until = np.where(gap < 0, -gap, FAR_S).min(1)
     return Clocks(since=since.astype(np.float32), until=until.astype(np.float32))
 
 
-def render(scene: Scene, size: int = SIZE) -> npt.NDArray[np.uint8]:
-    """Renders the frames, (FRAMES, 3, size, size)."""
-    canvas = Canvas(FRAMES, size)
+def render(scene: Scene, size: int = SIZE, times_s: Array | None = None) -> npt.NDArray[np.uint8]:
+    """Renders the frames, (FRAMES, 3, size, size), or as many as there are times. Distractors are interpolated."""
+    own = frame_times()
+    times_s = own if times_s is None else times_s
+    canvas = Canvas(len(times_s), size)
     canvas.gradient(scene.sky, scene.ground)
     for item in scene.distractors:
-        _paint_distractor(canvas, item)
+        x, y = (np.interp(times_s, own, place).astype(np.float32) for place in (item.x, item.y))
+        _paint_distractor(canvas, replace(item, x=x, y=y))
     for source in scene.sources:
-        LOOKS[source.kind](canvas, source.place, clocks(source.events_s), source.colour)
+        LOOKS[source.kind](canvas, source.place, clocks(source.events_s, times_s), source.colour)
     return canvas.frames_uint8(np.random.default_rng(scene.seed), scene.grain)
 
 
