@@ -100,8 +100,8 @@ def line(solver: str, steps: int, numbers: dict[str, float | None]) -> str:
 
 @click.command()
 @click.option("--bundle", type=click.Path(path_type=Path, exists=True, file_okay=False), help="[default: the demo's]")
-@click.option("--scenes", type=click.IntRange(1), default=16, show_default=True, help="Scenes, of two stems each.")
-@click.option("--backend", default="cpu", show_default=True)
+@click.option("--scenes", type=click.IntRange(1), default=8, show_default=True, help="Scenes, of two stems each.")
+@click.option("--backend", default="openvino", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Also kept as JSON.")
 def main(bundle: Path | None, scenes: int, backend: str, out: Path | None) -> None:
     """Stems of the demo bundle by each solver in few steps: how far from many steps, and what is heard in them."""
@@ -112,9 +112,11 @@ def main(bundle: Path | None, scenes: int, backend: str, out: Path | None) -> No
         found.append({"solver": solver, "steps": steps, **numbers})
         click.echo(line(solver, steps, numbers))
     if out is not None:
-        setting = {"command": "python -m selva_bench.solvers", "scenes": scenes, "machine": machine.describe()}
+        setting = {"command": "python -m selva_bench.solvers", "scenes": scenes, "backend": backend}
         with atomic_write(out) as temporary:
-            temporary.write_text(json.dumps({**setting, "rows": found}, indent=1) + "\n", encoding="utf-8")
+            temporary.write_text(
+                json.dumps({**setting, "machine": machine.describe(), "rows": found}, indent=1) + "\n", encoding="utf-8"
+            )
 
 
 if __name__ == "__main__":
