@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selva_bundle.lengths import SequenceRules
-from selva_ref.model.flow_matching import adaptive, euler
+from selva_ref.model.flow_matching import ab2, adaptive, euler
 from selva_ref.model.generator import Conditions, Generator
 from selva_ref.model.layers import cast
 from selva_ref.model.presets import Preset, get_preset
@@ -97,7 +97,7 @@ class Pipeline:
             duration_s: seconds of sound, from 0.64 to 30.
             negative: sounds to avoid; None: the learned empty text.
             noise: (latent length, latent width) float32; None: the noise the runtime draws for a first stem.
-            solver: "euler" with `steps`, or "adaptive".
+            solver: "euler" or "ab2" with `steps`, or "adaptive".
 
         Returns:
             float32 (round(duration_s * rate),) in [-1, 1].
@@ -111,7 +111,12 @@ class Pipeline:
             return self.generator.guided_flow(x, torch.tensor([t], device=self.device), conditions, empty, guidance)
 
         start = torch.from_numpy(noise)[None].to(self.device, self.video_encoder.dtype)
-        latent = {"euler": lambda: euler(flow, start, steps=steps), "adaptive": lambda: adaptive(flow, start)}[solver]()
+        solvers = {
+            "euler": lambda: euler(flow, start, steps=steps),
+            "ab2": lambda: ab2(flow, start, steps=steps),
+            "adaptive": lambda: adaptive(flow, start),
+        }
+        latent = solvers[solver]()
         mel = self.vae.decode(self.generator.unnormalize(latent).transpose(1, 2))
         audio = self.vocoder(mel).flatten()[: lengths.samples]
         return F.pad(audio, (0, lengths.samples - audio.shape[0])).cpu().numpy()

@@ -24,6 +24,7 @@ CASES = {
     "odd length, default steps": {"prompts": PROMPTS[:2], "duration_s": 2.37},
     "four stems": {"prompts": PROMPTS, "duration_s": 0.64, "negative": "", "steps": 4},  # the fake engines take three
     "no guidance": {"prompts": PROMPTS[:2], "duration_s": 1.5, "guidance": 0.5, "steps": 7},
+    "ab2": {"prompts": PROMPTS[:2], "duration_s": 1.0, "negative": "music", "solver": "ab2", "steps": 7},
     "the longest clip": {"prompts": PROMPTS[:1], "duration_s": 30.0, "steps": 1},
 }
 ALL, ONE = tuple(CASES), ("one second",)

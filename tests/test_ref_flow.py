@@ -9,7 +9,7 @@ import pytest
 import torch
 from sessions import moving_frames
 
-from selva_ref.model.flow_matching import adaptive, euler, path
+from selva_ref.model.flow_matching import ab2, adaptive, euler, path
 from selva_ref.pipeline import Pipeline
 
 
@@ -23,6 +23,16 @@ def test_euler_on_a_cubic_has_the_known_sum() -> None:
 def test_euler_of_exponential_growth() -> None:
     end = euler(lambda t, x: x, torch.ones(1), steps=10)
     assert float(end) == pytest.approx(1.1**10, rel=1e-6)
+
+
+def test_ab2_has_the_known_sum_and_is_of_second_order() -> None:
+    n = 25
+    end = ab2(lambda t, x: torch.full_like(x, 2 * t), torch.zeros(2, 3), steps=n)
+    # 1.5 v_i - 0.5 v_{i-1} is v at the middle of a step, so only the first step, Euler's, is wrong: by 1/n^2
+    assert end.numpy() == pytest.approx(1 - 1 / n**2, abs=1e-6)
+    ones = torch.ones(1, dtype=torch.float64)
+    errors = [abs(float(ab2(lambda t, x: x, ones, steps=steps)) - math.e) for steps in (50, 100)]
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(2, abs=0.05)
 
 
 def test_adaptive_reaches_the_integral() -> None:

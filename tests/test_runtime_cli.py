@@ -104,6 +104,13 @@ def test_json_is_one_document(run, tmp_path):
     assert not np.array_equal(audio[0], audio[1])
 
 
+def test_the_solver_changes_the_sound_and_stands_in_the_report(run):
+    reports = [json.loads(run("-p", "rain", "--json", *more).stdout) for more in ([], ["--solver", "ab2"])]
+    assert [report["solver"] for report in reports] == ["euler", "ab2"]
+    one, other = (soundfile.read(report["stems"][0]["file"])[0] for report in reports)
+    assert not np.array_equal(one, other)
+
+
 def test_nothing_is_ever_overwritten(run, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "rain.wav").write_bytes(b"mine")

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from clips import numbered, write_video
 from gpus import on_host
-from sessions import SAMPLE_RATE_HZ, encode, few_steps, moving_frames
+from sessions import SAMPLE_RATE_HZ, encode, few_steps, flow_inputs, moving_frames, ramp
 
 from selva_bundle.manifest import Graph, Port
 from selva_runtime import BackendError, Cancelled, DeviceMemoryError, RequestError, Session
 from selva_runtime.backends.gpu.device_array import STAGING_BYTES, DeviceArray, MemoryPool
 from selva_runtime.backends.gpu.flow_plan import STEPS_PER_LAUNCH, FlowPlan
 from selva_runtime.backends.gpu.host_device import HostDevice
+from selva_runtime.flow import AB2, EULER, integrate
 from selva_runtime.media.video import read_clip
 
 CLOSE = {"rtol": 0, "atol": 1e-5}
@@ -77,6 +78,25 @@ def test_recorded_steps_are_the_steps(demo_bundle, session, clip, steps):
     with on_host(demo_bundle, recorded=False) as plain:
         recorded, stepped = (few_steps(each, clip, ["rain"], steps=steps)[0] for each in (session, plain))
     np.testing.assert_array_equal(recorded.audio, stepped.audio)
+
+
+@pytest.mark.parametrize("solver", [EULER, AB2])
+@pytest.mark.parametrize("steps", [1, STEPS_PER_LAUNCH + 2])
+@pytest.mark.parametrize("recorded", [True, False])
+def test_held_latents_and_kept_states_are_those_of_the_cpu(demo_bundle, cpu, solver, steps, recorded):
+    noise, conditions = flow_inputs(cpu)
+    options = {"steps": steps, "guidance": 2.0, "cancel": None, "on_step": lambda: None, "solver": solver}
+    with on_host(demo_bundle, recorded=recorded) as session:
+        for held in (None, ramp(noise, steps, 1), ramp(noise, steps, 2), None):
+            for keeps in (True, False):
+                found, expected = (
+                    integrate(each._executor, noise, conditions, **options, held=held, keep_states=keeps)
+                    for each in (session, cpu)
+                )
+                np.testing.assert_allclose(np.asarray(found[0]), expected[0], **CLOSE)
+                assert (found[1] is None, expected[1] is None) == (not keeps, not keeps)
+                if keeps:
+                    np.testing.assert_allclose(found[1], expected[1], **CLOSE)
 
 
 def test_known_shapes_allocate_nothing(demo_bundle):

@@ -15,13 +15,16 @@ from device_work import Range
 from fake_cuda import FakeCuda
 from fake_onnxruntime import FakeOnnxRuntime
 from gpus import on_fake_engines
-from sessions import encode, few_steps, moving_frames
+from sessions import encode, few_steps, flow_inputs, moving_frames, ramp
 
+from selva_bench.gpu import compile_kernels
 from selva_bundle.manifest import GRAPHS
 from selva_runtime import BackendError, DeviceMemoryError, Session
-from selva_runtime.backends.gpu import cuda_device, device_array, executor, onnx_graphs
+from selva_runtime.backends import solvers
+from selva_runtime.backends.gpu import cuda_device, cuda_kernels, device_array, executor, onnx_graphs
 from selva_runtime.backends.gpu.cuda_device import CudaDevice
 from selva_runtime.backends.gpu.device_array import MemoryPool
+from selva_runtime.flow import AB2, EULER, integrate
 
 CLOSE = {"rtol": 0, "atol": 1e-5}
 
@@ -34,7 +37,7 @@ def cpu(demo_bundle):
 @pytest.fixture
 def cuda(monkeypatch):
     fake = FakeCuda()
-    monkeypatch.setattr(cuda_device, "_import_cuda", lambda api: fake)
+    monkeypatch.setattr(cuda_device, "_import_cuda", fake.module)
     yield fake
     fake.check()
 
@@ -74,6 +77,72 @@ def test_a_new_prompt_of_another_length_allocates_nothing_and_waits_once(cuda, c
     assert cuda.calls["cudaStreamBeginCapture"] == cuda.calls["cudaFree"] == cuda.calls["cudaHostAlloc"] == 0
     assert (cuda.calls["cudaMalloc"], cuda.waits) == (0, 1)
     np.testing.assert_allclose(stem.audio, few_steps(cpu, encode(cpu), [prompt], steps=11)[0].audio, **CLOSE)
+
+
+@pytest.mark.parametrize("solver", [EULER, AB2])
+def test_windows_of_one_shape_share_recordings_and_memory(cuda, cpu, start, solver):
+    """Each window holds other latents. The reads of the latents and of the states are the only waits."""
+    session, (noise, conditions) = start(), flow_inputs(cpu)
+    common = {"steps": 11, "guidance": 3.0, "cancel": None, "on_step": lambda: None, "solver": solver}
+
+    def window(executor, seed):
+        held = ramp(noise, 11, seed)
+        latents, states = integrate(executor, noise, conditions, **common, held=held, keep_states=True)
+        return np.asarray(latents), states
+
+    free = {"steps": 11}  # an integration between that does something else must not matter
+    integrate(session._executor, noise, conditions, **{**common, **free})
+    for seed in range(4):
+        cuda.calls.clear()
+        launches = cuda.driver.calls
+        found, expected = window(session._executor, seed), window(cpu._executor, seed)
+        if seed > 1:
+            assert cuda.calls["cudaStreamBeginCapture"] == cuda.calls["cudaMalloc"] == cuda.calls["cudaHostAlloc"] == 0
+            assert cuda.waits == 2
+        for one, other in zip(found, expected, strict=True):
+            assert one.shape == other.shape
+            np.testing.assert_allclose(one, other, **CLOSE)
+    recorded = session.info.backend == "tensorrt"  # ONNX Runtime records the graph itself, so the kernels are apart
+    each_step = 2 if solver == AB2 else 1
+    assert cuda.driver.calls - launches == (0 if recorded else 11 * each_step)
+
+
+@pytest.mark.parametrize("steps", [1, 7])
+def test_ab2_on_the_gpu_is_that_of_the_cpu(cpu, start, steps):
+    session = start()
+    ours, expected = (few_steps(each, encode(each), ["rain"], steps=steps, solver=AB2)[0] for each in (session, cpu))
+    np.testing.assert_allclose(ours.audio, expected.audio, **CLOSE)
+    euler = few_steps(cpu, encode(cpu), ["rain"], steps=steps)[0]
+    assert np.array_equal(euler.audio, expected.audio) == (steps == 1)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 130, 20), (3, 7, 5)])
+def test_the_kernels_compute_what_numpy_does(cuda, shape):
+    """To the last bit, also where NaN stands in values that do not count."""
+    pool, rng = MemoryPool(CudaDevice()), np.random.default_rng(1)
+    x, y, last, known = (rng.standard_normal(shape, np.float32) for _ in range(4))
+    weights = rng.choice(np.array([0, 0.3, 1], np.float32), shape[1])
+    known[:, weights == 0] = np.nan
+    state = pool.put(x)
+    pool.device.kernels.blend(state, pool.put(known), pool.put(weights))
+    np.testing.assert_array_equal(np.asarray(state), solvers.blend(x, known, weights))
+    for gain, before, told in ((0.5, last, last), (0.0, np.full_like(last, np.nan), None)):
+        state, kept = pool.put(x), pool.put(before)
+        pool.device.kernels.advance(state, pool.put(y), kept, pool.put(np.array([gain], np.float32)))
+        for one, other in zip((state, kept), solvers.advance(x, y, told), strict=True):
+            np.testing.assert_array_equal(np.asarray(one), other)
+
+
+def test_the_ptx_is_made_from_the_source_beside_it():
+    assert cuda_kernels.PTX.read_text().startswith(compile_kernels.first_line())
+
+
+def test_kernels_that_cannot_be_loaded_are_an_error_of_the_backend(cuda, tmp_path, monkeypatch):
+    newer = tmp_path / "kernels.ptx"
+    newer.write_text(cuda_kernels.PTX.read_text().replace(".version 9.0", ".version 9.9"))
+    monkeypatch.setattr(cuda_kernels, "PTX", newer)
+    with pytest.raises(BackendError, match=r"^CUDA: cuLibraryLoadData failed: .* \(CUDA_ERROR_UNSUPPORTED_PTX_VERSION"):
+        _ = CudaDevice().kernels
 
 
 def test_a_call_that_fails_leaves_nothing_queued(cuda, start):

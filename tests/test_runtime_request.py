@@ -27,6 +27,7 @@ PLAIN = {"negative": None, "seed": 7, "steps": 25, "guidance": 4.5, "takes": 1}
         {"guidance": np.float32(4.5)},
         {"takes": 1},
         {"takes": 64},
+        {"solver": "ab2"},
     ],
 )
 def test_requests_up_to_each_limit_are_taken(options):
@@ -57,6 +58,8 @@ def test_requests_up_to_each_limit_are_taken(options):
         ({"guidance": b"4"}, r"guidance is b'4'; "),
         ({"guidance": None}, r"guidance is None; "),
         ({"guidance": 10**400}, r"guidance is 1000"),
+        ({"solver": "heun"}, r"unknown solver 'heun'; choose one of euler, ab2$"),
+        ({"solver": None}, r"unknown solver None; "),
         ({"takes": 0}, r"takes is 0; give a whole number from 1 to 64"),
         ({"takes": 65}, r"takes is 65; "),
         ({"seed": -1}, r"seed is -1; give a whole number from 0 to 9223372036854775807"),

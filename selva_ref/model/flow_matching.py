@@ -29,6 +29,19 @@ def euler(flow: Flow, noise: Tensor, *, steps: int = 25) -> Tensor:
     return x
 
 
+def ab2(flow: Flow, noise: Tensor, *, steps: int = 25) -> Tensor:
+    """Integrates the flow with `steps` equal steps of the two-step Adams-Bashforth method; the first is Euler's.
+
+    x += (1.5 v_i - 0.5 v_{i-1}) / steps with v_i = v(i / steps, x): second order, one evaluation of the flow a step.
+    """
+    x, last = noise, None
+    for i in range(steps):
+        v = flow(i / steps, x)
+        x = x + (v if last is None else 1.5 * v - 0.5 * last) / steps
+        last = v
+    return x
+
+
 def adaptive(flow: Flow, noise: Tensor, *, rtol: float = 1e-5, atol: float = 1e-5) -> Tensor:
     """Integrates the flow with fifth-order Dormand-Prince and adaptive steps (torchdiffeq's `dopri5`)."""
     times = torch.tensor([0.0, 1.0], dtype=noise.dtype, device=noise.device)

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from cuda.bindings import runtime as real
 from device_work import NOTHING, Item, Memory, Range, Task, Work
+from fake_driver import FakeDriver
 
 _ERROR, _MODE = real.cudaError_t, real.cudaStreamCaptureMode
 _FIRST_HANDLE, _HANDLE_STEP = 0x5E1A0000, 16
@@ -104,7 +105,9 @@ class FakeCuda:
         self.after: dict[str, Callable[[], None]] = {}
         """What else happens in the process after a call of this function, such as a garbage collection."""
         self.violations: list[str] = []
-        self._name, self._capability = name, capability
+        self.driver = FakeDriver(self)
+        self.capability = capability
+        self._name = name
         self._lock = threading.RLock()
         self._memory = Memory()
         self._work = Work(self._memory, self.violations.append)
@@ -124,6 +127,11 @@ class FakeCuda:
     def waits(self) -> int:
         """How often the host waited for the device."""
         return sum(count for name, count in self.calls.items() if name.endswith("Synchronize"))
+
+    @property
+    def captures(self) -> bool:
+        """Whether a stream captures."""
+        return any(each.capture is not None for each in self._streams())
 
     @property
     def used_bytes(self) -> int:
@@ -160,6 +168,19 @@ class FakeCuda:
                 return refused.error
             return _ERROR.cudaSuccess
 
+    def take(self, stream: int, task: Task) -> bool:
+        """Queue a kernel of the driver, whose errors are its own. Says whether it was taken."""
+        with self._lock:
+            try:
+                self._queue(stream, task)
+            except Refused:
+                return False
+            return True
+
+    def module(self, api: str) -> FakeCuda | FakeDriver:
+        """The fake of `cuda.bindings.runtime` or `.driver`."""
+        return {"runtime": self, "driver": self.driver}[api]
+
     # The device.
 
     @_call(1)
@@ -173,7 +194,7 @@ class FakeCuda:
 
     @_call(1)
     def cudaGetDeviceProperties(self, device: int) -> Any:
-        major, minor = self._capability
+        major, minor = self.capability
         return SimpleNamespace(name=self._name.encode().ljust(256, b"\0"), major=major, minor=minor)
 
     @_call()

@@ -2,7 +2,9 @@
 
 import numpy as np
 
+from selva_bundle.ports import GUIDED_STEP
 from selva_runtime import Clip, Session, Stem
+from selva_runtime.flow import Held
 
 SAMPLE_RATE_HZ = 16000
 
@@ -24,3 +26,29 @@ def encode(session: Session, duration_s: float = 1.0) -> Clip:
 def few_steps(session: Session, clip: Clip, prompts: list[str], **options: object) -> list[Stem]:
     """Generates in three steps, unless `options` says otherwise."""
     return session.generate(clip, prompts, **{"steps": 3, **options})
+
+
+def flow_inputs(session: Session, duration_s: float = 1.0) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Noise (1, T, Z) and conditions of a stem, as a session on a CPU gives them to the flow."""
+    run, found = session._executor.run, {}
+
+    def listen(name, feeds, cancel=None):
+        if name == GUIDED_STEP:
+            found.update(feeds)
+        return run(name, feeds, cancel)
+
+    session._executor.run = listen
+    try:
+        few_steps(session, encode(session, duration_s), ["rain"], steps=1)
+    finally:
+        del session._executor.run
+    noise = found.pop("latents")
+    return noise, {name: values for name, values in found.items() if name not in ("t", "dt", "guidance")}
+
+
+def ramp(noise: np.ndarray, steps: int, seed: int) -> Held:
+    """Random latents that are held at the beginning, free at the end (where they are NaN), and blended between."""
+    values = np.random.default_rng(seed).standard_normal((steps, *noise.shape), np.float32)
+    weights = np.clip(np.linspace(2, -1, noise.shape[1], dtype=np.float32), 0, 1)
+    values[:, :, weights == 0] = np.nan
+    return Held(values=values, weights=weights)

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from selva_bench.options import BenchError
 from selva_bundle.errors import DeviceMemoryError, RequestError
+from selva_runtime.backends import solvers
 from selva_runtime.backends.gpu.device_array import STAGING_BYTES, MemoryPool
 
 Make = Callable[[], Any]
@@ -111,6 +112,30 @@ def recording_amid_garbage(make: Make) -> None:
     _equal(np.asarray(target), np.arange(1000))
 
 
+def kernels(make: Make) -> None:
+    """The solvers' kernels compute what NumPy does to the last bit, recorded and with NaN where values do not count."""
+    device = make()
+    pool, rng = MemoryPool(device), np.random.default_rng(0)
+    x, y, known, last = (rng.standard_normal((3, 130, 20), np.float32) for _ in range(4))
+    weights = rng.choice(np.array([0, 0.3, 1], np.float32), 130)
+    known[:, weights == 0] = np.nan
+    state, euler, values, rows, before = (pool.put(each) for each in (x, y, known, weights, last))
+    gains = pool.put(np.array([0, 0.5], np.float32))
+    work = device.kernels  # loaded before the recording
+
+    def steps() -> None:
+        work.blend(state, values, rows)
+        work.advance(state, euler, before, gains[:1])
+        work.advance(state, euler, before, gains[1:])
+
+    device.record(steps)()
+    after, change = solvers.advance(solvers.blend(x, known, weights), y, None)
+    after, change = solvers.advance(after, y, change)
+    found = pool.read(state, before)
+    _equal(found[0], after)
+    _equal(found[1], change)
+
+
 def streams(make: Make) -> None:
     """After `after`, the device reads what another stream was still writing."""
     ours, other = make(), make()
@@ -179,6 +204,7 @@ CHECKS: tuple[Callable[[Make], dict[str, float] | None], ...] = (
     staging,
     recording,
     recording_amid_garbage,
+    kernels,
     streams,
     refusals,
     speed,

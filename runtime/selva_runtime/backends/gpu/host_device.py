@@ -144,4 +144,4 @@ class HostKernels:
 
 def _in_memory(array: DeviceArray) -> npt.NDArray[np.float32]:
     memory = (ctypes.c_uint8 * array.nbytes).from_address(array.pointer)
-    return np.frombuffer(memory, array.dtype).reshape(array.shape)
+    return np.ctypeslib.as_array(memory).view(np.float32).reshape(array.shape)
