@@ -15,7 +15,7 @@ import selva_runtime.session
 from selva_runtime import Session
 from selva_runtime.backends.choose import make_executor
 from selva_runtime.cache import Cache
-from selva_runtime.cache.settings import write_limit
+from selva_runtime.cache.settings import size_text, write_limit
 from selva_runtime.command.cache import main
 from selva_runtime.command.cli import main as generate
 
@@ -51,14 +51,15 @@ def test_list_shows_what_is_kept(cache, run):
     lines = result.stdout.splitlines()
     assert result.exit_code == 0
     assert [row.split()[0] for row in lines[:3]] == ["clip", "text", "clip"]
-    assert [row.split()[1:3] for row in lines[:3]] == [["4.0", "kB"], ["4.2", "kB"], ["4.2", "kB"]]
+    sizes = [file.size_bytes for file in reversed(cache.files())]
+    assert [" ".join(row.split()[1:3]) for row in lines[:3]] == list(map(size_text, sizes))
     assert [row.split("  ")[-1] for row in lines[:3]] == [
         "damaged",
         "rain on tin (demo)",
         "street.mp4 1.50-9.50 s (demo)",
     ]
     assert "2001-09-09" in lines[0]
-    assert lines[3:] == [f"12.5 kB of 20.0 GB in {cache.folder}"]
+    assert lines[3:] == [f"{size_text(sum(sizes))} of 20.0 GB in {cache.folder}"]
 
 
 def test_list_as_json(cache, run):
