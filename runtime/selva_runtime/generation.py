@@ -238,6 +238,7 @@ class Generation:
                         audio=heard[row, samples].copy(),
                         sample_rate_hz=self.rules.sample_rate_hz,
                         latents=ended[row, lead : lead + stop - first].copy(),
+                        notes=tuple(self.notes),
                         device_audio=self._device_part(sound, row, samples),
                     )
                 )

@@ -55,6 +55,8 @@ class StemPart:
     sample_rate_hz: int
     latents: npt.NDArray[np.float32]
     """(latent, width) that the sound was decoded from, for `Stem.latents`."""
+    notes: tuple[str, ...]
+    """Warnings about the run until now."""
     device_audio: DeviceArray | None = None
     """The same samples on the GPU. None without `device_output`."""
 

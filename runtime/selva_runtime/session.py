@@ -37,7 +37,7 @@ from selva_runtime.progress import Progress, no_progress
 from selva_runtime.request import StemRequest, check_region, check_span
 from selva_runtime.results import Clip, SessionInfo, Stem, StemPart
 from selva_runtime.text import TextEncoder
-from selva_runtime.windows import Grid, Window, one_pass, plan, region_windows
+from selva_runtime.windows import Grid, Window, joins_s, one_pass, plan, region_windows
 
 AUTO, NO_CUTS = "auto", "none"
 """What `cuts` may be, besides a list of seconds."""
@@ -363,6 +363,15 @@ class Session:
         )
         return self._run(generation, windows, form, noise, loop=loop, stream=stream)
 
+    def joins_s(self, clip: Clip, *, long: str | LongForm = WINDOWS, loop: bool = False) -> tuple[float, ...]:
+        """Return where the windows of a clip join, in seconds of the stems. None in a clip of one window.
+
+        Raises:
+            RequestError: an argument is out of range.
+        """
+        form = long if isinstance(long, LongForm) else self._bundle.manifest.long_form
+        return joins_s(self._windows(clip, form, long, loop=loop), self._rules)
+
     def regenerate(
         self,
         clip: Clip,
@@ -372,7 +381,7 @@ class Session:
         *,
         seed: int,
         prompt: str | None = None,
-        long: LongForm | None = None,
+        long: str | LongForm = WINDOWS,
         progress: Progress | None = None,
         cancel: Event | None = None,
     ) -> Stem:
@@ -397,7 +406,7 @@ class Session:
         hop = 2 * self._rules.hop
         first, stop = (exact_seconds(time_s) * self._rules.sample_rate_hz / hop for time_s in (begin_s, end_s))
         check_region(begin_s, end_s, clip.duration_s)
-        generation, planned, form = self._generation(clip, request, long or WINDOWS, progress=progress, cancel=cancel)
+        generation, planned, form = self._generation(clip, request, long, progress=progress, cancel=cancel)
         grid = self._grid(clip, form)
         if len(stem.latents) != grid.latent:
             raise RequestError("the stem is not as long as the clip; regenerate it from the clip that it was made from")

@@ -245,7 +245,7 @@ def loop_length(grid: Grid) -> int:
     return grid.begin(last, last.segments)
 
 
-def joins_s(windows: list[Window], rules: SequenceRules) -> list[float]:
+def joins_s(windows: list[Window], rules: SequenceRules) -> tuple[float, ...]:
     """Seconds of the joins between windows: the middles of the fades, and cuts."""
     latents_per_s = rules.sample_rate_hz / (2 * rules.hop)
-    return [(window.start + window.known - window.fade / 2) / latents_per_s for window in windows[1:]]
+    return tuple((window.start + window.known - window.fade / 2) / latents_per_s for window in windows[1:])

@@ -25,6 +25,8 @@ SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True}
 """click's settings for every command."""
 
 USER_ERROR = 2
+CANCELLED = 130
+"""As after Ctrl-C."""
 _STOPPED = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from selva_runtime.command.base import USER_ERROR, StoppableCommand
+from selva_runtime.command.base import CANCELLED, USER_ERROR, StoppableCommand
 
 
 class _Generate(StoppableCommand):
@@ -45,6 +45,22 @@ class _NeededOption(_UnlessListing, click.Option):
     """An option that a run needs."""
 
 
+class _Region(click.ParamType):
+    """Two numbers of seconds with a colon between them."""
+
+    name = "region"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, float]:
+        """Return the two numbers."""
+        if isinstance(value, tuple):
+            return value
+        begin, _, end = str(value).partition(":")
+        try:
+            return float(begin), float(end)
+        except ValueError:
+            self.fail(f"{value!r} is not two numbers of seconds, such as 12.0:15.5", param, ctx)
+
+
 @click.command("selva-generate", cls=_Generate, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("video", cls=_NeededArgument)
 @click.option(
@@ -61,7 +77,31 @@ class _NeededOption(_UnlessListing, click.Option):
 )
 @click.option("--bundle", help="Bundle folder from selva-export.  [default: $SELVA_BUNDLE, else the toy demo]")
 @click.option("--start", "start_s", type=float, default=0.0, show_default=True, help="Seconds into the video.")
-@click.option("--duration", "duration_s", type=float, help="Seconds to use.  [default: the bundle's, 8 s]")
+@click.option(
+    "--duration", "duration_s", type=float, help="Seconds to use; --duration 8 is quick.  [default: to the end]"
+)
+@click.option(
+    "--cuts",
+    default="auto",
+    show_default=True,
+    help="Where shots begin in a long video: auto, none, or a file with one time a line.",
+)
+@click.option(
+    "--long",
+    default="windows",
+    show_default=True,
+    help="How a video longer than a window is generated: windows, or one-pass up to 30 s.",
+)
+@click.option("--loop", is_flag=True, help="Stems whose end leads back to their begin, for ambience.")
+@click.option(
+    "--region",
+    type=_Region(),
+    metavar="BEGIN:END",
+    help="Generate these seconds of the stem again, such as 12.0:15.5; the rest stays bit for bit.",
+)
+@click.option("--region-seed", type=int, help="Seed for --region.  [default: --seed + 1]")
+@click.option("--region-prompt", help="What to hear in --region.  [default: the stem's prompt]")
+@click.option("--keep-partial", is_flag=True, help="When stopped, keep what each stem of a long video has until then.")
 @click.option(
     "--frame-rule",
     default="first",
@@ -151,9 +191,11 @@ def main(stop: Event, /, listing: bool, as_json: bool, quiet: bool, **options: A
         for stem in report.stems:
             for path in filter(None, (stem.file, stem.video)):
                 click.echo(os.fsencode(path))
+    for what in report.left_out:
+        say("notice", f"left out: {what}")
     if report.error is not None:
         click.echo(f"error: {report.error}", err=True)
-        raise click.exceptions.Exit(USER_ERROR)
+        raise click.exceptions.Exit(CANCELLED if report.cancelled else USER_ERROR)
 
 
 def _list(bundle: str | None, as_json: bool) -> None:

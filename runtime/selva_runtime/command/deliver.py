@@ -14,23 +14,27 @@ from dataclasses import replace
 from pathlib import Path
 from threading import Event
 
-from selva_bundle.errors import BundleError, SelvaError
+from selva_bundle.errors import BundleError, CacheError, Cancelled, RequestError, SelvaError
 from selva_runtime.command.output import output_folder
-from selva_runtime.command.progress import StageClock
+from selva_runtime.command.progress import StageClock, TimeLeft
 from selva_runtime.command.records import GenerateReport, GenerateRequest, StemFile
-from selva_runtime.media.audio import check_rate, resample, stem_file_name, write_wav
+from selva_runtime.command.stem_files import StemFiles
+from selva_runtime.media.audio import WavBlocks, check_rate
+from selva_runtime.media.cuts import read_cuts
 from selva_runtime.media.frames import check_frame_rule
 from selva_runtime.media.mux import mux
-from selva_runtime.media.video import VideoFile
+from selva_runtime.media.video import VideoFile, header_length
 from selva_runtime.progress import Progress
-from selva_runtime.request import check_span, check_whole
-from selva_runtime.results import Clip, Stem
-from selva_runtime.session import Session
-from selva_runtime.text import short
+from selva_runtime.request import MAX_SEED, check_region, check_span, check_whole
+from selva_runtime.results import Clip
+from selva_runtime.session import AUTO, NO_CUTS, ONE_PASS, WINDOWS, Session
+from selva_runtime.text import check_prompt, short
 
 DEMO_BUNDLE = Path(__file__).parents[1] / "demo_bundle"
 _WAV_BYTES_PER_SAMPLE = 3
 _WAV_HEADER_BYTES = 4096
+_NOTHING_S = 0.1
+"""A video that goes on for no longer than this was used whole."""
 
 Say = Callable[[str, str], None]
 """Called with "notice" or "warning", and a line to show."""
@@ -76,7 +80,9 @@ class _Run:
     def __init__(self, asked: GenerateRequest, say: Say, progress: Progress | None, cancel: Event | None) -> None:
         self.asked, self.cancel = asked, cancel
         self.clock = StageClock(progress)
+        self._time_left = TimeLeft(lambda text: say("notice", text))
         self.warnings: list[str] = []
+        self.left_out: list[str] = []
         self.error: str | None = None
         self._say = say
         self.bundle = default_bundle() if asked.bundle is None else Path(asked.bundle)
@@ -97,11 +103,18 @@ class _Run:
             solver=asked.solver,
             takes=asked.takes,
         )
-        self.duration_s = self.info.defaults.duration_s if asked.duration_s is None else asked.duration_s
         check_span(asked.start_s, asked.duration_s, self.info.min_duration_s)
+        check_frame_rule(asked.frame_rule)
+        if asked.long not in (WINDOWS, ONE_PASS):
+            raise RequestError(f"long is {asked.long!r}; give {WINDOWS} or {ONE_PASS}")
+        self.cuts: str | list[float] = str(asked.cuts)
+        if self.cuts not in (AUTO, NO_CUTS):
+            self.cuts = [frame / self.info.fps for frame in read_cuts(asked.cuts, self.info.fps)]
+        if asked.long == ONE_PASS:
+            self.cuts = NO_CUTS
+        self.region = self._checked_region()
         self.rate_hz = self.info.sample_rate_hz if asked.sample_rate_hz is None else asked.sample_rate_hz
         check_rate(self.rate_hz)
-        check_frame_rule(asked.frame_rule)
         for number in asked.mux:
             check_whole(number, "mux", 1, len(self.request.prompts))
         self.video = VideoFile(asked.video)
@@ -109,22 +122,106 @@ class _Run:
     def report(self) -> GenerateReport:
         with output_folder(self.asked.out, self._needed_bytes()) as folder:
             self._announce()
-            self.session.verify(self.clock)
-            clip = self.session.encode(
-                self.video,
-                duration_s=self.duration_s,
-                start_s=self.asked.start_s,
-                frame_rule=self.asked.frame_rule,
-                progress=self.clock,
+            self.session.verify(self._progress)
+            try:
+                return self._make(folder, self._encode())
+            except CacheError:  # the damaged entry is gone by now
+                self.video.reopen()
+                return self._make(folder, self._encode())
+
+    def _encode(self) -> Clip:
+        clip = self.session.encode(
+            self.video,
+            duration_s=self.asked.duration_s,
+            start_s=self.asked.start_s,
+            cuts=self.cuts,
+            frame_rule=self.asked.frame_rule,
+            progress=self._progress,
+            cancel=self.cancel,
+        )
+        self._tell_what_was_used(clip)
+        return clip
+
+    def _make(self, folder: Path, clip: Clip) -> GenerateReport:
+        """Generate and write the stems, then the copies of the video."""
+        cancelled = False
+        with StemFiles(folder, self.request, self.info, self.rate_hz) as files:
+            try:
+                notes = self._generate(clip, files)
+                stems = files.close(notes)
+            except Cancelled:
+                if not self.asked.keep_partial or not files.written_s:
+                    raise
+                cancelled = True
+                kept = f"{files.written_s:.2f} s of {clip.duration_s:.2f} s"
+                self.left_out.append(f"the stems from {files.written_s:.2f} s on")
+                self.error = f"cancelled: {kept} of each stem were kept"
+                stems = files.close(suffix="-partial")
+        self.clock("write", len(stems), len(stems) + len(self._films()))
+        if not cancelled:
+            self._write_films(stems, clip)
+        return self._report(clip, stems, cancelled=cancelled)
+
+    def _generate(self, clip: Clip, files: StemFiles) -> list[str]:
+        """Write all stems to their files. Return warnings about all of them."""
+        if self.region is not None:
+            return self._generate_region(clip, files, self.region)
+        made = self.session.stream(
+            clip, self.request, long=self.asked.long, loop=self.asked.loop, progress=self._progress, cancel=self.cancel
+        )
+        notes: list[str] = []
+        for part in made:
+            files.write(part.stem, part.audio)
+            notes = list(part.notes)
+        return self._new_warnings(notes)
+
+    def _new_warnings(self, notes: list[str]) -> list[str]:
+        for note in dict.fromkeys(notes):
+            if note not in self.warnings:
+                self._warn(note)
+        return notes
+
+    def _generate_region(self, clip: Clip, files: StemFiles, region: tuple[float, float]) -> list[str]:
+        check_region(*region, clip.duration_s)
+        seed = self.request.seed + 1 if self.asked.region_seed is None else self.asked.region_seed
+        stems = self.session.generate_request(
+            clip, self.request, long=self.asked.long, progress=self._progress, cancel=self.cancel
+        )
+        notes: list[str] = []
+        for index, stem in enumerate(stems):
+            again = self.session.regenerate(
+                clip,
+                stem,
+                *region,
+                seed=seed + stem.take,
+                prompt=self.asked.region_prompt,
+                long=self.asked.long,
+                progress=self._progress,
                 cancel=self.cancel,
             )
-            self._tell_what_was_used(clip)
-            stems = self.session.generate_request(clip, self.request, progress=self.clock, cancel=self.cancel)
-            for warning in dict.fromkeys(warning for stem in stems for warning in stem.warnings):
-                if warning not in self.warnings:
-                    self._warn(warning)
-            files = self._write(folder, stems, clip)
-        return self._report(clip, files)
+            files.write(index, again.audio)
+            notes += again.warnings
+        return self._new_warnings(notes)
+
+    def _checked_region(self) -> tuple[float, float] | None:
+        """Check the options that belong to a region."""
+        asked = self.asked
+        if asked.region is None:
+            for name in ("region_seed", "region_prompt"):
+                if getattr(asked, name) is not None:
+                    raise RequestError(f"--{name.replace('_', '-')} needs --region, such as --region 12.0:15.5")
+            return None
+        if asked.loop:
+            raise RequestError("--region and --loop cannot be used together; make the loop first without a region")
+        if asked.region_seed is not None:
+            check_whole(asked.region_seed, "region-seed", 0, MAX_SEED)
+        if asked.region_prompt is not None:
+            check_prompt(asked.region_prompt)
+        return asked.region
+
+    def _progress(self, stage: str, done: int, total: int) -> None:
+        self.clock(stage, done, total)
+        self._time_left(stage, done, total)
 
     def _warn(self, text: str) -> None:
         self.warnings.append(text)
@@ -155,53 +252,31 @@ class _Run:
         end_s, whole_s = clip.start_s + clip.duration_s, clip.source_duration_s
         if self.asked.duration_s is not None and clip.duration_s < self.asked.duration_s:
             self._warn(f"the video ends at {end_s:.2f} s: the stems are {clip.duration_s:.2f} s long")
-        if self.asked.duration_s is None and whole_s is not None and whole_s > end_s + 0.1:
-            used = f"used {clip.start_s:.1f}-{end_s:.1f} s of {whole_s:.1f} s"
-            self._say("notice", f"{used} (choose with --start, --duration)")
+        if clip.start_s:
+            self.left_out.append(f"the first {clip.start_s:.2f} s of the video (--start)")
+        if self.asked.duration_s is not None and whole_s is not None and whole_s > end_s + _NOTHING_S:
+            self.left_out.append(f"the video from {end_s:.2f} s to {whole_s:.2f} s (--duration)")
 
-    def _write(self, folder: Path, stems: list[Stem], clip: Clip) -> list[StemFile]:
-        """Write all stems before the copies: a copy of the video may fail, and the stems took the time."""
-        takes = self.request.takes
-        films = [(number - 1) * takes for number in sorted(set(self.asked.mux))]
-        total = len(stems) + len(films)
-        files = []
-        for stem in stems:
-            files.append(self._write_stem(folder, stem))
-            self.clock("write", len(files), total)
+    def _films(self) -> list[int]:
+        """Indices of the stems that are also put in a copy of the video."""
+        return [(number - 1) * self.request.takes for number in sorted(set(self.asked.mux))]
+
+    def _write_films(self, stems: list[StemFile], clip: Clip) -> None:
+        """Write the copies last: one may fail, and the stems took the time."""
+        films = self._films()
         for done, index in enumerate(films, len(stems) + 1):
             try:
-                film = self._mux(Path(files[index].file).with_suffix(""), stems[index], clip)
-                files[index] = replace(files[index], video=film)
+                stems[index] = replace(stems[index], video=self._mux(stems[index], clip))
             except SelvaError as error:
                 self.error = self.error or f"the stems are written, but not the film: {' '.join(str(error).split())}"
-            self.clock("write", done, total)
-        return files
+            self.clock("write", done, len(stems) + len(films))
 
-    def _write_stem(self, folder: Path, stem: Stem) -> StemFile:
-        audio = resample(stem.audio, stem.sample_rate_hz, self.rate_hz)
-        name = stem_file_name(stem.prompt) + (f"-take{stem.take + 1}" if self.request.takes > 1 else "")
-        comment = (
-            f"selva-deploy, {self.info.preset} ({self.info.weights} weights), seed {stem.seed}; {self.info.notice}"
-        )
-        path = write_wav(folder / f"{name}.wav", audio, self.rate_hz, title=stem.prompt, comment=comment)
-        return StemFile(
-            prompt=stem.prompt,
-            take=stem.take + 1,
-            seed=stem.seed,
-            file=str(path),
-            video=None,
-            samples=len(audio),
-            sample_rate_hz=self.rate_hz,
-            duration_s=len(audio) / self.rate_hz,
-            warnings=stem.warnings,
-        )
-
-    def _mux(self, out: Path, stem: Stem, clip: Clip) -> str:
+    def _mux(self, stem: StemFile, clip: Clip) -> str:
         result = mux(
             self.asked.video,
-            resample(stem.audio, stem.sample_rate_hz, self.rate_hz),
+            WavBlocks(stem.file),
             self.rate_hz,
-            out,
+            Path(stem.file).with_suffix(""),
             start_s=clip.start_s,
             video_start_s=clip.video_start_s,
             title=stem.prompt,
@@ -212,13 +287,20 @@ class _Run:
 
     def _needed_bytes(self) -> int:
         stems = len(self.request.prompts) * self.request.takes
-        stem_bytes = int(self.duration_s * self.rate_hz) * _WAV_BYTES_PER_SAMPLE + _WAV_HEADER_BYTES
+        header_s = float(header_length(self.video.container, self.video.stream))
+        left_s = max(0.0, header_s - self.asked.start_s)
+        duration_s = left_s if self.asked.duration_s is None else self.asked.duration_s
+        stem_bytes = int(duration_s * self.rate_hz) * _WAV_BYTES_PER_SAMPLE + _WAV_HEADER_BYTES
         video_bytes = 0
         with suppress(OSError, ValueError):
             video_bytes = Path(self.asked.video).stat().st_size
         return stems * stem_bytes + len(set(self.asked.mux)) * (video_bytes + stem_bytes)
 
-    def _report(self, clip: Clip, files: list[StemFile]) -> GenerateReport:
+    def _report(self, clip: Clip, files: list[StemFile], *, cancelled: bool) -> GenerateReport:
+        joins_s = self.session.joins_s(clip, long=self.asked.long, loop=self.asked.loop)
+        shortened = [warning for warning in self.warnings if "is longer than the model reads" in warning]
+        if self.asked.loop:
+            self.left_out.append(f"{clip.duration_s - files[0].duration_s:.2f} s at the end, so that the loop joins")
         return GenerateReport(
             stems=tuple(files),
             video=os.fspath(self.asked.video),
@@ -240,6 +322,11 @@ class _Run:
             backend_reason=self.info.backend_reason,
             notice=self.info.notice,
             warnings=tuple(self.warnings),
+            left_out=(*self.left_out, *shortened),
+            windows=len(joins_s) + 1,
+            joins_s=joins_s,
+            cuts_s=tuple(shot.first_frame / self.info.fps for shot in clip.shots[1:]),
+            cancelled=cancelled,
             timings_s={stage: round(seconds, 3) for stage, seconds in self.clock.seconds.items()},
             error=self.error,
         )

@@ -18,6 +18,20 @@ class GenerateRequest:
     """None means the environment variable SELVA_BUNDLE, or else the demo in the package."""
     start_s: float = 0.0
     duration_s: float | None = None
+    cuts: str | os.PathLike[str] = "auto"
+    """"auto" finds the cuts, "none" takes the video for one shot, anything else is a file of times."""
+    long: str = "windows"
+    """"windows" or "one-pass": how a video that is longer than a window is generated."""
+    loop: bool = False
+    """The end of each stem leads back to its begin."""
+    region: tuple[float, float] | None = None
+    """Begin and end, in seconds of the stem: this part is generated again, with `region_seed` and `region_prompt`."""
+    region_seed: int | None = None
+    """None means `seed` + 1."""
+    region_prompt: str | None = None
+    """None means the stem's own prompt."""
+    keep_partial: bool = False
+    """If the run is cancelled, keep what each stem has until then."""
     frame_rule: str = "first"
     """"first" or "nearest": the frame that each due time takes."""
     sample_rate_hz: int | None = None
@@ -87,6 +101,16 @@ class GenerateReport:
     """Why that backend: "asked for", or what `auto` found."""
     notice: str
     warnings: tuple[str, ...]
+    left_out: tuple[str, ...]
+    """What of the video or of a prompt was not used, and what is missing at the end."""
+    windows: int
+    """In how many windows each stem was generated."""
+    joins_s: tuple[float, ...]
+    """Where they join, in seconds of the stem."""
+    cuts_s: tuple[float, ...]
+    """Where a shot begins, in seconds of the stem. Empty if the video is not longer than a window."""
+    cancelled: bool
+    """Whether the run was cancelled. The stems then end early."""
     timings_s: dict[str, float]
     error: str | None
-    """Why a copy of the video could not be written, though all stems were."""
+    """Why a copy of the video could not be written, or a stem ends early, though the stems were written."""

@@ -224,8 +224,8 @@ class WavWriter:
             self._sound.write(block)
             self._check_disk()
 
-    def close(self) -> Path:
-        """Complete the file and give it its name. Return the path that was used.
+    def close(self, suffix: str = "") -> Path:
+        """Complete the file and give it its name, with `suffix` added. Return the path that was used.
 
         Raises:
             OutputError: the file cannot be written.
@@ -235,6 +235,7 @@ class WavWriter:
                 self._sound.close()
                 self._check_disk()
                 self._file.close()
+                self._new.wanted = self._new.wanted.with_stem(self._new.wanted.stem + suffix)
                 self.path = self._new.publish()
             self._opened.close()
         return self.path
