@@ -45,7 +45,7 @@ class _NeededOption(_UnlessListing, click.Option):
     """An option that a run needs."""
 
 
-class _Region(click.ParamType):
+class _Region(click.ParamType[tuple[float, float]]):
     """Two numbers of seconds with a colon between them."""
 
     name = "region"

@@ -22,6 +22,7 @@ _REDRAW_S = 0.1
 
 
 _WORTH_SAYING_S = 10
+_LONG_STAGES = ("encode", "step")
 _LONG_S = 30
 _SEEN, _SEEN_S = 3, 2.0
 """A rate is known after this many items and seconds."""
@@ -51,7 +52,7 @@ class TimeLeft:
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Note that `done` of `total` items of a stage are done."""
-        left_s = self._rate.left_s(stage, done, total)
+        left_s = self._rate.left_s(stage, done, total) if stage in _LONG_STAGES else None
         if left_s is None or stage in self._known:
             return
         self._known.add(stage)
