@@ -134,6 +134,7 @@ def test_nothing_is_left_without_a_commit(cache):
     assert found(cache) is None
 
 
+@needs_posix
 def test_no_other_user_can_read_it(cache, entry):
     assert (cache.folder.stat().st_mode & 0o777, entry.stat().st_mode & 0o777) == (0o700, 0o600)
 
@@ -182,6 +183,7 @@ def test_a_large_entry_is_checked_as_it_is_read(cache, entry, monkeypatch):
     assert names(cache.folder) == []
 
 
+@needs_posix
 def test_damage_that_is_read_late_does_not_remove_a_newer_entry(cache, entry, monkeypatch):
     monkeypatch.setattr(selva_runtime.cache.store, "_CHECKED_WHEN_FOUND_BYTES", 0)
     content = bytearray(entry.read_bytes())
@@ -194,6 +196,7 @@ def test_damage_that_is_read_late_does_not_remove_a_newer_entry(cache, entry, mo
     np.testing.assert_array_equal(found(cache), values())
 
 
+@needs_posix
 @pytest.mark.parametrize("foreign", ["file", "link", "folder", "dangling link"])
 def test_what_the_cache_did_not_write_stays_as_it_is(cache, entry, tmp_path, foreign):
     """Even under the name of an entry, and even a link to an intact entry."""
@@ -216,6 +219,15 @@ def test_what_the_cache_did_not_write_stays_as_it_is(cache, entry, tmp_path, for
     warnings = cache.new_warnings()
     assert warnings
     assert all(line.startswith(f"the cache {cache.folder} ") and "\n" not in line for line in warnings)
+
+
+@needs_posix
+@pytest.mark.parametrize("mode", [0o620, 0o602])
+def test_what_others_can_write_is_not_read(cache, entry, mode):
+    entry.chmod(mode)
+    assert found(cache) is None
+    entry.chmod(0o600)
+    np.testing.assert_array_equal(found(cache), values())
 
 
 def test_a_home_folder_keeps_its_files(tmp_path):
@@ -264,6 +276,16 @@ def test_the_least_recently_used_entries_make_room(cache):
     assert numbers(cache) == [0, 4]
 
 
+def test_a_new_entry_stays_even_if_the_clock_was_set_back(cache):
+    size = aged(cache, 2)
+    for file in cache.files():
+        os.utime(file.path, (4e9, 4e9))
+    write_limit(cache.folder, 2 * size)
+    keep(cache, values(), {"number": 2})
+    assert 2 in numbers(cache)
+    assert len(numbers(cache)) == 2
+
+
 def test_an_entry_larger_than_the_limit_is_not_kept(cache):
     size = aged(cache, 2)
     write_limit(cache.folder, 2 * size)
@@ -276,6 +298,7 @@ def test_an_entry_larger_than_the_limit_is_not_kept(cache):
     assert "does not keep what is larger than its limit" in warning
 
 
+@needs_posix
 def test_an_entry_that_is_removed_can_still_be_read(cache):
     keep(cache, values())
     rows = cache.find("clip", KEY).rows

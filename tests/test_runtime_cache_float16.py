@@ -1,32 +1,34 @@
-"""Tokens kept as float16: what that costs in the sound, on the demo model, against the exact tokens."""
+"""Which type the tokens of a clip may be stored in: stems must stay within 60 dB of those from the exact tokens."""
 
-import importlib.util
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from selva_runtime import Session
 from selva_runtime.cache import Cache
 from selva_runtime.command.deliver import DEMO_BUNDLE
+from selva_runtime.flow import draw_noise
 
 MIN_DB = 60
 STREET = Path(__file__).parents[1] / "examples" / "street.mp4"
 
 
-NEEDS_OPENVINO = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="OpenVINO is not installed")
+def test_clips_need_float32(tmp_path):
+    """float16 keeps most stems within 66 to 100 dB, but this prompt with this noise within 47 dB only."""
+    session, cache = Session(DEMO_BUNDLE, backend="cpu", threads=1), Cache(tmp_path)
+    clip = session.encode(STREET)
+    noise = draw_noise(0, 5, 0, session._rules.lengths(clip.duration_s).latent, session._rules.latent_width)[None]
 
+    def kept(dtype: str) -> np.ndarray:
+        with cache.writer("clip", {"dtype": dtype}, dtype=dtype) as writer:
+            writer.append(np.asarray(clip.tokens))
+            return np.asarray(writer.commit({}))
 
-@pytest.mark.parametrize("backend", ["cpu", pytest.param("openvino", marks=NEEDS_OPENVINO)])
-def test_float16_tokens_give_the_same_stems(tmp_path, backend):
-    session = Session(DEMO_BUNDLE, backend=backend, threads=1)
-    clip = session.encode(STREET, duration_s=2.0)
-    with Cache(tmp_path).writer("clip", {}, dtype="float16") as writer:
-        writer.append(np.asarray(clip.tokens))
-        kept = replace(clip, tokens=np.asarray(writer.commit({})))
-    assert not np.array_equal(clip.tokens, kept.tokens)
-    exact, rounded = (session.generate(each, ["ball bouncing", "rain"], steps=8) for each in (clip, kept))
-    for one, other in zip(exact, rounded, strict=True):
-        error = np.square(one.audio - other.audio).sum()
-        assert 10 * np.log10(np.square(one.audio).sum() / error) >= MIN_DB
+    np.testing.assert_array_equal(kept("float32"), clip.tokens)
+    exact, rounded = (
+        session.generate(each, ["bell ringing"], noise=noise)[0].audio
+        for each in (clip, replace(clip, tokens=kept("float16")))
+    )
+    error_db = 10 * np.log10(np.square(exact).sum() / np.square(exact - rounded).sum())
+    assert 40 < error_db < MIN_DB, "if float16 is enough for every prompt, clips can be half as large"
