@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from selva_bundle.lengths import SequenceRules
+from selva_bundle.lengths import LongForm, SequenceRules
 from selva_ref.model.flow_matching import ab2, adaptive, euler
 from selva_ref.model.generator import Conditions, Generator
 from selva_ref.model.layers import cast
@@ -41,6 +41,15 @@ def sequence_rules(preset: Preset) -> SequenceRules:
         min_duration_s=preset.video.segment_frames / preset.fps,
         max_duration_s=30.0,
         sync_timing="even" if preset.generator.frames_per_latent is None else "shown",
+    )
+
+
+def long_form(preset: Preset) -> LongForm:
+    """How a preset generates videos that are longer than its training clips; the export writes it into the bundle."""
+    return LongForm(
+        window_segments=sequence_rules(preset).lengths(preset.duration_s).segments,
+        anchor_segments=preset.anchor_segments,
+        overlap_segments=preset.overlap_segments,
     )
 
 

@@ -113,6 +113,10 @@ def _p99(side: dict[str, Any]) -> str | None:
     return None if p99_s is None else seconds(p99_s)
 
 
+def _command(side: dict[str, Any], run: str) -> str | None:
+    return seconds(side["commands"][run]) if "commands" in side else None
+
+
 def _gigabytes(count: int | None) -> str | None:
     return None if count is None else f"{count / 1e9:.2f} GB"
 
@@ -120,6 +124,8 @@ def _gigabytes(count: int | None) -> str | None:
 _EXTRAS: tuple[tuple[str, Callable[[dict[str, Any]], str | None]], ...] = (
     ("step, 99th percentile", _p99),
     ("real-time factor, 1 stem", lambda side: f"{side['totals']['first_stem']['real_time_factor']:.3f}"),
+    ("selva-generate, first run", lambda side: _command(side, "first_run_s")),
+    ("second run, new prompt", lambda side: _command(side, "second_run_s")),
     ("peak host memory", lambda side: _gigabytes(side["peak_host_bytes"])),
     ("device memory held", lambda side: _gigabytes(side["device_bytes"])),
 )

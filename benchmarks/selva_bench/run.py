@@ -51,6 +51,8 @@ class _Side:
     rounds: list[dict[str, Any]] = field(default_factory=list)
     """Results of the sides' `round`."""
     audio: npt.NDArray[np.float32] | None = None
+    commands: dict[str, float] | None = None
+    """For the runtime: seconds of two runs of selva-generate with one cache."""
     host_bytes: int | None = None
     device_bytes: int | None = None
 
@@ -102,6 +104,9 @@ def _measure(options: BenchOptions, say: Callable[[str], None]) -> list[_Side]:
         _take_turns(running, options.rounds, say)
         for side in running:
             side.host_bytes = side.worker.ask("memory")
+            if side.worker.kind == RUNTIME:
+                say(f"{side.label}: two runs of selva-generate with one cache")
+                side.commands = side.worker.ask("commands")
         return sides
 
 
@@ -171,6 +176,7 @@ def _results(side: _Side, duration_s: float) -> dict[str, Any]:
             for name, total in totals.items()
         },
         "stages": {name: asdict(summary) for name, summary in summarise_rounds(side.rounds, "stages").items()},
+        **({"commands": side.commands} if side.commands else {}),
         "peak_host_bytes": side.host_bytes,
         "device_bytes": side.device_bytes,
     }

@@ -6,8 +6,13 @@ replays whole runs of steps on a GPU. The time since the last report belongs to 
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from itertools import islice
+from pathlib import Path
 from statistics import fmean
 from time import perf_counter
 from typing import Any
@@ -107,6 +112,42 @@ class RuntimeSide:
         stages = {"decode": [decode_s], "encode": [encoding.total_s("encode")]}
         by_stems = {n: (encode_s + self._timed(n, stages), decode_s) for n in self._options.stem_counts}
         return {"totals": round_totals(by_stems, self._timed(1, stages)), "stages": stages}
+
+    def commands(self) -> dict[str, float]:
+        """Seconds of two runs of `selva-generate`, each a process with its own prompt. They share an empty cache.
+
+        Raises:
+            BenchError: a run fails, or the second one encodes the video again.
+        """
+        with tempfile.TemporaryDirectory(prefix="selva-bench-cache-") as folder:
+            runs = [self._command(Path(folder)) for _ in range(2)]
+        if "encode" in runs[1][1]:
+            raise BenchError("the second run of selva-generate encoded the video again; the cache does not work")
+        return {"first_run_s": runs[0][0], "second_run_s": runs[1][0]}
+
+    def _command(self, folder: Path) -> tuple[float, dict[str, float]]:
+        """Run `selva-generate`. Return its seconds, and those of its stages."""
+        options, info = self._options, self._session.info
+        arguments = {
+            "--prompt": next(self._prompts),
+            "--bundle": options.bundle_folder,
+            "--duration": options.duration_s,
+            "--steps": options.steps,
+            "--backend": info.backend,
+            "--precision": info.compute_precision,
+            "--threads": options.threads,
+            "--cache": folder / "cache",
+            "--out": folder / "stems",
+        }
+        words = [str(word) for option in arguments.items() for word in option]
+        command = [sys.executable, "-m", "selva_runtime", str(options.video), *words, "--json", "--quiet"]
+        start_s = perf_counter()
+        result = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False)
+        elapsed_s = perf_counter() - start_s
+        if result.returncode:
+            raise BenchError(f"selva-generate failed: {result.stderr.strip()}")
+        timings_s: dict[str, float] = json.loads(result.stdout)["timings_s"]
+        return elapsed_s, timings_s
 
     def _timed(self, stems: int, stages: dict[str, list[float]]) -> float:
         """Generates `stems` new prompts and returns the seconds. Adds to `stages`, for several stems only the steps."""

@@ -28,7 +28,7 @@ from selva_ref.demo.world.kinds import KINDS, known_words, prompt
 from selva_ref.model.layers import cast
 from selva_ref.model.presets import Preset
 from selva_ref.model.text_tokenizers import CLIP_PAD_ID, save
-from selva_ref.pipeline import sequence_rules
+from selva_ref.pipeline import long_form, sequence_rules
 from selva_ref.weights.checkpoints import LICENCE_NOTICE, file_sha256, find_checkpoint, read_record
 from selva_ref.weights.loading import load_part, load_tokenizers
 
@@ -154,6 +154,7 @@ def _manifest(
         "sequence": asdict(sequence_rules(preset)),
         **_bounds(request),
         "defaults": {"steps": 25, "guidance": 4.5, "duration_s": preset.duration_s},
+        "long_form": asdict(long_form(preset)),
         "text": {
             "t5": {"tokenizer": "tokenizers/t5.json", "max_tokens": text.t5_max_tokens},
             "clip": {"tokenizer": "tokenizers/clip.json", "tokens": text.clip_tokens, "pad_id": CLIP_PAD_ID},

@@ -136,7 +136,11 @@ class Preset:
     clip_fps: int = 8
     """CLIP tokens per second in the generator's visual stream (all of them the learned empty token)."""
     duration_s: float = 8.0
-    """Length of the clips the model was trained on."""
+    """Length of the clips the model was trained on, and so of the windows of a longer video."""
+    anchor_segments: int = 6
+    """Segments of a window that repeat the begin of the video: see `selva_runtime.windows`."""
+    overlap_segments: int = 3
+    """Segments that a window has in common with the one before."""
 
     def __post_init__(self) -> None:
         if self.generator.latent_width != self.audio.latent_width:
@@ -218,6 +222,8 @@ _DEMO = Preset(
         clip_tokens=32,
     ),
     duration_s=4.16,
+    anchor_segments=5,
+    overlap_segments=2,
 )
 
 PRESETS: dict[str, Preset] = {
