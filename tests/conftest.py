@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from bundles import export_demo
 
+os.environ["SELVA_CACHE"] = "none"  # no test reads or fills the developer's cache
 FIXTURES = {"fp32": "demo_bundle", "fp16": "demo_bundle_fp16"}
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background jobs; commands would inherit it

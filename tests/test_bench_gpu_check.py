@@ -221,7 +221,7 @@ def test_results_name_no_host_user_folder_or_serial_number(fake: Fake) -> None:
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     fake = FakeCuda()
-    monkeypatch.setattr(cuda_device, "_import_cuda", lambda: fake)
+    monkeypatch.setattr(cuda_device, "_import_cuda", lambda api: fake)
     return fake
 
 

@@ -1,4 +1,4 @@
-"""Resampling keeps time and level; WAV files are complete, exact and never overwritten; their names have the prompt."""
+"""Resampling keeps time and level; WAV files are complete, exact and never overwritten; names have the prompt."""
 
 import itertools
 import math
@@ -12,9 +12,18 @@ import soundfile
 from platforms import file_size_limit, needs_posix
 
 import selva_bundle.atomic
+import selva_runtime.media.audio
 from selva_bundle.atomic import write_new
 from selva_bundle.errors import OutputError, RequestError
-from selva_runtime.media.audio import FILTER_REACH, resample, stem_file_name, write_wav
+from selva_runtime.media.audio import (
+    FILTER_REACH,
+    MAX_WAV_SAMPLES,
+    Resampler,
+    WavWriter,
+    resample,
+    stem_file_name,
+    write_wav,
+)
 
 RATES_HZ = [8000, 16000, 44100, 48000, 96000]
 PAIRS_HZ = list(itertools.permutations(RATES_HZ, 2))
@@ -64,6 +73,27 @@ def test_the_same_rate_changes_nothing():
     assert same is not audio
 
 
+@pytest.mark.parametrize("block", [1, 77, 4096])
+@pytest.mark.parametrize("length", [0, 1, 160, 700, 4001])
+@pytest.mark.parametrize(
+    ("from_hz", "to_hz"), [(16000, 48000), (16000, 44100), (44100, 48000), (48000, 16000), (16000, 16000)]
+)
+def test_blocks_of_any_size_are_resampled_to_the_same_bits(from_hz, to_hz, length, block):
+    audio = np.random.default_rng(1).standard_normal(length).astype(np.float32)
+    resampler = Resampler(from_hz, to_hz)
+    parts = [resampler.push(audio[start : start + block]) for start in range(0, length, block)]
+    parts += [resampler.push(audio[:0]), resampler.finish()]
+    assert np.concatenate(parts).tobytes() == resample(audio, from_hz, to_hz).tobytes()
+
+
+def test_a_resampler_keeps_only_the_edge():
+    resampler = Resampler(16000, 48000)
+    given = [len(resampler.push(np.zeros(1600, np.float32))) for _ in range(50)]
+    assert min(given[1:]) == max(given[1:]) == 4800
+    assert 3 * 80_000 - sum(given) < 3 * 2 * FILTER_REACH
+    assert len(resampler.finish()) == 3 * 80_000 - sum(given)
+
+
 @pytest.mark.parametrize("rate_hz", [0, -48000, 7999, 192001, 10**9])
 def test_senseless_rates(rate_hz, tmp_path):
     with pytest.raises(RequestError, match="must be from 8000 to 192000 Hz"):
@@ -79,6 +109,55 @@ def test_wav_is_24_bit_clipped_and_tagged(tmp_path):
         assert (file.samplerate, file.channels, file.subtype, file.format) == (48000, 1, "PCM_24", "WAV")
         assert (file.title, file.comment) == ("dog barking 犬", "x" * 1000)
         np.testing.assert_allclose(file.read(), np.clip(audio, -1, 1), atol=1.5 / 2**23)
+
+
+@pytest.mark.parametrize("block", [1, 1000, 4096])
+def test_a_wav_written_in_blocks_is_the_same_file(tmp_path, block):
+    audio = np.random.default_rng(2).standard_normal(5001).astype(np.float32)
+    tags = {"title": "dog 犬", "comment": "x" * 500}
+    whole = write_wav(tmp_path / "whole.wav", audio, 48000, **tags)
+    with WavWriter(tmp_path / "blocks.wav", 48000, **tags) as file:
+        for start in range(0, len(audio), block):
+            file.write(audio[start : start + block])
+            assert not (tmp_path / "blocks.wav").exists()
+    assert file.path == file.close() == tmp_path / "blocks.wav"
+    assert file.path.read_bytes() == whole.read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["blocks.wav", "whole.wav"]
+
+
+def test_a_wav_that_was_not_completed_leaves_nothing(tmp_path):
+    def interrupted():
+        with WavWriter(tmp_path / "a.wav", 48000) as file:
+            file.write(np.zeros(9000, np.float32))
+            assert [path.suffix for path in tmp_path.iterdir()] == [".part"]
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_wav_that_was_closed_stays_whatever_happens_then(tmp_path):
+    def failed_later():
+        with WavWriter(tmp_path / "a.wav", 48000) as file:
+            file.write(np.zeros(9, np.float32))
+            file.close()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        failed_later()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.wav"]
+    assert len(soundfile.read(tmp_path / "a.wav")[0]) == 9
+
+
+def test_a_wav_of_more_than_4_gib_is_refused(tmp_path, monkeypatch):
+    assert 3 * MAX_WAV_SAMPLES + 20_000 < 2**32
+    monkeypatch.setattr(selva_runtime.media.audio, "MAX_WAV_SAMPLES", 100)
+    file = WavWriter(tmp_path / "a.wav", 48000)
+    file.write(np.zeros(60, np.float32))
+    with file, pytest.raises(RequestError, match="120 samples: a WAV file holds at most 100; lower the sample rate"):
+        file.write(np.zeros(60, np.float32))
+    assert len(soundfile.read(file.path)[0]) == 60
 
 
 def test_wav_without_tags_has_none(tmp_path):
@@ -138,9 +217,28 @@ def test_places_that_cannot_be_written(tmp_path, name, words):
 
 @needs_posix
 def test_a_full_disk_leaves_nothing(tmp_path):
-    with file_size_limit(10_000), pytest.raises(OutputError, match="cannot be written"):
+    with file_size_limit(10_000), pytest.raises(OutputError, match=r"a\.wav: cannot be written \(File too large\)"):
         write_wav(tmp_path / "a.wav", np.zeros(9000, np.float32), 16000)
     assert not list(tmp_path.iterdir())
+
+
+@needs_posix
+@pytest.mark.parametrize("limit_bytes", [1, 20, 300, 10_000, 17_000])
+def test_a_disk_that_fills_while_a_wav_is_written_leaves_nothing(tmp_path, limit_bytes, capfd):
+    written = []
+
+    def fill_the_disk():
+        with WavWriter(tmp_path / "a.wav", 16000, title="dog") as file:
+            for _ in range(20):
+                file.write(np.zeros(300, np.float32))
+                written.append(300)
+
+    refused = pytest.raises(OutputError, match=r"a\.wav: cannot be written \(File too large\)")
+    with file_size_limit(limit_bytes), refused:
+        fill_the_disk()
+    assert 3 * sum(written) < limit_bytes + 3 * 300
+    assert not list(tmp_path.iterdir())
+    assert capfd.readouterr() == ("", "")
 
 
 def test_an_interruption_leaves_nothing(tmp_path):

@@ -34,7 +34,7 @@ def cpu(demo_bundle):
 @pytest.fixture
 def cuda(monkeypatch):
     fake = FakeCuda()
-    monkeypatch.setattr(cuda_device, "_import_cuda", lambda: fake)
+    monkeypatch.setattr(cuda_device, "_import_cuda", lambda api: fake)
     yield fake
     fake.check()
 

@@ -8,7 +8,7 @@ import pytest
 
 from selva_bundle.errors import BackendError, DeviceMemoryError
 from selva_runtime.batches import in_batches
-from selva_runtime.flow import draw_noise, integrate
+from selva_runtime.flow import AB2, EULER, Held, draw_noise, integrate
 from selva_runtime.lru_cache import LruCache
 
 
@@ -46,9 +46,10 @@ def test_euler_steps_reach_the_known_sum(guidance, used):
     """The sum of 3 t² over n steps, from t = 0 on, is (1 - 1/n)(1 - 1/2n)."""
     field, noise, cancel, calls = Field(), np.full((2, 3, 4), 0.25, np.float32), Event(), []
     conditions = {"text": np.ones(1, np.float32)}
-    ended = integrate(
+    ended, states = integrate(
         field, noise, conditions, steps=8, guidance=guidance, cancel=cancel, on_step=lambda: calls.append(1)
     )
+    assert states is None
     np.testing.assert_allclose(ended, 0.25 + used * (1 - 1 / 8) * (1 - 1 / 16), rtol=1e-5)
     assert len(calls) == 8
     assert [float(feeds["t"][0]) for _, feeds, _ in field.feeds] == [i / 8 for i in range(8)]
@@ -59,16 +60,88 @@ def test_euler_steps_reach_the_known_sum(guidance, used):
         assert {feeds[port].shape for port in ("t", "dt", "guidance")} == {(1,)}
 
 
+class Linear:
+    """An executor whose step follows the flow dx/dt = guidance x: the state e at time 1 from 1 at time 0."""
+
+    loop = None
+
+    def run(self, name, feeds, cancel=None):
+        return {"next_latents": feeds["latents"] * (1 + feeds["dt"] * feeds["guidance"])}
+
+
+def plain(executor, noise, **options):
+    """Integrates without guidance, conditions, progress or cancel."""
+    return integrate(executor, noise, {}, guidance=1, cancel=None, on_step=lambda: None, **options)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 8])
+def test_ab2_steps_reach_the_known_sum(steps):
+    """After an Euler step, each step adds dt (1.5 v_n - 0.5 v_{n-1})."""
+    v = 3 * (np.arange(steps) / steps) ** 2
+    known = (v[0] + (1.5 * v[1:] - 0.5 * v[:-1]).sum()) / steps
+    ended, _ = plain(Field(), np.full((2, 3, 4), 0.25, np.float32), steps=steps, solver=AB2)
+    np.testing.assert_allclose(ended, 0.25 + known, rtol=1e-6)
+
+
+def test_ab2_is_of_second_order_and_euler_of_first():
+    ones = np.ones((1, 1, 1), np.float32)
+    for solver, order in ((EULER, 1), (AB2, 2)):
+        errors = [abs(float(plain(Linear(), ones, steps=n, solver=solver)[0][0, 0, 0]) - np.e) for n in (16, 32, 64)]
+        rates = np.log2(errors[:-1]) - np.log2(errors[1:])
+        np.testing.assert_allclose(rates, order, atol=0.1)
+
+
+@pytest.mark.parametrize("solver", [EULER, AB2])
+def test_held_latents_are_blended_in_before_each_step(solver):
+    """Weight 0 changes nothing, whatever the value; weight 1 gives the value; between them lies a line."""
+    rng, steps = np.random.default_rng(3), 6
+    noise, values = (rng.standard_normal(shape, np.float32) for shape in ((2, 4, 3), (steps, 2, 4, 3)))
+    values[:, :, 0] = np.nan
+    held = Held(values=values, weights=np.array([0, 1, 0.25, 0], np.float32))
+    given = (noise.copy(), values.copy())
+    free, free_states = plain(Linear(), noise, steps=steps, solver=solver, keep_states=True)
+    ended, states = plain(Linear(), noise, steps=steps, solver=solver, held=held, keep_states=True)
+    assert (states.shape, states.dtype) == ((steps, 2, 4, 3), np.float32)
+    for row in (0, 3):
+        np.testing.assert_array_equal(states[:, :, row], free_states[:, :, row])
+        np.testing.assert_array_equal(ended[:, row], free[:, row])
+    np.testing.assert_array_equal(states[:, :, 1], values[:, :, 1])
+    np.testing.assert_allclose(states[0, :, 2], 0.75 * noise[:, 2] + 0.25 * values[0, :, 2], rtol=1e-6)
+    after = states[0, :, 2] * (1 + 1 / steps)
+    np.testing.assert_allclose(states[1, :, 2], 0.75 * after + 0.25 * values[1, :, 2], rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(free_states[0], noise)
+    for before, now in zip(given, (noise, values), strict=True):
+        np.testing.assert_array_equal(now, before)
+
+
+def test_keeping_states_changes_nothing():
+    noise = np.ones((1, 2, 3), np.float32)
+    for solver in (EULER, AB2):
+        ended, states = plain(Linear(), noise, steps=5, solver=solver, keep_states=True)
+        np.testing.assert_array_equal(plain(Linear(), noise, steps=5, solver=solver)[0], ended)
+        for count in range(1, 5) if solver == EULER else ():
+            np.testing.assert_allclose(states[count], (1 + 1 / 5) ** count, rtol=1e-6)
+
+
 def test_a_backend_with_its_own_loop_runs_that():
     def loop(noise, conditions, **options):
         given.append((noise, conditions, options))
-        return noise * 2
+        return noise * 2, noise * 3 if options["keep_states"] else None
 
     field, given, cancel = Field(), [], Event()
-    field.loop, noise, conditions = loop, np.ones((1, 3, 4), np.float32), {}
-    ended = integrate(field, noise, conditions, steps=9, guidance=0.5, cancel=cancel, on_step=print)
+    field.loop, field.read, noise, conditions = loop, lambda *arrays: arrays, np.ones((1, 3, 4), np.float32), {}
+    options = {"steps": 9, "cancel": cancel, "on_step": print}
+    ended, states = integrate(field, noise, conditions, guidance=0.5, **options)
     np.testing.assert_array_equal(ended, noise * 2)
-    assert given == [(noise, conditions, {"steps": 9, "guidance": 1.0, "cancel": cancel, "on_step": print})]
+    assert states is None
+    held = Held(values=noise[None], weights=np.ones(3, np.float32))
+    asked = {"solver": AB2, "held": held, "keep_states": True}
+    np.testing.assert_array_equal(integrate(field, noise, conditions, guidance=2, **options, **asked)[1], noise * 3)
+    plainly = {"solver": EULER, "held": None, "keep_states": False}
+    assert given == [
+        (noise, conditions, {**options, **plainly, "guidance": 1.0}),
+        (noise, conditions, {**options, **asked, "guidance": 2}),
+    ]
     assert field.feeds == []
 
 

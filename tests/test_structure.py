@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "selva_bench": set(FOLDERS),
 }
 ROOMS = {
-    "selva_runtime": (("lru_cache", "batches"), ("media",), ("backends",), ("",), ("command", "start")),
+    "selva_runtime": (("lru_cache", "batches"), ("cache",), ("media",), ("backends",), ("",), ("command", "start")),
     "selva_ref": (("errors",), ("model", ""), ("weights",), ("pipeline",), ("training",), ("demo",), ("training.cli",)),
 }
 """Rooms of a package: a module may import from its own row and the rows before it. "" is every module not in a row."""

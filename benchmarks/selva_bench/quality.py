@@ -71,7 +71,7 @@ def rows(bundle: Path, tests: dict[str, list[TestScene]]) -> Iterator[tuple[str,
     for backend, arithmetic in WAYS:
         label = f"{backend} {arithmetic}"
         try:
-            session = Session(bundle, backend=backend, precision=arithmetic)
+            session = Session(bundle, backend=backend, precision=arithmetic, cache="none")
         except BackendError as error:
             yield label, {"unavailable": str(error)}
             continue

@@ -73,6 +73,7 @@ class RuntimeSide:
             threads=options.threads,
             keep_text_towers=options.keep_text_towers,
             precision=arithmetic,
+            cache="none",  # every first prompt is computed
         )
         self._launches_several = self._session._executor.loop is not None
         """Whether several steps are one launch. They are reported at its end, one after another."""

@@ -25,6 +25,34 @@ FIXES = {
 }
 
 
+class NewFile:
+    """A file that is written under a hidden name beside `wanted`, and appears whole under the first free name.
+
+    Raises:
+        OutputError: the folder is missing, is a file, is read-only or is full.
+    """
+
+    def __init__(self, wanted: str | os.PathLike[str]) -> None:
+        self.wanted = Path(wanted)
+        self.temporary = self.wanted.with_name(f".selva-{secrets.token_hex(6)}.part")
+        with output_errors(self.wanted):
+            os.close(os.open(self.temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+
+    def publish(self) -> Path:
+        """Give the file the first free name. Return the path that was used.
+
+        Raises:
+            OutputError: the folder cannot be written to.
+        """
+        with output_errors(self.wanted):
+            return publish(self.temporary, self.wanted)
+
+    def discard(self) -> None:
+        """Remove the temporary file, also after it was published."""
+        with suppress(OSError):
+            self.temporary.unlink()
+
+
 def write_new(wanted: str | os.PathLike[str], fill: Callable[[Path], None]) -> Path:
     """Call `fill(temporary path)` to write a file, then give it the first free name. Return the path that was used.
 
@@ -33,19 +61,24 @@ def write_new(wanted: str | os.PathLike[str], fill: Callable[[Path], None]) -> P
     Raises:
         OutputError: the folder is missing, is a file, is read-only or is full.
     """
-    wanted = Path(wanted)
-    temporary = wanted.with_name(f".selva-{secrets.token_hex(6)}.part")
+    new = NewFile(wanted)
     try:
-        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-        fill(temporary)
-        return publish(temporary, wanted)
+        with output_errors(new.wanted):
+            fill(new.temporary)
+        return new.publish()
+    finally:
+        new.discard()
+
+
+@contextmanager
+def output_errors(path: Path) -> Iterator[None]:
+    """Turn a system error into an `OutputError` that names `path`."""
+    try:
+        yield
     except SelvaError:
         raise
     except OSError as error:
-        raise output_error(wanted, error) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
+        raise output_error(path, error) from error
 
 
 def output_error(path: Path, error: OSError) -> OutputError:

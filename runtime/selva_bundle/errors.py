@@ -43,6 +43,10 @@ class OutputError(SelvaError, OSError):
     """A place that cannot be written to: a file instead of a folder, read-only, full."""
 
 
+class CacheError(SelvaError, OSError):
+    """An encoded clip that can no longer be read from the disk. A damaged entry of the cache was removed."""
+
+
 class BackendError(SelvaError, RuntimeError):
     """A backend that is not installed or cannot run here."""
 

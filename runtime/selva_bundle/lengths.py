@@ -114,6 +114,40 @@ class SequenceRules:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class LongForm:
+    """The manifest's `long_form`: how videos longer than a window are generated. See `selva_runtime.windows`.
+
+    Raises:
+        ValueError: the numbers do not fit each other.
+    """
+
+    window_segments: int
+    """Segments that a window shows: as many as the clips that the model was trained on."""
+    anchor_segments: int
+    """The first of these, in every window but the first, repeat the begin of the video to keep its voice."""
+    overlap_segments: int
+    """Distance between two segments, times this, is what two windows have in common."""
+    guard: float = 0.25
+    """Share of the overlap at each end in which nothing is faded."""
+
+    def __post_init__(self) -> None:
+        for name in ("window_segments", "anchor_segments", "overlap_segments"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 1024:
+                raise ValueError(f"long_form.{name} is {value!r:.40}, not a whole number from 0 to 1024")
+        if self.window_segments - self.anchor_segments < max(1, self.overlap_segments):
+            raise ValueError("long_form leaves no new segments in a window")
+        if isinstance(self.guard, bool) or not isinstance(self.guard, (int, float)) or not 0 <= self.guard < 0.5:
+            raise ValueError(f"long_form.guard is {self.guard!r:.40}, not a number from 0 to below 0.5")
+
+    @classmethod
+    def of(cls, rules: SequenceRules, window_s: float) -> LongForm:
+        """Return the usual proportions for windows of `window_s` seconds: a quarter anchor, an eighth overlap."""
+        segments = rules.lengths(window_s).segments
+        return cls(window_segments=segments, anchor_segments=segments // 4, overlap_segments=max(1, segments // 8))
+
+
 def nearest_exact_indices(source: int, target: int) -> npt.NDArray[np.int64]:
     """(target,) indices into `source` items, equal to PyTorch's `interpolate(mode="nearest-exact")` in float32."""
     scale = np.float32(source) / np.float32(target)

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from selva_bundle.errors import BundleError
 from selva_bundle.fields import SHA256, items, section
 from selva_bundle.fields import text as one_of
-from selva_bundle.lengths import SequenceRules
+from selva_bundle.lengths import LongForm, SequenceRules
 from selva_bundle.ports import PORTS, Port, check_ports, known_sizes
 
 FORMAT = "selva-bundle"
@@ -86,6 +86,7 @@ class Manifest:
     notice: str
     sequence: SequenceRules
     defaults: Defaults
+    long_form: LongForm
     text: TextRules
     graphs: Mapping[str, Graph]
     files: Mapping[str, FileEntry]
@@ -144,6 +145,7 @@ def _manifest(top: dict[str, Any]) -> Manifest:
     sequence: SequenceRules = _record(SequenceRules, section(top["sequence"], "sequence"))
     text = _text_rules(section(top["text"], "text"), files)
     graphs = {name: _graph(name, section(listed[name], f"graph {name}"), files) for name in GRAPHS}
+    defaults = _defaults(section(top.get("defaults", {}), "defaults"), sequence)
     sizes = known_sizes(sequence, text.clip_tokens)
     for name, graph in graphs.items():
         check_ports(name, graph.inputs, graph.outputs, sizes)
@@ -153,7 +155,8 @@ def _manifest(top: dict[str, Any]) -> Manifest:
         weights=one_of(top["weights"], "weights", "official|trained|random"),
         notice=" ".join(_string(top["notice"], "notice").split()),
         sequence=sequence,
-        defaults=_defaults(section(top.get("defaults", {}), "defaults"), sequence),
+        defaults=defaults,
+        long_form=_long_form(top.get("long_form"), sequence, defaults),
         text=text,
         graphs=graphs,
         files=files,
@@ -222,6 +225,14 @@ def _defaults(entry: dict[str, Any], sequence: SequenceRules) -> Defaults:
         if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
             raise ValueError(f"defaults.{name} is {value!r:.40}, not a number from {low:g} to {high:g}")
     return defaults
+
+
+def _long_form(entry: object, sequence: SequenceRules, defaults: Defaults) -> LongForm:
+    """Parse the section, or return the usual proportions for a bundle that was exported without one."""
+    if entry is None:
+        return LongForm.of(sequence, defaults.duration_s)
+    long_form: LongForm = _record(LongForm, section(entry, "long_form"))
+    return long_form
 
 
 def _file_name(name: str) -> str:

@@ -12,6 +12,7 @@ from importlib import import_module
 from selva_bundle.errors import (
     BackendError,
     BundleError,
+    CacheError,
     Cancelled,
     DeviceMemoryError,
     MediaError,
@@ -33,6 +34,7 @@ __all__ = [
     "BackendError",
     "Bundle",
     "BundleError",
+    "CacheError",
     "Cancelled",
     "Clip",
     "DeviceMemoryError",

@@ -1,4 +1,4 @@
-"""Integrate the learned flow from noise to latents with Euler steps. Guidance is computed inside the graph.
+"""Integrate the learned flow from noise to latents in equal steps. Guidance is computed inside the graph.
 
 NumPy draws the noise on the CPU from (seed, stem index, take). So a seed sounds the same on every backend, and a stem
 does not change when prompts or takes are added.
@@ -16,6 +16,9 @@ import numpy.typing as npt
 from selva_bundle.errors import BackendError
 from selva_bundle.ports import GUIDED_STEP
 from selva_runtime.backends.executor import Executor, Tensor
+from selva_runtime.backends.solvers import AB2, EULER, SOLVERS, Float32, Held, advance, blend
+
+__all__ = ["AB2", "EULER", "SOLVERS", "Held", "draw_noise", "finite", "integrate"]
 
 T = TypeVar("T", bound=Tensor)
 
@@ -28,17 +31,21 @@ def draw_noise(seed: int, stem_index: int, take: int, latent: int, width: int) -
 
 def integrate(
     executor: Executor,
-    noise: npt.NDArray[np.float32],
+    noise: Float32,
     conditions: Mapping[str, Tensor],
     *,
     steps: int,
     guidance: float,
     cancel: Event | None,
     on_step: Callable[[], None],
-) -> Tensor:
+    solver: str = EULER,
+    held: Held | None = None,
+    keep_states: bool = False,
+) -> tuple[Tensor, Float32 | None]:
     """Integrate the flow from `noise` (B, T, Z) at time 0 to latents (B, T, Z) at time 1.
 
-    Guidance below 1 counts as 1, which is the conditional flow alone. `on_step` is called after each step.
+    Guidance below 1 counts as 1, which is the conditional flow alone. `on_step` is called after each step. With
+    `keep_states` the second result is the state at the start of each step, after holding: (steps, B, T, Z).
 
     Raises:
         BackendError: the backend failed, or a value is not finite. On a device that is not known yet.
@@ -46,16 +53,32 @@ def integrate(
     """
     guidance = max(1.0, guidance)
     if executor.loop is not None:
-        return executor.loop(noise, conditions, steps=steps, guidance=guidance, cancel=cancel, on_step=on_step)
-    latents: Tensor = noise
+        latents, on_device = executor.loop(
+            noise,
+            conditions,
+            steps=steps,
+            guidance=guidance,
+            solver=solver,
+            held=held,
+            keep_states=keep_states,
+            cancel=cancel,
+            on_step=on_step,
+        )
+        return latents, None if on_device is None else executor.read(on_device)[0]
+    state, last, states = noise, None, []
     scale = np.array([guidance], dtype=np.float32)
     dt = np.array([1 / steps], dtype=np.float32)
     for i in range(steps):
+        if held is not None:
+            state = blend(state, held.values[i], held.weights)
+        if keep_states:
+            states.append(state)
         t = np.array([i / steps], dtype=np.float32)
-        feeds = {"latents": latents, "t": t, "dt": dt, "guidance": scale, **conditions}
-        latents = finite(executor.run(GUIDED_STEP, feeds, cancel)["next_latents"], GUIDED_STEP)
+        feeds = {"latents": state, "t": t, "dt": dt, "guidance": scale, **conditions}
+        euler = np.asarray(finite(executor.run(GUIDED_STEP, feeds, cancel)["next_latents"], GUIDED_STEP))
+        state, last = advance(state, euler, last) if solver == AB2 else (euler, None)
         on_step()
-    return latents
+    return state, np.stack(states) if keep_states else None
 
 
 def finite(values: T, graph: str) -> T:

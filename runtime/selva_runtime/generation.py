@@ -1,11 +1,14 @@
 """The stages of one `generate` call: text, selection, conditions, flow, vocoder.
 
 Every stage is computed per prompt or per stem. Only the flow runs several stems as one batch, and the rows of a batch
-do not affect each other. So a stem is the same whichever stems run beside it.
+do not affect each other. So a stem is the same whichever stems run beside it. `long_form` says which windows of the clip
+are generated after each other.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from threading import Event
 
@@ -18,14 +21,25 @@ from selva_bundle.ports import CONDITIONS, DECODER, GUIDED_STEP, VIDEO_SELECT
 from selva_runtime.backends.executor import Array, Executor, Tensor, concatenate, stack
 from selva_runtime.backends.gpu.device_array import DeviceArray
 from selva_runtime.batches import in_batches
-from selva_runtime.flow import draw_noise, finite, integrate
+from selva_runtime.flow import Held, draw_noise, finite, integrate
 from selva_runtime.lru_cache import LruCache
 from selva_runtime.progress import Progress
 from selva_runtime.request import StemRequest
-from selva_runtime.results import Clip, Stem
+from selva_runtime.results import Clip, StemPart
 from selva_runtime.text import TextEncoder
+from selva_runtime.windows import Window
 
 Float32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """What the flow needs of the clip and the prompts."""
+
+    stems: list[tuple[Tensor, Tensor]]
+    """Sync features (segments * 8, width) and text features (tokens, width) of each stem."""
+    negative: Tensor | None
+    """Text features of the negative prompt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,59 +52,61 @@ class Generation:
     clip: Clip
     selected: LruCache[str, Tensor]
     request: StemRequest
+    latent: int
+    """Latent vectors of each stem."""
+    samples: int
+    windows: int
+    """Number of windows, for the progress."""
     progress: Progress
     cancel: Event | None
-    device_output: bool
+    device_output: bool = False
     notes: list[str] = field(default_factory=list)
     """Warnings about this run for the user."""
+    _done: Counter[str] = field(default_factory=Counter)
 
-    def stems(self, given_noise: Float32 | None) -> list[Stem]:
-        """Generate all takes of the first prompt, then of the second, and so on.
+    def __post_init__(self) -> None:
+        if self.device_output and self.executor.loop is None:
+            raise RequestError(f"device_output needs a GPU backend; this session runs on {self.executor.backend}")
 
-        `given_noise` is (stems, latent, width), or None to draw it from the seed.
+    @property
+    def stems(self) -> list[tuple[str, int]]:
+        """Prompt and take of each stem: all takes of the first prompt, then of the second, and so on."""
+        return [(prompt, take) for prompt in self.request.prompts for take in range(self.request.takes)]
+
+    def noise(self, given: Float32 | None) -> Float32:
+        """(stems, latent, width) noise, drawn from the seed unless it is given.
 
         Raises:
-            RequestError: the noise has another shape, or the backend has no GPU output.
+            RequestError: the given noise has another shape or is not finite.
+        """
+        count, width, takes = len(self.stems), self.rules.latent_width, self.request.takes
+        if given is None:
+            return np.stack(
+                [draw_noise(self.request.seed, *divmod(i, takes), self.latent, width) for i in range(count)]
+            )
+        if given.shape != (count, self.latent, width) or not np.isfinite(given).all():
+            raise RequestError(f"noise is {given.shape}; give finite numbers as ({count}, {self.latent}, {width})")
+        return given.astype(np.float32)
+
+    def features(self) -> Features:
+        """Run the text towers, and select in the clip what belongs to each prompt.
+
+        Raises:
             BackendError: the backend failed.
             Cancelled: the caller's event was set.
         """
-        if self.device_output and self.executor.loop is None:
-            raise RequestError(f"device_output needs a GPU backend; this session runs on {self.executor.backend}")
-        noise = self._noise(given_noise)
-        prompts, takes = self.request.prompts, self.request.takes
         t5, clip_text = self.text.features(
-            prompts,
+            self.request.prompts,
             self.request.negative,
             cancel=self.cancel,
             on_progress=lambda done, total: self.progress("text", done, total),
         )
+        self.notes.extend(self.text.new_cache_warnings())
         sync = self._select(t5)
-        negative = None if self.request.negative is None else clip_text[self.request.negative]
-        jobs = [(prompt, take) for prompt in prompts for take in range(takes)]
-        latents = self._flow([(sync[prompt], clip_text[prompt]) for prompt, _ in jobs], negative, noise)
-        sounds = self._decode(latents)
-        return [
-            Stem(
-                prompt=prompt,
-                take=take,
-                seed=self.request.seed,
-                audio=audio,
-                sample_rate_hz=self.rules.sample_rate_hz,
-                warnings=(*self.request.warnings[prompt], *self.notes),
-                device_audio=device_audio,
-            )
-            for (prompt, take), (audio, device_audio) in zip(jobs, sounds, strict=True)
-        ]
-
-    def _noise(self, given: Float32 | None) -> Float32:
-        """(stems, latent, width) noise, drawn from the seed unless it is given."""
-        stems, takes = len(self.request.prompts) * self.request.takes, self.request.takes
-        latent, width = self.rules.lengths(self.clip.duration_s).latent, self.rules.latent_width
-        if given is None:
-            return np.stack([draw_noise(self.request.seed, *divmod(i, takes), latent, width) for i in range(stems)])
-        if given.shape != (stems, latent, width) or not np.isfinite(given).all():
-            raise RequestError(f"noise is {given.shape}; give finite numbers as ({stems}, {latent}, {width})")
-        return given.astype(np.float32)
+        return Features(
+            stems=[(sync[prompt], clip_text[prompt]) for prompt, _ in self.stems],
+            negative=None if self.request.negative is None else clip_text[self.request.negative],
+        )
 
     def _select(self, t5: dict[str, Tensor]) -> dict[str, Tensor]:
         """(sync, W) features of the clip for each prompt, computed some segments at a time."""
@@ -116,85 +132,125 @@ class Generation:
 
         return concatenate(executor, in_batches(len(tokens), executor.segments_per_batch, run, fewer))
 
-    def _flow(self, features: list[tuple[Tensor, Tensor]], negative: Tensor | None, noise: Float32) -> Tensor:
-        """(stems, latent, width) latents from each stem's sync and text features."""
-        executor, request, done = self.executor, self.request, 0
+    def flow(
+        self, window: Window, features: Features, noise: Float32, held: Held | None, *, keep_states: bool
+    ) -> tuple[Tensor, list[Float32 | None]]:
+        """Generate the latents of a window, (stems, T, Z), from noise of that shape.
 
-        def run(rows: slice) -> Tensor:
-            nonlocal done
-            before, batch = done, rows.stop - rows.start
-            total = before + request.steps * -(-(len(features) - rows.start) // batch)
+        Also return the states of each batch of stems, (steps, B, T, Z), or None without `keep_states`.
+
+        Raises:
+            BackendError: the backend failed.
+            Cancelled: the caller's event was set.
+        """
+        executor, request, every = self.executor, self.request, features.stems
+
+        def run(rows: slice) -> tuple[Tensor, Float32 | None]:
+            before, batch = self._done["step"], rows.stop - rows.start
+            later = self.windows - 1 - self._done["window"]
+            rest = -(-(len(every) - rows.start) // batch) + later * -(-len(every) // batch)
 
             def on_step() -> None:
-                nonlocal done
-                done += 1
-                self.progress("step", done, total)
+                self._done["step"] += 1
+                self.progress("step", self._done["step"], before + request.steps * rest)
 
             try:
-                conditions = self._conditions(features[rows], negative)
-                self.progress("conditions", rows.stop, len(features))
+                conditions = self._conditions(window, every[rows], features.negative)
+                done = self._done["window"] * len(every) + rows.stop
+                self.progress("conditions", done, self.windows * len(every))
                 return integrate(
                     executor,
                     noise[rows],
                     conditions,
                     steps=request.steps,
                     guidance=request.guidance,
+                    solver=request.solver,
                     cancel=self.cancel,
                     on_step=on_step,
+                    held=None if held is None else Held(values=held.values[:, rows], weights=held.weights),
+                    keep_states=keep_states,
                 )
             except DeviceMemoryError:
-                done = before
+                self._done["step"] = before
                 raise
 
         def fewer(limit: int) -> None:
             executor.stems_per_batch = limit
             self.notes.append(f"the GPU is low on memory: stems are generated {limit} at a time")
 
-        return concatenate(executor, in_batches(len(features), executor.stems_per_batch, run, fewer, few_sizes=True))
+        found = in_batches(len(every), executor.stems_per_batch, run, fewer, few_sizes=True)
+        self._done["window"] += 1
+        return concatenate(executor, [latents for latents, _ in found]), [states for _, states in found]
 
-    def _conditions(self, features: list[tuple[Tensor, Tensor]], negative: Tensor | None) -> dict[str, Tensor]:
-        lengths = self.rules.lengths(self.clip.duration_s)
+    def _conditions(
+        self, window: Window, features: list[tuple[Tensor, Tensor]], negative: Tensor | None
+    ) -> dict[str, Tensor]:
         text = stack(self.executor, [text for _, text in features])
         feeds = {
-            "sync": stack(self.executor, [sync for sync, _ in features]),
+            "sync": stack(self.executor, [self._shown(window, sync) for sync, _ in features]),
             "text": text,
             "negative_text": np.zeros((1, *text.shape[1:]), np.float32) if negative is None else negative[None],
             "use_negative": np.array([negative is not None]),
-            "latent_positions": latent_positions(lengths),
-            "clip_positions": visual_positions(lengths),
+            "latent_positions": latent_positions(window.lengths),
+            "clip_positions": visual_positions(window.lengths),
         }
         conditions = self.executor.run(CONDITIONS, feeds, self.cancel)
-        return {**conditions, "sync_row": sync_rows(self.rules, lengths, len(features))}
+        return {**conditions, "sync_row": sync_rows(self.rules, window.lengths, len(features))}
 
-    def _decode(self, latents: Tensor) -> list[tuple[Float32, DeviceArray | None]]:
-        """(samples,) audio of each stem, and its copy on the device if the caller asked for it."""
-        executor = self.executor
+    def _shown(self, window: Window, sync: Tensor) -> Tensor:
+        """The sync features of the segments that a window shows."""
+        each = self.rules.sync_per_segment
+        return concatenate(self.executor, [sync[each * first : each * stop] for first, stop in window.segments])
 
-        def run(rows: slice) -> list[tuple[Float32, DeviceArray | None]]:
-            audio = executor.run(DECODER, {"latents": latents[rows]}, self.cancel)["audio"]
-            ended, heard = executor.read(latents[rows], audio)
+    def decode(self, latents: Tensor, lead: int, first: int, stop: int) -> Iterator[StemPart]:
+        """Decode `latents` (stems, T, Z) and yield each stem's sound from the place `first` to `stop`.
+
+        The first `lead` vectors, and those after `stop`, are only context.
+
+        Raises:
+            BackendError: the backend failed, or a value is not finite.
+            Cancelled: the caller's event was set.
+        """
+        executor, total = self.executor, self.windows * len(self.stems)
+        hop = 2 * self.rules.hop
+        samples = slice(lead * hop, lead * hop + min(stop * hop, self.samples) - first * hop)
+
+        def run(rows: slice) -> list[StemPart]:
+            sound = executor.run(DECODER, {"latents": latents[rows]}, self.cancel)["audio"]
+            ended, heard = executor.read(latents[rows], sound)
             finite(ended, GUIDED_STEP)  # a value that is not finite stays so to the end
             finite(heard, DECODER)
-            sounds = [(self._trim(heard[i]), self._device_part(audio, i)) for i in range(len(heard))]
-            for number in range(rows.start, rows.stop):
-                self.progress("vocode", number + 1, len(latents))
-            return sounds
+            if heard.shape[1] < samples.stop:
+                asked = samples.stop
+                raise BackendError(f"graph decoder gave {heard.shape[1]} samples of {asked}; export the bundle again")
+            found = []
+            for row, number in enumerate(range(rows.start, rows.stop)):
+                self._done["vocode"] += 1
+                self.progress("vocode", self._done["vocode"], max(total, self._done["vocode"]))
+                prompt, take = self.stems[number]
+                found.append(
+                    StemPart(
+                        stem=number,
+                        prompt=prompt,
+                        take=take,
+                        seed=self.request.seed,
+                        first_sample=first * hop,
+                        audio=heard[row, samples].copy(),
+                        sample_rate_hz=self.rules.sample_rate_hz,
+                        latents=ended[row, lead : lead + stop - first].copy(),
+                        device_audio=self._device_part(sound, row, samples),
+                    )
+                )
+            return found
 
         def fewer(limit: int) -> None:
             executor.stems_per_decode = limit
             self.notes.append(f"the GPU is low on memory: stems are decoded {limit} at a time")
 
-        batches = in_batches(len(latents), executor.stems_per_decode, run, fewer, few_sizes=True)
-        return [sound for batch in batches for sound in batch]
+        for batch in in_batches(len(self.stems), executor.stems_per_decode, run, fewer, few_sizes=True):
+            yield from batch
 
-    def _trim(self, decoded: Float32) -> Float32:
-        """(samples,) audio, exactly as long as the clip. The decoder rounds up to whole latents."""
-        samples = self.rules.lengths(self.clip.duration_s).samples
-        if len(decoded) < samples:
-            raise BackendError(f"graph decoder gave {len(decoded)} samples of {samples}; export the bundle again")
-        return decoded[:samples].copy()
-
-    def _device_part(self, audio: Tensor, index: int) -> DeviceArray | None:
-        if not self.device_output or not isinstance(audio, DeviceArray):
+    def _device_part(self, sound: Tensor, row: int, samples: slice) -> DeviceArray | None:
+        if not self.device_output or not isinstance(sound, DeviceArray):
             return None
-        return audio[index][: self.rules.lengths(self.clip.duration_s).samples]
+        return sound[row][samples]

@@ -9,10 +9,13 @@ from dataclasses import dataclass, field
 
 from selva_bundle.errors import RequestError
 from selva_bundle.manifest import MAX_GUIDANCE, MAX_STEPS
+from selva_runtime.flow import EULER, SOLVERS
 from selva_runtime.text import check_prompt
 
 MAX_TAKES = 64
 MAX_START_S = 1e7
+MAX_DURATION_S = 36_000
+MIN_REGION_S = 0.32
 MAX_SEED = 2**63 - 1
 
 
@@ -31,6 +34,8 @@ class StemRequest:
     steps: int
     guidance: float
     takes: int
+    solver: str = EULER
+    """One of `SOLVERS`."""
     warnings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """What the model ignores in each prompt."""
 
@@ -47,16 +52,31 @@ class StemRequest:
         check_whole(self.steps, "steps", 1, MAX_STEPS)
         check_whole(self.takes, "takes", 1, MAX_TAKES)
         _check_number(self.guidance, "guidance", 0.0, MAX_GUIDANCE)
+        if self.solver not in SOLVERS:
+            raise RequestError(f"unknown solver {self.solver!r}; choose one of {', '.join(SOLVERS)}")
 
 
-def check_span(start_s: float, duration_s: float, min_duration_s: float, max_duration_s: float) -> None:
-    """Check that the model can take this part of a video.
+def check_span(start_s: float, duration_s: float | None, min_duration_s: float) -> None:
+    """Check that the model can take this part of a video. A duration of None means to its end.
 
     Raises:
         RequestError: the start or the duration is out of range.
     """
-    _check_number(duration_s, "duration", min_duration_s, max_duration_s, " s")
+    if duration_s is not None:
+        _check_number(duration_s, "duration", min_duration_s, MAX_DURATION_S, " s")
     _check_number(start_s, "start", 0.0, MAX_START_S, " s")
+
+
+def check_region(begin_s: float, end_s: float, duration_s: float) -> None:
+    """Check that a region lies in a clip of `duration_s`.
+
+    Raises:
+        RequestError: it does not, or it is shorter than `MIN_REGION_S`.
+    """
+    _check_number(begin_s, "begin of the region", 0, duration_s, " s")
+    _check_number(end_s, "end of the region", 0, duration_s, " s")
+    if end_s - begin_s < MIN_REGION_S:
+        raise RequestError(f"the region {begin_s:g} to {end_s:g} s is too short; give at least {MIN_REGION_S} s")
 
 
 def _check_number(value: float, what: str, low: float, high: float, unit: str = "") -> None:

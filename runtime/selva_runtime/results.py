@@ -7,8 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from selva_bundle.lengths import LongForm
 from selva_bundle.manifest import Defaults
 from selva_runtime.backends.gpu.device_array import DeviceArray
+from selva_runtime.cache import Rows
+from selva_runtime.request import StemRequest
+from selva_runtime.windows import Shot
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -18,8 +22,9 @@ class Clip:
     duration_s: float
     """Less than the requested duration if the video ends early."""
     start_s: float
-    tokens: npt.NDArray[np.float32] | DeviceArray
-    """(segments, tokens per segment, width), float32. A GPU backend keeps them there; `numpy.asarray` copies them."""
+    tokens: npt.NDArray[np.float32] | DeviceArray | Rows
+    """(segments, tokens per segment, width), float32. Those of a clip longer than a window are read from a file when
+    they are needed. A GPU backend keeps the others there. `numpy.asarray` copies them."""
     source: str | None
     """Path of the video. None if the caller gave frames."""
     source_duration_s: float | None
@@ -29,6 +34,29 @@ class Clip:
     warnings: tuple[str, ...]
     backbone: str
     """SHA-256 of the backbone. A clip fits only a bundle with the same backbone."""
+    shots: tuple[Shot, ...]
+    """Stretches without a cut. A clip that is not longer than a window has one."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StemPart:
+    """A part of a stem that is final. The parts of a stem follow each other without a gap."""
+
+    stem: int
+    """Index of the stem: all takes of the first prompt, then of the second, and so on."""
+    prompt: str
+    take: int
+    """From 0."""
+    seed: int
+    first_sample: int
+    """Its place in the stem."""
+    audio: npt.NDArray[np.float32]
+    """(samples,) mono."""
+    sample_rate_hz: int
+    latents: npt.NDArray[np.float32]
+    """(latent, width) that the sound was decoded from, for `Stem.latents`."""
+    device_audio: DeviceArray | None = None
+    """The same samples on the GPU. None without `device_output`."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,9 +68,13 @@ class Stem:
     """From 0."""
     seed: int
     audio: npt.NDArray[np.float32]
-    """(samples,) mono, exactly as long as the clip."""
+    """(samples,) mono, exactly as long as the clip, or as the loop."""
     sample_rate_hz: int
     warnings: tuple[str, ...]
+    latents: npt.NDArray[np.float32]
+    """(latent, width) that the sound was decoded from. `Session.regenerate` starts from them."""
+    request: StemRequest
+    """How it was made."""
     device_audio: DeviceArray | None = None
     """The same samples on the GPU, for `__cuda_array_interface__`. None without `device_output`."""
 
@@ -71,4 +103,8 @@ class SessionInfo:
     fps: int
     min_duration_s: float
     max_duration_s: float
+    """Longest clip in one pass. Longer videos are generated in windows."""
+    window_s: float
+    """Longest clip in a single window, the length that the model was trained on."""
+    long_form: LongForm
     defaults: Defaults

@@ -1,14 +1,15 @@
 """The main class of the runtime: encode a video once, then generate stems for as many prompts as the user tries.
 
-Memory is bounded: the backbone takes a few segments at a time, the generator a few stems, the vocoder one. Stems share
-nothing, so each is the same whichever stems run beside it.
+Memory is bounded whatever the length of the video: the backbone takes a few segments at a time, the generator a few
+stems of one window, the vocoder one. Stems share nothing, so each is the same whichever stems run beside it.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from threading import Event, RLock
 from typing import Any
@@ -19,21 +20,31 @@ import numpy.typing as npt
 
 from selva_bundle.bundle import Bundle
 from selva_bundle.errors import BackendError, RequestError
-from selva_bundle.lengths import Lengths
-from selva_bundle.ports import VIDEO_BACKBONE
+from selva_bundle.lengths import LongForm, exact_seconds
+from selva_bundle.ports import VIDEO_BACKBONE, VIDEO_SELECT
 from selva_runtime.backends.choose import make_executor
-from selva_runtime.backends.executor import EXACT, POLL_S, Tensor, check_cancel, check_process, concatenate, stack
+from selva_runtime.backends.executor import EXACT, POLL_S, Tensor, check_cancel, check_process, concatenate
+from selva_runtime.backends.gpu.device_array import DeviceArray
 from selva_runtime.backends.gpu.foreign import is_foreign, stream_handle
-from selva_runtime.batches import in_batches
-from selva_runtime.flow import finite
+from selva_runtime.cache import Cache, temporary_rows
+from selva_runtime.encoding import Cuts, Encoding
+from selva_runtime.flow import EULER
 from selva_runtime.generation import Generation
+from selva_runtime.long_form import decode_part, parts, replaced, splice
 from selva_runtime.lru_cache import LruCache
 from selva_runtime.progress import Progress, no_progress
-from selva_runtime.request import StemRequest, check_span
-from selva_runtime.results import Clip, SessionInfo, Stem
+from selva_runtime.request import StemRequest, check_region, check_span
+from selva_runtime.results import Clip, SessionInfo, Stem, StemPart
 from selva_runtime.text import TextEncoder
+from selva_runtime.windows import Grid, Window, one_pass, plan, region_windows
 
+AUTO, NO_CUTS = "auto", "none"
+"""What `cuts` may be, besides a list of seconds."""
+FIRST = "first"
+WINDOWS, ONE_PASS = "windows", "one-pass"
+"""What `long` may be, besides a `LongForm`."""
 _CACHED_SELECTIONS = 64
+_CACHED_SELECTION_BYTES = 64e6
 
 
 class Session:
@@ -42,11 +53,12 @@ class Session:
     `backend` "auto" takes the fastest that runs here (`info.backend_reason` says why); any other name is used or
     refused. `threads` limits the CPU threads (None: the cores that the process may use). `precision` "bf16" is faster
     and less exact, and needs a CPU with bfloat16. `keep_text_towers` keeps the text towers in memory between new
-    prompts (None: only on a GPU).
+    prompts (None: only on a GPU). `cache` is the folder in which later sessions find what this one computed (None:
+    SELVA_CACHE, or else the user's cache folder; "none": nothing is kept).
 
     Raises:
         BundleError: the bundle is missing, damaged or altered.
-        RequestError: `threads` or `precision` is out of range.
+        RequestError: `threads` or `precision` is out of range, or `cache` is no file name.
         BackendError: the backend is unknown, not installed or cannot run here.
     """
 
@@ -58,13 +70,15 @@ class Session:
         threads: int | None = None,
         keep_text_towers: bool | None = None,
         precision: str = EXACT,
+        cache: str | os.PathLike[str] | None = None,
     ) -> None:
+        self._cache = Cache.at(cache)
         self._bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         self._rules = self._bundle.manifest.sequence
         self._compute_precision = precision
         self._executor = make_executor(self._bundle, backend, threads, precision)
         keep = self._executor.keeps_text_towers if keep_text_towers is None else keep_text_towers
-        self._text = TextEncoder(self._bundle, self._executor, keep=keep)
+        self._text = TextEncoder(self._bundle, self._executor, keep=keep, cache=self._cache, precision=precision)
         self._selections: WeakKeyDictionary[Clip, LruCache[str, Tensor]] = WeakKeyDictionary()
         self._process = os.getpid()
         self._turn = RLock()
@@ -87,6 +101,8 @@ class Session:
             fps=self._rules.fps,
             min_duration_s=self._rules.min_duration_s,
             max_duration_s=self._rules.max_duration_s,
+            window_s=manifest.defaults.duration_s,
+            long_form=manifest.long_form,
             defaults=manifest.defaults,
         )
 
@@ -107,45 +123,44 @@ class Session:
         *,
         duration_s: float | None = None,
         start_s: float = 0.0,
+        cuts: str | Sequence[float] = AUTO,
+        frame_rule: str = FIRST,
         progress: Progress | None = None,
         cancel: Event | None = None,
     ) -> Clip:
         """Read a part of a video file and run the backbone on it. The clip is shorter if the video ends early.
 
-        `path` may also be a `VideoFile`, which is read from where it is open. `duration_s` None means the bundle's
-        default, 8 s.
+        `path` may also be a `VideoFile`, which is read from where it is open. `duration_s` None means all of the
+        video. `cuts` are where new shots begin, in seconds from the start of the clip: "auto" finds them, "none" takes
+        the video for one shot. They matter only in a clip that is longer than a window. `frame_rule` says which decoded
+        frame shows a moment: "first" takes the first that is not earlier, as in training, "nearest" the nearest.
 
         Raises:
             MediaNotFoundError: there is no such file.
             MediaError: the file has no usable video, or the video is too short or too large.
-            RequestError: `start_s` or `duration_s` is out of range, or the start is past the end of the video.
+            RequestError: an argument is out of range, or the start is past the end of the video.
             BackendError: the backend failed, or the session was opened before a fork.
             Cancelled: `cancel` was set.
         """
-        from selva_runtime.media.video import read_clip
+        from selva_runtime.media.video import VideoFile, read_clip
 
-        duration_s = self._bundle.manifest.defaults.duration_s if duration_s is None else duration_s
-        check_span(start_s, duration_s, self._rules.min_duration_s, self._rules.max_duration_s)
-        uploaded: list[Tensor] = []
-
-        def upload(rows: Tensor) -> None:
-            with self._taking_turns(cancel):
-                uploaded.append(self._executor.put(rows))
-
-        part = read_clip(
-            path,
-            size=self._rules.image_size,
-            fps=self._rules.fps,
-            start_s=start_s,
-            duration_s=duration_s,
-            min_duration_s=self._rules.min_duration_s,
-            on_progress=None if progress is None else lambda done, total: progress("decode", done, total),
-            on_rows=None if self._executor.loop is None else upload,  # a device takes frames meanwhile
-            cancelled=cancel,
-        )
-        with self._taking_turns(cancel):
-            frames = concatenate(self._executor, uploaded) if uploaded else part.frames
-            tokens, warnings = self._backbone(frames, self._rules.lengths(part.duration_s), progress, cancel)
+        check_span(start_s, duration_s, self._rules.min_duration_s)
+        finder = self._cuts(cuts)
+        with path if isinstance(path, VideoFile) else VideoFile(path) as video, ExitStack() as opened:
+            encoding = self._encoding(opened, finder, progress, cancel)
+            part = read_clip(
+                video,
+                size=self._rules.image_size,
+                fps=self._rules.fps,
+                start_s=start_s,
+                duration_s=duration_s,
+                min_duration_s=self._rules.min_duration_s,
+                keep_frames=False,
+                on_progress=encoding.expect,
+                on_rows=encoding.push,
+                cancelled=cancel,
+            )
+            tokens, shots = encoding.finish(part.duration_s)
         return Clip(
             duration_s=part.duration_s,
             start_s=start_s,
@@ -153,8 +168,9 @@ class Session:
             source=os.fspath(path),
             source_duration_s=part.source_duration_s,
             video_start_s=part.video_start_s,
-            warnings=(*part.warnings, *warnings),
+            warnings=(*part.warnings, *encoding.warnings),
             backbone=self._bundle.graph_hash(VIDEO_BACKBONE),
+            shots=shots,
         )
 
     def encode_frames(
@@ -162,6 +178,7 @@ class Session:
         frames: Any,
         duration_s: float,
         *,
+        cuts: str | Sequence[float] = NO_CUTS,
         progress: Progress | None = None,
         cancel: Event | None = None,
         stream: Any = None,
@@ -170,17 +187,17 @@ class Session:
 
         `frames` is a NumPy array or, with a GPU backend, an array with `__cuda_array_interface__` (PyCUDA, CuPy,
         PyTorch, …), which is used without a copy. The GPU first waits for the work in `stream`, a handle of the
-        caller's stream.
+        caller's stream. `cuts` as in `encode`.
 
         Raises:
-            RequestError: `duration_s` is out of range, the frames have another shape or type or are too few, or the
-                backend cannot use the array or the stream.
+            RequestError: `duration_s` or `cuts` is out of range, the frames have another shape or type or are too few,
+                or the backend cannot use the array or the stream.
             BackendError: the backend failed, or the session was opened before a fork.
             Cancelled: `cancel` was set.
         """
-        check_span(0.0, duration_s, self._rules.min_duration_s, self._rules.max_duration_s)
+        check_span(0.0, duration_s, self._rules.min_duration_s)
         size, lengths = self._rules.image_size, self._rules.lengths(duration_s)
-        with self._taking_turns(cancel):
+        with self._taking_turns(cancel), ExitStack() as opened:
             self._wait_for(stream)
             if is_foreign(frames):
                 frames = self._executor.adopt(frames)
@@ -188,7 +205,9 @@ class Session:
                 raise RequestError(f"frames are {frames.dtype} {frames.shape}; give uint8 (frames, 3, {size}, {size})")
             if len(frames) < lengths.frames:
                 raise RequestError(f"{len(frames)} frames do not last {duration_s} s; give {lengths.frames}")
-            tokens, warnings = self._backbone(frames, lengths, progress, cancel)
+            encoding = self._encoding(opened, self._cuts(cuts), progress, cancel)
+            encoding.expect(0, lengths.frames)
+            tokens, shots = encoding.whole(frames[: lengths.frames], duration_s)
         return Clip(
             duration_s=duration_s,
             start_s=0.0,
@@ -196,8 +215,9 @@ class Session:
             source=None,
             source_duration_s=None,
             video_start_s=None,
-            warnings=warnings,
+            warnings=tuple(encoding.warnings),
             backbone=self._bundle.graph_hash(VIDEO_BACKBONE),
+            shots=shots,
         )
 
     def prompt_warnings(self, prompt: str) -> tuple[str, ...]:
@@ -213,8 +233,11 @@ class Session:
         seed: int = 0,
         steps: int | None = None,
         guidance: float | None = None,
+        solver: str | None = None,
         takes: int = 1,
         noise: npt.NDArray[np.float32] | None = None,
+        long: str | LongForm = WINDOWS,
+        loop: bool = False,
         progress: Progress | None = None,
         cancel: Event | None = None,
         stream: Any = None,
@@ -222,10 +245,16 @@ class Session:
     ) -> list[Stem]:
         """Generate one stem per prompt and take: all takes of the first prompt, then of the second, and so on.
 
-        `steps` and `guidance` None mean the bundle's defaults, 25 and 4.5. `noise` (stems, latent, width) replaces the
-        noise that the seed would draw. With a GPU backend, the GPU first waits for the work in `stream` (a handle of
-        the caller's stream), and `device_output` keeps a copy of the sound on the GPU (`Stem.device_audio`), complete
-        when this returns.
+        `steps` and `guidance` None mean the bundle's defaults, 25 and 4.5, and `solver` None means "euler"; "ab2" comes
+        as close in fewer steps. `noise` (stems, latent, width) replaces the noise that the seed would draw.
+
+        A clip that is longer than a window (`info.window_s`) is generated in windows that continue each other, of the
+        bundle's `long_form` or of the one that is given. `long` "one-pass" generates up to `info.max_duration_s` in one
+        pass, which only some models can. The end of a `loop` leads back to its begin; it is up to a third of a second
+        shorter than the clip.
+
+        With a GPU backend, the GPU first waits for the work in `stream` (a handle of the caller's stream), and
+        `device_output` keeps a copy of the sound on the GPU (`Stem.device_audio`), complete when this returns.
 
         Raises:
             RequestError: an argument is out of range, the clip belongs to another bundle, or the backend has no GPU
@@ -234,9 +263,19 @@ class Session:
             BackendError: the backend failed, or the session was opened before a fork.
             Cancelled: `cancel` was set.
         """
-        request = self.request(prompts, negative=negative, seed=seed, steps=steps, guidance=guidance, takes=takes)
+        request = self.request(
+            prompts, negative=negative, seed=seed, steps=steps, guidance=guidance, solver=solver, takes=takes
+        )
         return self.generate_request(
-            clip, request, noise=noise, progress=progress, cancel=cancel, stream=stream, device_output=device_output
+            clip,
+            request,
+            noise=noise,
+            long=long,
+            loop=loop,
+            progress=progress,
+            cancel=cancel,
+            stream=stream,
+            device_output=device_output,
         )
 
     def request(
@@ -247,6 +286,7 @@ class Session:
         seed: int = 0,
         steps: int | None = None,
         guidance: float | None = None,
+        solver: str | None = None,
         takes: int = 1,
     ) -> StemRequest:
         """Check the arguments of `generate` before anything is computed, and replace None by the bundle's defaults.
@@ -261,6 +301,7 @@ class Session:
             seed=seed,
             steps=defaults.steps if steps is None else steps,
             guidance=defaults.guidance if guidance is None else guidance,
+            solver=EULER if solver is None else solver,
             takes=takes,
         )
         return replace(request, warnings={prompt: self._text.warnings(prompt) for prompt in request.prompts})
@@ -271,30 +312,213 @@ class Session:
         request: StemRequest,
         *,
         noise: npt.NDArray[np.float32] | None = None,
+        long: str | LongForm = WINDOWS,
+        loop: bool = False,
         progress: Progress | None = None,
         cancel: Event | None = None,
         stream: Any = None,
         device_output: bool = False,
     ) -> list[Stem]:
         """Do the work of `generate` for a request that was checked before. Arguments and errors are the same."""
+        generation, windows, form = self._generation(
+            clip, request, long, loop=loop, progress=progress, cancel=cancel, device_output=device_output
+        )
+        found: list[list[StemPart]] = [[] for _ in generation.stems]
+        for part in self._run(generation, windows, form, noise, loop=loop, stream=stream):
+            found[part.stem].append(part)
+        return [self._stem(each, generation) for each in found]
+
+    def stream(
+        self,
+        clip: Clip,
+        request: StemRequest,
+        *,
+        noise: npt.NDArray[np.float32] | None = None,
+        long: str | LongForm = WINDOWS,
+        loop: bool = False,
+        progress: Progress | None = None,
+        cancel: Event | None = None,
+        stream: Any = None,
+        device_output: bool = False,
+    ) -> Iterator[StemPart]:
+        """Generate as `generate_request` does, and yield the sound while it is made: a part of each stem per window.
+
+        The memory does not grow with the length. Arguments and errors are the same; what is out of range is said now,
+        the rest while the parts are taken. Other calls of the session may run between two parts.
+        """
+        generation, windows, form = self._generation(
+            clip, request, long, loop=loop, progress=progress, cancel=cancel, device_output=device_output
+        )
+        return self._run(generation, windows, form, noise, loop=loop, stream=stream)
+
+    def regenerate(
+        self,
+        clip: Clip,
+        stem: Stem,
+        begin_s: float,
+        end_s: float,
+        *,
+        seed: int,
+        prompt: str | None = None,
+        long: LongForm | None = None,
+        progress: Progress | None = None,
+        cancel: Event | None = None,
+    ) -> Stem:
+        """Generate a region of a stem again, with another seed or prompt. Outside of it not a bit changes.
+
+        `begin_s` and `end_s` are seconds from the start of the clip. The new sound joins the old one at both ends, over
+        a part of the region. `prompt` None means the stem's.
+
+        Raises:
+            RequestError: the region or another argument is out of range, or the clip belongs to another bundle.
+            BackendError: the backend failed, or the session was opened before a fork.
+            Cancelled: `cancel` was set.
+        """
+        old = stem.request
+        request = self.request(
+            [stem.prompt if prompt is None else prompt],
+            negative=old.negative,
+            seed=seed,
+            steps=old.steps,
+            guidance=old.guidance,
+        )
+        hop = 2 * self._rules.hop
+        first, stop = (exact_seconds(time_s) * self._rules.sample_rate_hz / hop for time_s in (begin_s, end_s))
+        check_region(begin_s, end_s, clip.duration_s)
+        generation, planned, form = self._generation(clip, request, long or WINDOWS, progress=progress, cancel=cancel)
+        grid = self._grid(clip, form)
+        if len(stem.latents) != grid.latent:
+            raise RequestError("the stem is not as long as the clip; regenerate it from the clip that it was made from")
+        opening = planned[0] if len(planned) == 1 else None
+        windows = region_windows(grid, math.ceil(first), math.floor(stop), opening=opening)
+        with self._taking_turns(cancel):
+            latents = replaced(generation, windows, form, generation.noise(None), stem.latents[None])
+            (part,) = decode_part(generation, latents, math.ceil(first), math.floor(stop))
+            self._executor.finish()
+        audio = stem.audio.copy()
+        splice(audio, part.audio, part.first_sample)
+        return replace(
+            stem,
+            audio=audio,
+            latents=latents[0],
+            prompt=request.prompts[0],
+            seed=seed,
+            warnings=(*request.warnings[request.prompts[0]], *generation.notes),
+            request=request,
+            device_audio=None,
+        )
+
+    def _generation(
+        self,
+        clip: Clip,
+        request: StemRequest,
+        long: str | LongForm,
+        *,
+        loop: bool = False,
+        progress: Progress | None,
+        cancel: Event | None,
+        device_output: bool = False,
+    ) -> tuple[Generation, list[Window], LongForm]:
+        """Check that the clip can be used as asked, and divide it into windows."""
         if clip.backbone != self._bundle.graph_hash(VIDEO_BACKBONE):
             raise RequestError("the clip was encoded with another bundle; encode the video again with this one")
+        form = long if isinstance(long, LongForm) else self._bundle.manifest.long_form
+        windows = self._windows(clip, form, long, loop=loop)
+        lengths = self._rules.lengths(clip.duration_s)
+        latent = windows[-1].final
+        (sync,) = self._bundle.manifest.graphs[VIDEO_SELECT].outputs
+        sync_bytes = 4 * math.prod(sync.sizes({"stems": 1, "segments": len(clip.tokens)}))
+        capacity = max(1, min(_CACHED_SELECTIONS, int(_CACHED_SELECTION_BYTES / sync_bytes)))
         generation = Generation(
             executor=self._executor,
             text=self._text,
             rules=self._rules,
             clip=clip,
-            selected=self._selections.setdefault(clip, LruCache(_CACHED_SELECTIONS)),
+            selected=self._selections.setdefault(clip, LruCache(capacity)),
             request=request,
+            latent=latent,
+            samples=latent * 2 * self._rules.hop if loop else lengths.samples,
+            windows=len(windows),
             progress=progress or no_progress,
             cancel=cancel,
             device_output=device_output,
         )
+        return generation, windows, form
+
+    def _windows(self, clip: Clip, form: LongForm, long: str | LongForm, *, loop: bool) -> list[Window]:
+        if long not in (WINDOWS, ONE_PASS) and not isinstance(long, LongForm):
+            raise RequestError(f"long is {long!r}; give {WINDOWS!r}, {ONE_PASS!r} or a LongForm")
+        whole = one_pass(self._rules.lengths(clip.duration_s))
+        is_short = exact_seconds(clip.duration_s) <= exact_seconds(self._bundle.manifest.defaults.duration_s)
+        if not is_short and long == ONE_PASS:
+            if clip.duration_s > self._rules.max_duration_s or len(clip.shots) > 1:
+                limit = f"at most {self._rules.max_duration_s:g} s without cuts"
+                raise RequestError(f"one pass takes {limit}; encode less of the video, without cuts")
+        if loop:
+            return plan(self._grid(clip, form), opening=whole if is_short or long == ONE_PASS else None, loop=True)
+        return [whole] if is_short or long == ONE_PASS else plan(self._grid(clip, form))
+
+    def _grid(self, clip: Clip, form: LongForm) -> Grid:
+        latent = self._rules.lengths(clip.duration_s).latent
+        return Grid(rules=self._rules, form=form, shots=clip.shots, latent=latent)
+
+    def _run(
+        self,
+        generation: Generation,
+        windows: list[Window],
+        form: LongForm,
+        noise: npt.NDArray[np.float32] | None,
+        *,
+        loop: bool,
+        stream: Any,
+    ) -> Iterator[StemPart]:
+        """Yield the parts of the stems. The session is free for other calls between two of them."""
+        made = parts(generation, windows, form, generation.noise(noise), loop=loop)
+        return self._in_turns(made, generation.cancel, stream)
+
+    def _in_turns(self, made: Iterator[StemPart], cancel: Event | None, stream: Any) -> Iterator[StemPart]:
         with self._taking_turns(cancel):
             self._wait_for(stream)
-            stems = generation.stems(noise)
-            self._executor.finish()
-        return stems
+        while True:
+            with self._taking_turns(cancel):
+                part = next(made, None)
+                if part is None:
+                    self._executor.finish()
+                    return
+            yield part
+
+    def _stem(self, found: list[StemPart], generation: Generation) -> Stem:
+        first = found[0]
+        on_device: list[Tensor] = [part.device_audio for part in found if part.device_audio is not None]
+        device_audio = concatenate(self._executor, on_device) if on_device else None
+        return Stem(
+            prompt=first.prompt,
+            take=first.take,
+            seed=first.seed,
+            audio=first.audio if len(found) == 1 else np.concatenate([part.audio for part in found]),
+            sample_rate_hz=first.sample_rate_hz,
+            warnings=(*generation.request.warnings[first.prompt], *generation.notes),
+            latents=np.concatenate([part.latents for part in found]),
+            request=generation.request,
+            device_audio=device_audio if isinstance(device_audio, DeviceArray) else None,
+        )
+
+    def _encoding(
+        self, opened: ExitStack, cuts: Cuts | None, progress: Progress | None, cancel: Event | None
+    ) -> Encoding:
+        return Encoding(
+            self._executor,
+            self._rules,
+            self._bundle.manifest.defaults.duration_s,
+            cuts=cuts,
+            open_writer=lambda: opened.enter_context(temporary_rows()),
+            turn=lambda: self._taking_turns(cancel),
+            progress=progress or no_progress,
+            cancel=cancel,
+        )
+
+    def _cuts(self, cuts: str | Sequence[float]) -> Cuts | None:
+        return None
 
     @contextmanager
     def _taking_turns(self, cancel: Event | None) -> Iterator[None]:
@@ -314,33 +538,3 @@ class Session:
     def _wait_for(self, stream: Any) -> None:
         if stream is not None:
             self._executor.after(stream_handle(stream))
-
-    def _backbone(
-        self, frames: Tensor, lengths: Lengths, progress: Progress | None, cancel: Event | None
-    ) -> tuple[Tensor, tuple[str, ...]]:
-        """Run the backbone on overlapping segments, a few at a time. Return (segments, tokens, W) and warnings."""
-        executor, warnings = self._executor, []
-        step, width = self._rules.segment_step, self._rules.segment_frames
-        frames = executor.put(frames[: lengths.frames])
-        tokens: Tensor | None = None
-
-        def encode(rows: slice) -> None:
-            nonlocal tokens
-            starts = range(step * rows.start, step * rows.stop, step)
-            segments = stack(executor, [frames[start : start + width] for start in starts])
-            part = executor.run(VIDEO_BACKBONE, {"segments": segments}, cancel)["tokens"]
-            if tokens is None:
-                tokens = executor.empty((lengths.segments, *part.shape[1:]), np.float32)
-            tokens[rows] = finite(part, VIDEO_BACKBONE)
-            if progress is not None:
-                progress("encode", rows.stop, lengths.segments)
-
-        def fewer(limit: int) -> None:
-            executor.segments_per_batch = limit
-            warnings.append(f"the GPU is low on memory: segments are encoded {limit} at a time")
-
-        in_batches(lengths.segments, executor.segments_per_batch, encode, fewer)
-        executor.idle(VIDEO_BACKBONE)
-        assert tokens is not None
-        executor.finish()
-        return tokens, tuple(warnings)

@@ -1,15 +1,15 @@
 """Turn prompts into features with little memory: the two text towers are loaded only for new prompts.
 
 At full size the towers hold more weights than the generator, and a host that stays open sees the same few prompts
-again and again. So features are cached, and each tower is released as soon as its new prompts are done. Prompts run
-one by one, so the features of one prompt do not depend on the others.
+again and again. So features are cached, in memory and on the disk, and each tower is released as soon as its new
+prompts are done. Prompts run one by one, so the features of one prompt do not depend on the others.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from threading import Event
 
 import numpy as np
@@ -18,8 +18,10 @@ from tokenizers import Encoding, Tokenizer
 from selva_bundle.bundle import Bundle
 from selva_bundle.errors import BundleError, RequestError
 from selva_bundle.ports import TEXT_CLIP, TEXT_T5
-from selva_runtime.backends.executor import Array, Executor, Tensor
+from selva_runtime.backends.executor import EXACT, Array, Executor, Tensor
+from selva_runtime.cache import Cache
 from selva_runtime.lru_cache import LruCache
+from selva_runtime.text_cache import TextCache
 
 MAX_PROMPT_CHARACTERS = 1000
 _CACHED_PROMPTS = 64
@@ -50,52 +52,85 @@ def short(prompt: str) -> str:
 
 
 class TextTower:
-    """One text tower: its tokenizer, its graph and the cached features of recent prompts."""
+    """One text tower: its tokenizer, its graph and the cached features of recent prompts. `stored` has more of them."""
 
     def __init__(
-        self, executor: Executor, graph: str, tokenizer: Tokenizer, feeds: Callable[[Encoding], dict[str, Array]]
+        self,
+        executor: Executor,
+        graph: str,
+        tokenizer: Tokenizer,
+        feeds: Callable[[Encoding], dict[str, Array]],
+        stored: TextCache | None,
     ):
         self.tokenizer = tokenizer
         self._executor = executor
         self._graph = graph
         self._feeds = feeds
+        self._stored = stored
         self._cache: LruCache[str, Tensor] = LruCache(_CACHED_PROMPTS)
 
-    def uncached(self, prompts: Sequence[str]) -> list[str]:
-        """Return the prompts whose features are not cached, each once."""
-        return [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._cache]
+    def cached(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Return the features that need not be computed."""
+        found = {prompt: self._cache[prompt] for prompt in prompts if prompt in self._cache}
+        if self._stored is not None:
+            for prompt in dict.fromkeys(prompts):
+                if prompt not in found and (features := self._stored.find(self._feeds_of(prompt))) is not None:
+                    found[prompt] = self._cache[prompt] = features
+        return found
 
     def features(
-        self, prompts: Sequence[str], *, keep: bool, cancel: Event | None, on_done: Callable[[], None]
+        self,
+        prompts: Sequence[str],
+        cached: Mapping[str, Tensor],
+        *,
+        keep: bool,
+        cancel: Event | None,
+        on_done: Callable[[], None],
     ) -> dict[str, Tensor]:
-        """(tokens, width) features of each prompt. `on_done` is called after each prompt that had to be computed.
+        """(tokens, width) features of each prompt. `on_done` is called after each prompt that is not `cached`.
 
         Raises:
             BackendError: the backend failed.
             Cancelled: `cancel` was set.
         """
-        new = self.uncached(prompts)
-        found = {prompt: self._cache[prompt] for prompt in prompts if prompt not in new}
+        found = dict(cached)
         try:
-            for prompt in new:
-                outputs = self._executor.run(self._graph, self._feeds(self.tokenizer.encode(prompt)), cancel)
-                found[prompt] = self._cache[prompt] = outputs["features"][0]
-                on_done()
+            for prompt in dict.fromkeys(prompts):
+                if prompt not in cached:
+                    feeds = self._feeds_of(prompt)
+                    found[prompt] = self._cache[prompt] = self._executor.run(self._graph, feeds, cancel)["features"][0]
+                    if self._stored is not None:
+                        self._stored.keep(feeds, found[prompt], prompt)
+                    on_done()
         finally:
             if not keep:
                 self._executor.release(self._graph)
         return found
 
+    def _feeds_of(self, prompt: str) -> dict[str, Array]:
+        return self._feeds(self.tokenizer.encode(prompt))
+
 
 class TextEncoder:
     """Both text towers of a bundle. `keep` leaves them loaded between calls.
+
+    `cache` keeps features on the disk. They depend on the `precision` of the computation.
 
     Raises:
         BundleError: a tokenizer cannot be read.
     """
 
-    def __init__(self, bundle: Bundle, executor: Executor, *, keep: bool = False) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        executor: Executor,
+        *,
+        keep: bool = False,
+        cache: Cache | None = None,
+        precision: str = EXACT,
+    ) -> None:
         self._manifest = bundle.manifest
+        self._cache = cache
         rules = bundle.manifest.text
         t5 = _load_tokenizer(bundle, rules.t5_tokenizer, rules.t5_max_tokens)
         clip = _load_tokenizer(bundle, rules.clip_tokenizer, rules.clip_tokens)
@@ -112,8 +147,12 @@ class TextEncoder:
             ids[0, : len(encoding.ids)] = encoding.ids
             return {"ids": ids}
 
-        self.t5 = TextTower(executor, TEXT_T5, t5, t5_feeds)
-        self.clip_text = TextTower(executor, TEXT_CLIP, clip, clip_feeds)
+        def stored(graph: str) -> TextCache | None:
+            key = {"graph": bundle.graph_hash(graph), "backend": executor.backend, "precision": precision}
+            return None if cache is None else TextCache(cache, executor, key, bundle.manifest.preset)
+
+        self.t5 = TextTower(executor, TEXT_T5, t5, t5_feeds, stored(TEXT_T5))
+        self.clip_text = TextTower(executor, TEXT_CLIP, clip, clip_feeds, stored(TEXT_CLIP))
         self._keep = keep
         self._unknown_id = t5.token_to_id("<unk>")
 
@@ -147,6 +186,10 @@ class TextEncoder:
             )
         return tuple(warnings)
 
+    def new_cache_warnings(self) -> tuple[str, ...]:
+        """Return what went wrong with the cache since the last call."""
+        return () if self._cache is None else self._cache.new_warnings()
+
     def _unknown_words(self, prompt: str) -> str:
         """Quote the words that a limited model was not trained with. Empty if the model has no list of words."""
         if not self._manifest.words:
@@ -173,7 +216,8 @@ class TextEncoder:
             Cancelled: `cancel` was set.
         """
         clip_prompts = [*prompts, *([] if negative is None else [negative])]
-        total = len(self.t5.uncached(prompts)) + len(self.clip_text.uncached(clip_prompts))
+        t5_cached, clip_cached = self.t5.cached(prompts), self.clip_text.cached(clip_prompts)
+        total = len({*prompts} - {*t5_cached}) + len({*clip_prompts} - {*clip_cached})
         done = 0
 
         def on_done() -> None:
@@ -182,8 +226,8 @@ class TextEncoder:
             if on_progress is not None:
                 on_progress(done, total)
 
-        t5 = self.t5.features(prompts, keep=self._keep, cancel=cancel, on_done=on_done)
-        clip = self.clip_text.features(clip_prompts, keep=self._keep, cancel=cancel, on_done=on_done)
+        t5 = self.t5.features(prompts, t5_cached, keep=self._keep, cancel=cancel, on_done=on_done)
+        clip = self.clip_text.features(clip_prompts, clip_cached, keep=self._keep, cancel=cancel, on_done=on_done)
         return t5, clip
 
 

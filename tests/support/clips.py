@@ -57,7 +57,7 @@ def write_video(
     Args:
         turned: degrees counterclockwise, mirrored, upside down.
         colour: matrix, range.
-        sound: mono, starts with the pictures; its language is "deu".
+        sound: mono, starts with the pictures and may be longer; its language is "deu".
     """
     time_base = time_base or 1 / Fraction(rate)
     with av.open(str(path), "w", format=container) as target:
@@ -83,6 +83,8 @@ def write_video(
                 target.mux(track.encode(sound_frame(sound[begin:end], sound_rate_hz, begin, start_s)))
         target.mux(video.encode(None))
         if track is not None:
+            if len(tail := sound[end:]):
+                target.mux(track.encode(sound_frame(tail, sound_rate_hz, end, start_s)))
             target.mux(track.encode(None))
     return path
 

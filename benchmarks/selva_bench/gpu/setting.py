@@ -114,7 +114,7 @@ def open_session(setting: Setting, bundle: Path, backend: str) -> Session:
         UnavailableError: the backend cannot run here.
     """
     with _missing_is_unavailable(), _stand_in(setting):
-        return Session(bundle, backend=backend, threads=setting.threads)
+        return Session(bundle, backend=backend, threads=setting.threads, cache="none")
 
 
 def open_side(setting: Setting, label: str) -> Any:

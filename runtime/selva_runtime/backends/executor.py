@@ -18,6 +18,7 @@ import numpy.typing as npt
 from selva_bundle.errors import BackendError, Cancelled, RequestError
 from selva_bundle.manifest import Graph
 from selva_runtime.backends.gpu.device_array import DeviceArray
+from selva_runtime.backends.solvers import Held
 
 Array = npt.NDArray[Any]
 Tensor = Array | DeviceArray
@@ -57,11 +58,15 @@ class Loop(Protocol):
         *,
         steps: int,
         guidance: float,
+        solver: str,
+        held: Held | None,
+        keep_states: bool,
         cancel: Event | None,
         on_step: Callable[[], None],
-    ) -> Tensor:
-        """Integrate `noise` (B, T, Z) in `steps` Euler steps to latents (B, T, Z) at time 1.
+    ) -> tuple[Tensor, Tensor | None]:
+        """Integrate `noise` (B, T, Z) in `steps` steps to latents (B, T, Z) at time 1.
 
+        With `keep_states` it also returns the state at the start of each step, after holding: (steps, B, T, Z).
         `on_step` is called once for each step, perhaps late.
 
         Raises:

@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from selva_runtime.cache.place import large_file_folder
+
 _MAPS = Path("/proc/self/maps")
 _MADV_DONTNEED = 4
 _INTERVAL_S = 0.1
 _LINUX = sys.platform.startswith("linux")
-_LARGE_FILE_FOLDER = Path("/var/tmp")
-"""A folder on a disk. /tmp may be in memory."""
 
 
 def release_pages(files: Collection[Path]) -> int:
@@ -78,9 +78,8 @@ class FileBackedArrays:
     def __init__(self) -> None:
         self._file: Any = None
         if _LINUX:
-            folder = _LARGE_FILE_FOLDER if os.access(_LARGE_FILE_FOLDER, os.W_OK) else None
             with suppress(OSError):
-                self._file = tempfile.TemporaryFile(prefix="selva-", dir=folder)  # noqa: SIM115 -- the arrays outlive this
+                self._file = tempfile.TemporaryFile(prefix="selva-", dir=large_file_folder())  # noqa: SIM115 -- the arrays outlive this
 
     def keep(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return the same values, mapped from the file."""

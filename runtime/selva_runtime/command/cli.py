@@ -69,6 +69,7 @@ class _NeededOption(_UnlessListing, click.Option):
 @click.option(
     "--guidance", type=float, help="How closely to follow the prompt, 0 to 100.  [default: the bundle's, 4.5]"
 )
+@click.option("--solver", help="euler, or ab2: close to euler with half of the steps.  [default: euler]")
 @click.option("--takes", type=int, default=1, show_default=True, help="Stems to choose from for each prompt.")
 @click.option(
     "--mux",
@@ -85,6 +86,11 @@ class _NeededOption(_UnlessListing, click.Option):
     default="exact",
     show_default=True,
     help="exact, or bf16: two to four times as fast on a CPU that has bfloat16 (with OpenVINO), and less exact.",
+)
+@click.option(
+    "--cache",
+    metavar="DIR|none",
+    help="Folder for what later runs need not compute again.  [default: $SELVA_CACHE, else your cache folder]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of file names.")
 @click.option("--quiet", is_flag=True, help="No notices and no progress bars; warnings stay.")

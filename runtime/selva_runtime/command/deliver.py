@@ -80,7 +80,11 @@ class _Run:
         self._say = say
         self.bundle = default_bundle() if asked.bundle is None else Path(asked.bundle)
         self.session = Session(
-            self.bundle, backend=asked.backend, threads=asked.threads, precision=asked.compute_precision
+            self.bundle,
+            backend=asked.backend,
+            threads=asked.threads,
+            precision=asked.compute_precision,
+            cache=asked.cache,
         )
         self.info = self.session.info
         self.request = self.session.request(
@@ -89,10 +93,11 @@ class _Run:
             seed=asked.seed,
             steps=asked.steps,
             guidance=asked.guidance,
+            solver=asked.solver,
             takes=asked.takes,
         )
         self.duration_s = self.info.defaults.duration_s if asked.duration_s is None else asked.duration_s
-        check_span(asked.start_s, self.duration_s, self.info.min_duration_s, self.info.max_duration_s)
+        check_span(asked.start_s, asked.duration_s, self.info.min_duration_s)
         self.rate_hz = self.info.sample_rate_hz if asked.sample_rate_hz is None else asked.sample_rate_hz
         check_rate(self.rate_hz)
         for number in asked.mux:
@@ -220,6 +225,7 @@ class _Run:
             seed=self.request.seed,
             steps=self.request.steps,
             guidance=self.request.guidance,
+            solver=self.request.solver,
             negative=self.request.negative,
             bundle=str(self.bundle),
             preset=self.info.preset,

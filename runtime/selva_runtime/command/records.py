@@ -23,6 +23,8 @@ class GenerateRequest:
     seed: int = 0
     steps: int | None = None
     guidance: float | None = None
+    solver: str | None = None
+    """"euler" (None) or "ab2"."""
     takes: int = 1
     mux: tuple[int, ...] = ()
     """Numbers, from 1, of the prompts whose first take is also put in a copy of the video."""
@@ -31,6 +33,9 @@ class GenerateRequest:
     """None means as many as the process may use."""
     compute_precision: str = "exact"
     """"exact" or "bf16"."""
+    cache: str | os.PathLike[str] | None = None
+    """Folder for what later runs need not compute again. None means SELVA_CACHE, or else the user's cache folder;
+    "none" means no cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +69,7 @@ class GenerateReport:
     seed: int
     steps: int
     guidance: float
+    solver: str
     negative: str | None
     bundle: str
     preset: str

@@ -30,6 +30,11 @@ def generate() -> None:
     _start("selva_runtime.command.cli")
 
 
+def cache() -> None:
+    """Run selva-cache."""
+    _start("selva_runtime.command.cache")
+
+
 def bench() -> None:
     """Run selva-bench."""
     _start("selva_bench.cli", extra="bench")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import os
 import unicodedata
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from fractions import Fraction
+from io import FileIO
 from math import ceil, gcd
 from pathlib import Path
-from typing import cast
+from types import TracebackType
+from typing import TYPE_CHECKING, Self, cast
 
 import av
 import av.filter
@@ -17,8 +19,11 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from selva_bundle.atomic import write_new
+from selva_bundle.atomic import NewFile, output_errors
 from selva_bundle.errors import RequestError
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 Audio = NDArray[np.float32]
 
@@ -26,6 +31,8 @@ MIN_RATE_HZ, MAX_RATE_HZ = 8_000, 192_000
 FILTER_TAPS = 256
 FILTER_REACH = 160
 """Samples of the lower rate. swresample's filter reads fewer to either side."""
+MAX_WAV_SAMPLES = ((1 << 32) - (1 << 16)) // 3
+"""A WAV stores its size in 32 bits. The rest is for the header and the tags."""
 MAX_TAG_CHARACTERS = 1_000
 MAX_NAME_CHARACTERS, MAX_NAME_BYTES = 80, 200
 RESERVED_NAMES = {
@@ -62,44 +69,201 @@ def check_audio(audio: Audio) -> Audio:
     return audio
 
 
+class Resampler:
+    """Resamples a sound block by block, aligned in time: sample 0 stays at 0 s.
+
+    The outputs of `push` and `finish` make up (round(n * to_hz / from_hz),) samples for n samples of input. They do not
+    depend on the sizes of the blocks. The memory does not grow. The filter has eight times swresample's default length,
+    because a stem of a 16 kHz model has sound up to 8 kHz and the default filter would alias the sound above 7 kHz.
+
+    Raises:
+        RequestError: a rate outside 8 to 192 kHz.
+    """
+
+    def __init__(self, from_hz: int, to_hz: int) -> None:
+        self.from_hz, self.to_hz = check_rate(from_hz), check_rate(to_hz)
+        # The ends are mirrored, so that the filter sees no jump to silence and enough samples. The lead-in is a whole
+        # number of samples at both rates.
+        common = gcd(from_hz, to_hz)
+        periods = ceil(FILTER_REACH * max(1, from_hz / to_hz) / (from_hz // common))
+        self._lead, self._skip = periods * (from_hz // common), periods * (to_hz // common)
+        self._edge = np.empty(0, np.float32)
+        """All samples until the start can be mirrored, then the last ones, which mirror the end."""
+        self._taken = self._given = self._filtered = 0
+        self._graph = av.filter.Graph()
+        self._source = self._graph.add_abuffer(
+            sample_rate=from_hz, format="fltp", layout="mono", time_base=Fraction(1, from_hz)
+        )
+        self._sink = self._graph.add("abuffersink")
+        converter = self._graph.add("aresample", f"{to_hz}:filter_size={FILTER_TAPS}:cutoff=0.98")
+        self._graph.link_nodes(self._source, converter, self._sink).configure()
+
+    def push(self, block: Audio) -> Audio:
+        """Take the next samples (n,). Return those that are ready, (m,), from none on.
+
+        Raises:
+            RequestError: not mono or not finite.
+        """
+        block = check_audio(block)
+        if self.from_hz == self.to_hz or not len(block):
+            return block.copy()
+        started, self._taken = self._taken > self._lead, self._taken + len(block)
+        known = np.concatenate([self._edge, block])
+        if self._taken <= self._lead:
+            self._edge = known
+            return known[:0]
+        self._edge = known[-self._lead - 1 :]
+        return self._filter(block if started else np.concatenate([known[self._lead : 0 : -1], known]))
+
+    def finish(self) -> Audio:
+        """Return the last samples (m,). Nothing can be pushed after."""
+        if self.from_hz == self.to_hz or not self._taken:
+            return np.empty(0, np.float32)
+        if self._taken > self._lead:
+            rest = self._filter(self._edge[-2::-1], last=True)
+        else:
+            rest = self._filter(np.pad(self._edge, self._lead, mode="reflect"), last=True)
+        length = round(Fraction(self._taken * self.to_hz, self.from_hz))
+        return rest[: len(rest) - (self._given - length)]
+
+    def _filter(self, samples: Audio, *, last: bool = False) -> Audio:
+        """Put mirrored samples into swresample. Return the sound that comes out, without the lead-in."""
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples)[None], format="fltp", layout="mono")
+        frame.sample_rate, frame.pts, frame.time_base = self.from_hz, self._filtered, Fraction(1, self.from_hz)
+        self._filtered += len(samples)
+        self._source.push(frame)
+        if last:
+            self._source.push(None)
+        parts = [np.empty(0, np.float32)]
+        with suppress(av.EOFError, av.BlockingIOError):
+            while True:
+                parts.append(cast(av.AudioFrame, self._sink.pull()).to_ndarray()[0])
+        ready = np.concatenate(parts).astype(np.float32, copy=False)
+        skipped = min(self._skip, len(ready))
+        self._skip -= skipped
+        self._given += len(ready) - skipped
+        return ready[skipped:]
+
+
 def resample(audio: Audio, from_hz: int, to_hz: int) -> Audio:
     """Resample (n,) to (round(n * to_hz / from_hz),), aligned in time: sample 0 stays at 0 s.
 
     Raises:
         RequestError: not mono, not finite, or a rate outside 8 to 192 kHz.
     """
-    audio, from_hz, to_hz = check_audio(audio), check_rate(from_hz), check_rate(to_hz)
-    if from_hz == to_hz or not len(audio):
-        return audio.copy()
-    # The ends are mirrored, so that the filter sees no jump to silence and enough samples. The lead-in is a whole
-    # number of samples at both rates.
-    common = gcd(from_hz, to_hz)
-    period_in, period_out = from_hz // common, to_hz // common
-    periods = ceil(FILTER_REACH * max(1, from_hz / to_hz) / period_in)
-    padded = np.pad(audio, periods * period_in, mode="reflect")
-    converted = convert(padded, from_hz, to_hz)
-    start, length = periods * period_out, round(Fraction(len(audio) * to_hz, from_hz))
-    return converted[start : start + length].copy()
+    resampler = Resampler(from_hz, to_hz)
+    return np.concatenate([resampler.push(audio), resampler.finish()])
 
 
-def convert(audio: Audio, from_hz: int, to_hz: int) -> Audio:
-    """Convert (n,) samples with swresample and flush it. The filter has eight times the default length.
+class SampleFile(FileIO):
+    """A file that remembers why it cannot be written. libsndfile cannot tell, and fails an assertion instead."""
 
-    A stem of a 16 kHz model has sound up to 8 kHz. The default filter would alias the sound above 7 kHz.
+    error: OSError | None = None
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        """Write all of `data`, or nothing more after an error."""
+        left = memoryview(data)
+        size = len(left)
+        while left and self.error is None:
+            try:
+                left = left[super().write(left) :]
+            except OSError as error:
+                self.error = error
+        return size
+
+
+class WavWriter:
+    """Writes a mono 24-bit WAV block by block, clipped to [-1, 1], in memory that does not grow.
+
+    The samples go to a hidden file beside `path`. `close` gives it the first free name of `name.wav`, `name-2.wav` and
+    so on. As a context manager it closes at the end, or removes the hidden file if there was an error.
+
+    Raises:
+        RequestError: a rate outside 8 to 192 kHz.
+        OutputError: the file cannot be written.
     """
-    graph = av.filter.Graph()
-    source = graph.add_abuffer(sample_rate=from_hz, format="fltp", layout="mono", time_base=Fraction(1, from_hz))
-    sink = graph.add("abuffersink")
-    graph.link_nodes(source, graph.add("aresample", f"{to_hz}:filter_size={FILTER_TAPS}:cutoff=0.98"), sink).configure()
-    frame = av.AudioFrame.from_ndarray(audio[None], format="fltp", layout="mono")
-    frame.sample_rate, frame.pts = from_hz, 0
-    source.push(frame)
-    source.push(None)
-    parts = []
-    with suppress(av.EOFError, av.BlockingIOError):
-        while True:
-            parts.append(cast(av.AudioFrame, sink.pull()).to_ndarray()[0])
-    return np.concatenate(parts).astype(np.float32, copy=False)
+
+    def __init__(
+        self, path: str | os.PathLike[str], sample_rate_hz: int, *, title: str = "", comment: str = ""
+    ) -> None:
+        self.path: Path | None = None
+        """The path that was used, once the file is closed."""
+        self._samples, rate_hz = 0, check_rate(sample_rate_hz)
+        self._new = NewFile(path)
+        with ExitStack() as opened, output_errors(self._new.wanted):
+            opened.callback(self._new.discard)
+            self._file = opened.enter_context(SampleFile(self._new.temporary, "wb"))
+            self._sound = soundfile.SoundFile(self._file, "w", rate_hz, 1, "PCM_24", format="WAV")
+            opened.callback(self._sound.close)
+            for name, text in (("title", tag(title)), ("comment", tag(comment))):
+                if text:
+                    setattr(self._sound, name, text)
+            self._opened = opened.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.close()
+        else:
+            self._opened.close()
+
+    def write(self, block: Audio) -> None:
+        """Append samples (n,).
+
+        Raises:
+            RequestError: not mono, not finite, or more than a WAV file can hold.
+            OutputError: the file cannot be written.
+        """
+        block = np.clip(check_audio(block), -1, 1)
+        self._samples = check_wav_samples(self._samples + len(block))
+        with self._removing_on_error():
+            self._sound.write(block)
+            self._check_disk()
+
+    def close(self) -> Path:
+        """Complete the file and give it its name. Return the path that was used.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        if self.path is None:
+            with self._removing_on_error():
+                self._sound.close()
+                self._check_disk()
+                self._file.close()
+                self.path = self._new.publish()
+            self._opened.close()
+        return self.path
+
+    def _check_disk(self) -> None:
+        if self._file.error is not None:
+            raise self._file.error
+
+    @contextmanager
+    def _removing_on_error(self) -> Iterator[None]:
+        try:
+            with output_errors(self._new.wanted):
+                yield
+        except BaseException:
+            self._opened.close()
+            raise
+
+
+def check_wav_samples(samples: int) -> int:
+    """Check and return the number of samples of a mono 24-bit WAV.
+
+    Raises:
+        RequestError: the file would be larger than the 4 GiB that a WAV can be.
+    """
+    if samples > MAX_WAV_SAMPLES:
+        raise RequestError(
+            f"{samples} samples: a WAV file holds at most {MAX_WAV_SAMPLES}; lower the sample rate or the duration"
+        )
+    return samples
 
 
 def write_wav(
@@ -119,18 +283,9 @@ def write_wav(
         RequestError: not mono, not finite, or a rate outside 8 to 192 kHz.
         OutputError: the file cannot be written.
     """
-    audio = np.clip(check_audio(audio), -1, 1)
-    data = io.BytesIO()  # on a full disk libsndfile fails an assertion, Python says why
-    with soundfile.SoundFile(data, "w", check_rate(sample_rate_hz), 1, "PCM_24", format="WAV") as file:
-        for name, text in (("title", tag(title)), ("comment", tag(comment))):
-            if text:
-                setattr(file, name, text)
+    with WavWriter(path, sample_rate_hz, title=title, comment=comment) as file:
         file.write(audio)
-
-    def fill(temporary: Path) -> None:
-        temporary.write_bytes(data.getbuffer())
-
-    return write_new(path, fill)
+        return file.close()
 
 
 def tag(text: str) -> str:

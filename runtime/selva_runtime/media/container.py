@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from io import FileIO
@@ -163,6 +163,8 @@ class Decoder:
         self.damaged_packets = 0
         self.packets_end = Fraction(0)
         """End of the last packet in seconds, even if it cannot be decoded."""
+        self.on_packet: Callable[[Packet[Stream] | None], None] | None = None
+        """Called with each packet before it is decoded, and with None for a place that cannot be read."""
         stream.thread_type = "AUTO"
         stream.codec_context.thread_count = min(DECODER_THREADS, os.cpu_count() or 1)
 
@@ -188,6 +190,8 @@ class Decoder:
         for packet in packets(self.container, self.stream):
             if self.cancelled is not None and self.cancelled.is_set():
                 raise Cancelled(f"{self.path}: reading stopped")
+            if self.on_packet is not None:
+                self.on_packet(packet)
             if packet is None:
                 self.damaged_packets += 1
                 continue

@@ -1,12 +1,13 @@
 """Read the frames of one clip from a video file.
 
 A file may be damaged, truncated or malicious: every frame that can be decoded is used, and the memory is limited to
-the clip and a few frames.
+the clip and a few frames, or to a few frames if the clip is not kept.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import threading
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ SEEK_MARGIN_S = 5
 """Seek this much before the start, because in some formats a seek ends after the key frame that was asked for."""
 TRUNCATED_S = Fraction(1, 2)
 """A video that ends this much before its header's length gets a warning."""
+TRACK_LENGTH = re.compile(r"([0-9]{1,9}):([0-9]{2}):([0-9]{2}(?:[.][0-9]{1,9})?)")
+"""Value of a Matroska track's DURATION tag."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,7 +42,9 @@ class VideoClip:
 
     path: Path
     frames: Planes
-    """uint8 (T, 3, size, size), T = floor(fps * duration)."""
+    """uint8 (T, 3, size, size), T = `frame_count`, or T = 0 if the frames were not kept."""
+    frame_count: int
+    """floor(fps * duration)."""
     fps: float
     start_s: float
     """Start of the clip, counted from the first presented frame."""
@@ -96,8 +101,10 @@ def read_clip(
     size: int,
     fps: float = 25,
     start_s: float = 0.0,
-    duration_s: float = 8.0,
+    duration_s: float | None = 8.0,
     min_duration_s: float = 0.64,
+    frame_rule: str = "first",
+    keep_frames: bool = True,
     on_progress: OnFrames | None = None,
     on_rows: OnRows | None = None,
     cancelled: threading.Event | None = None,
@@ -105,16 +112,31 @@ def read_clip(
     """Read `duration_s` seconds of a video from `start_s` on, at `fps` frames a second of `size` x `size` pixels.
 
     If the video ends early, the clip is shorter and its `duration_s` says so. The last frame is repeated until the end
-    of the stream. `on_progress(done, total)` counts frames, and `on_rows(frames)` gets the next ones as soon as they
-    are there. Both are called from this thread. `path` may be a `VideoFile`, which is closed after it was read.
+    of the stream. `duration_s` None reads to the end of the video, of up to 10 hours. `path` may be a `VideoFile`,
+    which is closed after it was read.
+
+    `on_progress(done, total)` counts frames, and `on_rows(frames)` gets the next frames as soon as they are there, each
+    once, in order and at most 64 in one call. Both are called from this thread. Without `keep_frames` the frames are
+    only given to `on_rows`, and the memory does not grow with the length.
+
+    `frame_rule` "first" takes the first frame that is not before a due time, as the model was trained. "nearest" takes
+    the nearest frame, the earlier of two that are equally near.
 
     Raises:
         MediaNotFoundError: there is no such file.
         MediaError: the file has no video that can be decoded, or it is too short (under `min_duration_s`) or too large.
-        RequestError: start, duration, fps or size is out of range, or the start is past the end of the video.
+        RequestError: start, duration, fps, size or rule is out of range, or the start is past the end of the video.
         Cancelled: `cancelled` was set.
     """
-    request = checked_request(size=size, fps=fps, start_s=start_s, duration_s=duration_s, min_duration_s=min_duration_s)
+    request = checked_request(
+        size=size,
+        fps=fps,
+        start_s=start_s,
+        duration_s=duration_s,
+        min_duration_s=min_duration_s,
+        keep=keep_frames,
+        frame_rule=frame_rule,
+    )
     with path if isinstance(path, VideoFile) else VideoFile(path) as opened:
         try:
             return read(opened, request, on_progress, on_rows, cancelled, seek=request.start > 2 * SEEK_MARGIN_S)
@@ -158,12 +180,13 @@ def read(
         if collector.complete:
             break
     shown_end = collector.end
-    collector.end = max(collector.end, decoder.packets_end - origin)
+    collector.extend(decoder.packets_end - origin)
     length = collector.finish()
     check_length(path, request, collector.end, length)
     return VideoClip(
         path=path,
         frames=collector.frames,
+        frame_count=collector.taken,
         fps=float(request.fps),
         start_s=float(request.start),
         duration_s=float(length),
@@ -194,10 +217,16 @@ def header_length(container: InputContainer, stream: VideoStream) -> Fraction:
     """Return the seconds of video according to the header, 0 if it says nothing."""
     if stream.duration and stream.time_base:
         return stream.duration * stream.time_base
-    end = container.duration or 0
-    # Matroska's duration counts from 0, even if the first frame comes later.
-    begin = container.start_time or 0 if "matroska" in container.format.name else 0
-    return Fraction(end - begin, av.time_base)
+    end, begin = Fraction(container.duration or 0, av.time_base), Fraction(0)
+    if "matroska" in container.format.name:
+        # Its times count from 0, even if the first frame comes later. The file's length may be that of the sound.
+        begin = Fraction(container.start_time or 0, av.time_base)
+        own = TRACK_LENGTH.fullmatch(stream.metadata.get("DURATION", ""))
+        if own:
+            hours, minutes, seconds = map(Fraction, own.groups())
+            track_end = (hours * 60 + minutes) * 60 + seconds
+            end = track_end if begin < track_end < end else end
+    return end - begin
 
 
 def check_length(path: Path, request: FrameRequest, end: Fraction, length: Fraction) -> None:

@@ -13,6 +13,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from threading import RLock
@@ -22,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from selva_bundle.errors import BackendError, DeviceMemoryError, RequestError
+from selva_runtime.backends.gpu.cuda_kernels import CudaKernels
 
 _OUT_OF_MEMORY = ("cudaErrorMemoryAllocation",)
 _NO_GPU = {
@@ -55,7 +57,7 @@ class CudaDevice:
     kind = "cuda"
 
     def __init__(self) -> None:
-        self._cuda = _import_cuda()
+        self._cuda = _import_cuda("runtime")
         count = self._call("cudaGetDeviceCount")
         if count == 0:
             raise BackendError("no NVIDIA GPU is visible (see CUDA_VISIBLE_DEVICES)")
@@ -164,6 +166,11 @@ class CudaDevice:
         if found.type not in (kinds.cudaMemoryTypeDevice, kinds.cudaMemoryTypeManaged) or found.device != 0:
             raise RequestError(f"the array is not in the memory of {self.name}, which this session runs on; copy it")
 
+    @cached_property
+    def kernels(self) -> CudaKernels:
+        """The operations of the solvers."""
+        return CudaKernels(_import_cuda("driver"), self.stream)
+
     def _record(self, stream: int) -> _Mark:
         mark = _Mark(self._call("cudaEventCreateWithFlags", self._cuda.cudaEventDisableTiming))
         self._destroy_with(mark, "cudaEventDestroy", mark.event)
@@ -232,9 +239,9 @@ class _Mark:
         self.event = event
 
 
-def _import_cuda() -> Any:
+def _import_cuda(api: str) -> Any:
     try:
-        return import_module("cuda.bindings.runtime")
+        return import_module(f"cuda.bindings.{api}")
     except Exception as error:  # missing, or a broken installation, which can raise anything
         missing = "cuda-python is not installed" if isinstance(error, ImportError) else f"cuda-python fails ({error})"
         raise BackendError(f"{missing}; GPU backends need it: pip install 'selva-deploy[gpu]'") from error

@@ -1,4 +1,4 @@
-"""The interface between the GPU path and a GPU: memory, one queue of work, and recordings of that queue.
+"""The interface between the GPU path and a GPU: memory, one queue of work, recordings of that queue, two kernels.
 
 `cuda_device.CudaDevice` is the real one. `host_device.HostDevice` does the same in ordinary memory, so that the buffer
 plan, the chunked loop, progress and cancelling can be tested without a GPU.
@@ -64,6 +64,30 @@ class Device(Protocol):
 
         Raises:
             RequestError: it cannot.
+        """
+
+    @property
+    def kernels(self) -> Kernels:
+        """The operations of the solvers. The first use loads them, which must not be in a recording.
+
+        Raises:
+            BackendError: the device cannot load them.
+        """
+
+
+class Kernels(Protocol):
+    """What solvers do to the state of the flow. Each queues its work in the device's queue. Arrays are float32."""
+
+    def blend(self, state: DeviceArray, known: DeviceArray, weights: DeviceArray) -> None:
+        """`state` = (1 - w) `state` + w `known`, both (B, T, Z), with `weights` (T,) from 0 to 1.
+
+        `known` is not used where a weight is 0.
+        """
+
+    def advance(self, state: DeviceArray, euler: DeviceArray, last: DeviceArray, gain: DeviceArray) -> None:
+        """`state` = `euler` + gain (change - `last`), `last` = change, where change is `euler` - `state`.
+
+        All are (B, T, Z), and `gain` is (1,). If it is 0 the new state is `euler`, and the old `last` is not used.
         """
 
 

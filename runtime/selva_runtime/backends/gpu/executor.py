@@ -22,9 +22,10 @@ from selva_bundle.ports import GUIDED_STEP, TEXT_CLIP, TEXT_T5
 from selva_runtime.backends.executor import Tensor, check_cancel, check_feeds
 from selva_runtime.backends.gpu.device import Graphs
 from selva_runtime.backends.gpu.device_array import Array, DeviceArray, MemoryPool
-from selva_runtime.backends.gpu.flow_plan import FlowPlan
+from selva_runtime.backends.gpu.flow_plan import FlowPlan, StepKind
 from selva_runtime.backends.gpu.foreign import adopt
 from selva_runtime.backends.gpu.graph_plan import GraphPlan
+from selva_runtime.backends.solvers import AB2, Held
 from selva_runtime.lru_cache import LruCache
 
 _FLOW_PLANS, _GRAPH_PLANS = 4, 8
@@ -121,22 +122,28 @@ class DeviceExecutor:
         *,
         steps: int,
         guidance: float,
+        solver: str,
+        held: Held | None,
+        keep_states: bool,
         cancel: Event | None,
         on_step: Callable[[], None],
-    ) -> Tensor:
-        """Integrate `noise` (B, T, Z) in `steps` Euler steps to latents (B, T, Z) at time 1.
+    ) -> tuple[Tensor, Tensor | None]:
+        """Integrate `noise` (B, T, Z) in `steps` steps to latents (B, T, Z) at time 1.
 
         It returns before the last launches are done: `read` waits for them.
         """
         check_cancel(cancel)
         self._has_queued = True
         given = {"latents": noise, **conditions}
-        plan = self._with_retry(lambda: self._flow_plan(given))
-        plan.start(given, steps=steps, guidance=guidance)
+        kind = StepKind(second_order=solver == AB2, holds=held is not None, keeps=keep_states)
+        plan, states = self._with_retry(lambda: self._flow_buffers(given, kind, steps))
+        plan.start(given, steps=steps, guidance=guidance, weights=None if held is None else held.weights)
         in_flight: deque[tuple[Any, int]] = deque()
         for first, count in plan.parts(steps):
             check_cancel(cancel)
-            plan.launch(first, count)
+            part = slice(first, first + count)
+            known = None if held is None else held.values[part]
+            plan.launch(first, count, known, None if states is None else states[part])
             in_flight.append((self.pool.device.mark(), count))
             if len(in_flight) > _LAUNCHES_IN_FLIGHT:
                 mark, done = in_flight.popleft()
@@ -145,7 +152,15 @@ class DeviceExecutor:
         _call(on_step, sum(count for _, count in in_flight))
         latents = self.pool.empty(noise.shape, noise.dtype)
         self.pool.write(latents, plan.latents)
-        return latents
+        return latents, states
+
+    def _flow_buffers(
+        self, given: Mapping[str, Tensor], kind: StepKind, steps: int
+    ) -> tuple[FlowPlan, DeviceArray | None]:
+        """Return the plan, ready for these steps, and memory for the kept states (steps, B, T, Z)."""
+        plan = self._flow_plan(given)
+        plan.prepare(kind)
+        return plan, self.pool.empty((steps, *plan.latents.shape), np.float32) if kind.keeps else None
 
     def _flow_plan(self, given: Mapping[str, Tensor]) -> FlowPlan:
         shapes = {name: values.shape for name, values in given.items()}

@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from selva_bundle.errors import DeviceMemoryError
+from selva_runtime.backends import solvers
+
+if TYPE_CHECKING:
+    from selva_runtime.backends.gpu.device_array import DeviceArray
 
 _ALIGNMENT_BYTES = 256
 
@@ -105,3 +110,38 @@ class HostDevice:
 
     def check_pointer(self, pointer: int) -> None:
         """Do nothing: an address in ordinary memory cannot be checked."""
+
+    @cached_property
+    def kernels(self) -> HostKernels:
+        """The operations of the solvers."""
+        return HostKernels(self.enqueue)
+
+
+class HostKernels:
+    """The `Kernels` in ordinary memory: NumPy's, on the arrays' addresses."""
+
+    def __init__(self, enqueue: Callable[[Callable[[], None]], None]) -> None:
+        self._enqueue = enqueue
+
+    def blend(self, state: DeviceArray, known: DeviceArray, weights: DeviceArray) -> None:
+        """`state` = (1 - w) `state` + w `known`."""
+        x, v, w = (_in_memory(array) for array in (state, known, weights))
+
+        def work() -> None:
+            x[:] = solvers.blend(x, v, w)
+
+        self._enqueue(work)
+
+    def advance(self, state: DeviceArray, euler: DeviceArray, last: DeviceArray, gain: DeviceArray) -> None:
+        """`state` = `euler` + gain (change - `last`), `last` = change."""
+        x, after, before, g = (_in_memory(array) for array in (state, euler, last, gain))
+
+        def work() -> None:
+            x[:], before[:] = solvers.advance(x, after, before if g[0] > 0 else None, g[0])
+
+        self._enqueue(work)
+
+
+def _in_memory(array: DeviceArray) -> npt.NDArray[np.float32]:
+    memory = (ctypes.c_uint8 * array.nbytes).from_address(array.pointer)
+    return np.frombuffer(memory, array.dtype).reshape(array.shape)

@@ -17,6 +17,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from selva_runtime.cache.place import user_caches
+
 _MAGIC = b"selva-rtx-cache 1\n"
 _MAX_BYTES = 2**31
 _HEADER_BYTES = len(_MAGIC) + 32
@@ -24,16 +26,7 @@ _HEADER_BYTES = len(_MAGIC) + 32
 
 def cache_folder() -> Path:
     """Return this program's folder in the user's cache folder of this platform."""
-    home = Path.home()
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = home / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
-        if not base.is_absolute():  # as the XDG specification says
-            base = home / ".cache"
-    return base / "selva-deploy"
+    return user_caches() / "selva-deploy"
 
 
 class CacheFile:

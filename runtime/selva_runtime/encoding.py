@@ -1,0 +1,246 @@
+"""Encode frames while they are decoded: the video backbone on overlapping segments, a few at a time.
+
+Frames of up to one window are encoded together, as one clip. If more come, they are encoded shot by shot, and their
+tokens leave memory, so a video may be of any length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from threading import Event
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from selva_bundle.lengths import SequenceRules, exact_seconds
+from selva_bundle.ports import VIDEO_BACKBONE
+from selva_runtime.backends.executor import Executor, Tensor, concatenate, stack
+from selva_runtime.batches import in_batches
+from selva_runtime.cache.rows import Rows, RowWriter
+from selva_runtime.flow import finite
+from selva_runtime.progress import Progress
+from selva_runtime.windows import Shot
+
+Frames = npt.NDArray[np.uint8]
+MIN_SHOT_FRAMES = 8
+"""A cut that comes sooner after another one is ignored."""
+_ROWS = 64
+
+
+class Cuts(Protocol):
+    """Finds the cuts of a video from its frames."""
+
+    cuts: list[int]
+    """Numbers of the frames that begin a shot."""
+    settled: int
+    """There will be no further cut before this frame."""
+
+    def push(self, frames: Frames) -> None:
+        """Look at the next frames."""
+
+
+class Backbone:
+    """Runs the backbone on segments and counts them."""
+
+    def __init__(self, executor: Executor, rules: SequenceRules, progress: Progress, cancel: Event | None) -> None:
+        self._executor, self._rules, self._progress, self._cancel = executor, rules, progress, cancel
+        self.warnings: list[str] = []
+        self.expected = 0
+        """Segments of the whole clip, for the progress."""
+        self._done = 0
+
+    def tokens(self, frames: Tensor, segments: int) -> Tensor:
+        """(segments, tokens, width) of the first segments of `frames` (T, 3, H, H).
+
+        Raises:
+            BackendError: the backend failed.
+            Cancelled: the caller's event was set.
+        """
+        executor = self._executor
+        step, width = self._rules.segment_step, self._rules.segment_frames
+        frames = executor.put(frames)
+        tokens: Tensor | None = None
+
+        def encode(rows: slice) -> None:
+            nonlocal tokens
+            starts = range(step * rows.start, step * rows.stop, step)
+            parts = stack(executor, [frames[start : start + width] for start in starts])
+            part = executor.run(VIDEO_BACKBONE, {"segments": parts}, self._cancel)["tokens"]
+            if tokens is None:
+                tokens = executor.empty((segments, *part.shape[1:]), np.float32)
+            tokens[rows] = finite(part, VIDEO_BACKBONE)
+            self._done += rows.stop - rows.start
+            self._progress("encode", self._done, max(self._done, self.expected))
+
+        def fewer(limit: int) -> None:
+            executor.segments_per_batch = limit
+            self.warnings.append(f"the GPU is low on memory: segments are encoded {limit} at a time")
+
+        in_batches(segments, executor.segments_per_batch, encode, fewer)
+        assert tokens is not None
+        return tokens
+
+
+class Encoding:
+    """Encodes one clip from its frames: in one piece up to `window_s` seconds, else as `LongEncoding`."""
+
+    def __init__(
+        self,
+        executor: Executor,
+        rules: SequenceRules,
+        window_s: float,
+        *,
+        cuts: Cuts | None,
+        open_writer: Callable[[], RowWriter],
+        turn: Callable[[], AbstractContextManager[None]],
+        progress: Progress,
+        cancel: Event | None,
+    ) -> None:
+        self._executor, self._rules, self._window_s = executor, rules, window_s
+        self._cuts, self._open_writer, self._turn, self._progress = cuts, open_writer, turn, progress
+        self._backbone = Backbone(executor, rules, progress, cancel)
+        self._pieces: list[Frames] = []
+        self._uploaded: list[Tensor] = []
+        self._long: LongEncoding | None = None
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Warnings about the work."""
+        return tuple(self._backbone.warnings)
+
+    def expect(self, done: int, total: int) -> None:
+        """Note that `done` of `total` frames were read. In a long video the segments are counted, not the frames."""
+        step = self._rules.segment_step
+        self._backbone.expected = max(1, -(-(total - self._rules.segment_frames) // step) + 1)
+        if self._long is None and total <= self._rules.lengths(self._window_s).frames:
+            self._progress("decode", done, total)
+
+    def push(self, frames: Frames) -> None:
+        """Take the next frames. They must not change afterwards."""
+        if self._long is not None:
+            self._long.push(frames)
+            return
+        self._pieces.append(frames)
+        if sum(map(len, self._pieces)) > self._rules.lengths(self._window_s).frames:
+            self._lengthen()
+        elif self._executor.loop is not None:  # a device takes the frames while more are read
+            with self._turn():
+                self._uploaded.append(self._executor.put(frames))
+
+    def finish(self, duration_s: float) -> tuple[Tensor | Rows, tuple[Shot, ...]]:
+        """Return the tokens (segments, tokens, width) and the shots of a clip of this length."""
+        if self._long is None and exact_seconds(duration_s) > exact_seconds(self._window_s):
+            self._lengthen()
+        if self._long is not None:
+            return self._long.finish(duration_s)
+        with self._turn():
+            return self.whole(concatenate(self._executor, self._uploaded or self._pieces), duration_s)
+
+    def whole(self, frames: Tensor, duration_s: float) -> tuple[Tensor | Rows, tuple[Shot, ...]]:
+        """Encode all frames of a clip, (T, 3, H, H), which may be on a device. Return what `finish` returns."""
+        lengths = self._rules.lengths(duration_s)
+        if exact_seconds(duration_s) > exact_seconds(self._window_s):
+            for first in range(0, lengths.frames, _ROWS):
+                self.push(self._executor.read(frames[first : min(first + _ROWS, lengths.frames)])[0])
+            return self.finish(duration_s)
+        tokens = self._backbone.tokens(frames[: lengths.frames], lengths.segments)
+        self._executor.idle(VIDEO_BACKBONE)
+        self._executor.finish()
+        return tokens, (Shot(first_frame=0, first_segment=0, segments=lengths.segments),)
+
+    def _lengthen(self) -> None:
+        writer = self._open_writer()
+        self._long = LongEncoding(self._backbone, self._executor, self._rules, writer, self._cuts, self._turn)
+        for frames in self._pieces:
+            self._long.push(frames)
+        self._pieces.clear()
+        self._uploaded.clear()
+
+
+class LongEncoding:
+    """Encodes a video that is longer than a window. Each shot has a grid of segments that begins with it."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        executor: Executor,
+        rules: SequenceRules,
+        writer: RowWriter,
+        cuts: Cuts | None,
+        turn: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        self._backbone, self._executor, self._rules = backbone, executor, rules
+        self._writer, self._cuts, self._turn = writer, cuts, turn
+        self.shots: list[Shot] = []
+        self._waiting = np.empty((0, 3, rules.image_size, rules.image_size), np.uint8)
+        """Frames that may still begin another shot."""
+        self._pieces: list[Frames] = []
+        """Frames of the shot, from its next segment on."""
+        self._taken = self._begun = self._segments = 0
+        """Frames that belong to a shot, the first of the current one, and segments of the whole video so far."""
+
+    def push(self, frames: Frames) -> None:
+        """Encode the segments that the next frames complete. The frames must not change afterwards."""
+        if self._cuts is None:
+            self._extend(frames)
+            return
+        self._cuts.push(frames)
+        self._waiting = np.concatenate([self._waiting, frames])
+        self._settle(self._cuts.settled)
+
+    def finish(self, duration_s: float) -> tuple[Rows, tuple[Shot, ...]]:
+        """Encode the rest of a video of this length. Return its tokens and shots."""
+        self._settle(self._taken + len(self._waiting))
+        wanted = -int(-exact_seconds(duration_s) * self._rules.fps // 1)
+        self._close(wanted)
+        with self._turn():
+            self._executor.idle(VIDEO_BACKBONE)
+            self._executor.finish()
+        return self._writer.commit({}), tuple(self.shots)
+
+    def _settle(self, settled: int) -> None:
+        """Take the frames before `settled` into shots."""
+        cuts = [] if self._cuts is None else [cut for cut in self._cuts.cuts if self._taken < cut < settled]
+        for cut in [*cuts, settled]:
+            count = cut - self._taken
+            self._extend(self._waiting[:count])
+            self._waiting = self._waiting[count:]
+            if cut != settled and cut - self._begun >= MIN_SHOT_FRAMES:
+                self._close(cut)
+                self._begun = cut
+
+    def _extend(self, frames: Frames) -> None:
+        self._pieces.append(frames)
+        self._taken += len(frames)
+        ready = (self._there() - self._rules.segment_frames) // self._rules.segment_step + 1
+        batch = max(1, self._executor.segments_per_batch)
+        if ready >= batch:
+            self._encode(ready - ready % batch)
+
+    def _close(self, end: int) -> None:
+        """End the shot before the frame `end`. Its last frame is repeated until segments cover all of it."""
+        step, width = self._rules.segment_step, self._rules.segment_frames
+        first = self.shots[-1].first_segment + self.shots[-1].segments if self.shots else 0
+        total = max(0, -(-(end - self._begun - width) // step)) + 1
+        left = total - (self._segments - first)
+        if left > 0:
+            missing = max(0, width + (left - 1) * step - self._there())
+            last = next(piece for piece in reversed(self._pieces) if len(piece))
+            self._pieces.append(np.repeat(last[-1:], missing, axis=0))
+            self._encode(left)
+        self.shots.append(Shot(first_frame=self._begun, first_segment=first, segments=self._segments - first))
+        self._pieces = []
+
+    def _there(self) -> int:
+        return sum(len(piece) for piece in self._pieces)
+
+    def _encode(self, segments: int) -> None:
+        frames = np.concatenate(self._pieces)
+        with self._turn():
+            tokens = self._backbone.tokens(frames, segments)
+            (values,) = self._executor.read(tokens)
+        self._writer.append(finite(values, VIDEO_BACKBONE))
+        self._segments += segments
+        self._pieces = [frames[segments * self._rules.segment_step :]]

@@ -1,0 +1,146 @@
+"""Generate the windows of a clip, one after the other, and give the sound as soon as it is final.
+
+The arithmetic of a window is `Generation`'s. Here its noise is cut out by place, the latents that are known from
+earlier windows are held (`flow.Held`), and the new ones are merged into those of the clip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from selva_bundle.lengths import LongForm
+from selva_runtime.flow import Held
+from selva_runtime.generation import Features, Generation
+from selva_runtime.results import StemPart
+from selva_runtime.windows import Window
+
+Float32 = npt.NDArray[np.float32]
+
+CONTEXT = 10
+"""Latent vectors before and after a part of the sound that the decoder sees too."""
+SPLICE_SAMPLES = 320
+FREE = np.zeros(1, np.float32)
+
+
+def parts(
+    generation: Generation, windows: Sequence[Window], form: LongForm, noise: Float32, *, loop: bool
+) -> Iterator[StemPart]:
+    """Generate window after window, and yield the next part of every stem whenever it is final.
+
+    `noise` is (stems, latent, width), by place in the clip. The end of a `loop` leads back to its begin.
+
+    Raises:
+        BackendError: the backend failed.
+        Cancelled: the caller's event was set.
+    """
+    features = generation.features()
+    if len(windows) == 1:
+        latents, _ = generation.flow(windows[0], features, noise, None, keep_states=False)
+        yield from generation.decode(latents, 0, 0, generation.latent)
+        return
+    grown = _grow(generation, windows, features, form, noise)
+    if loop:
+        yield from _decode_loop(generation, grown, windows[0].lengths.latent)
+        return
+    done = 0
+    for latents, final in grown:
+        stop = final if final == generation.latent else max(done, final - CONTEXT)
+        if stop > done:
+            yield from decode_part(generation, latents[:, :final], done, stop)
+            done = stop
+
+
+def replaced(
+    generation: Generation, windows: Sequence[Window], form: LongForm, noise: Float32, latents: Float32
+) -> Float32:
+    """Generate those of the latents (1, latent, width) again that the windows leave free, and return them all.
+
+    The latents around are held on the straight path from the noise.
+
+    Raises:
+        BackendError: the backend failed.
+        Cancelled: the caller's event was set.
+    """
+    features, latents = generation.features(), latents.copy()
+    for window in windows:
+        start = _cut(noise, window)
+        times = (np.arange(generation.request.steps, dtype=np.float32) / generation.request.steps)[:, None, None, None]
+        path = ((1 - times) * start + times * _cut(latents, window)).astype(np.float32)
+        held = Held(values=path, weights=window.weights(form.guard))
+        ended, _ = generation.flow(window, features, start, held, keep_states=False)
+        _merge(latents, window, generation.executor.read(ended)[0], held.weights)
+    return latents
+
+
+def decode_part(generation: Generation, latents: Float32, first: int, stop: int) -> Iterator[StemPart]:
+    """Yield the sound of the latents (stems, latent, width) from the place `first` to `stop`."""
+    begin = max(0, first - CONTEXT)
+    return generation.decode(latents[:, begin : stop + CONTEXT], first - begin, first, stop)
+
+
+def splice(audio: Float32, new: Float32, first_sample: int) -> None:
+    """Replace the samples from `first_sample` on by `new` (n,), with a short cross-fade at both ends of `new`."""
+    place = slice(first_sample, first_sample + len(new))
+    ramp = np.ones(len(new), np.float32)
+    length = min(SPLICE_SAMPLES, len(new) // 4)
+    rise = (np.arange(length, dtype=np.float32) + 1) / (length + 1)
+    if first_sample:
+        ramp[:length] = rise
+    if place.stop < len(audio):
+        ramp[len(new) - length :] = rise[::-1]
+    audio[place] = audio[place] + ramp * (new - audio[place])
+
+
+def _grow(
+    generation: Generation, windows: Sequence[Window], features: Features, form: LongForm, noise: Float32
+) -> Iterator[tuple[Float32, int]]:
+    """Yield the latents of the clip after each window, and the place before which they are final."""
+    latents = np.zeros_like(noise)
+    opening: Float32 | None = None
+    states: Float32 | None = None
+    for before, window in zip([None, *windows], windows, strict=False):
+        held = None
+        if before is not None and opening is not None and states is not None:
+            held = Held(values=_known(window, opening, before, states), weights=window.weights(form.guard))
+        ended, kept = generation.flow(window, features, _cut(noise, window), held, keep_states=True)
+        states = np.concatenate([batch for batch in kept if batch is not None], axis=1)
+        opening = states if opening is None else opening
+        _merge(latents, window, generation.executor.read(ended)[0], FREE if held is None else held.weights)
+        yield latents, window.final
+
+
+def _cut(clip: Float32, window: Window) -> Float32:
+    """The rows (stems, T, Z) of the clip at the window's places. After the end of the clip its last row is repeated."""
+    places = np.minimum(np.arange(window.start, window.stop), clip.shape[1] - 1)
+    return clip[:, np.concatenate([np.arange(window.anchor), places])]
+
+
+def _known(window: Window, opening: Float32, before: Window, states: Float32) -> Float32:
+    """(steps, stems, T, Z) states that are known: of the first window, of the one before, and of the loop's begin."""
+    values = np.zeros((*states.shape[:2], window.lengths.latent, states.shape[3]), np.float32)
+    values[:, :, : window.anchor] = opening[:, :, : window.anchor]
+    place = before.anchor + window.start - before.start
+    values[:, :, window.anchor : window.anchor + window.known] = states[:, :, place : place + window.known]
+    if window.known_after:
+        values[:, :, -window.known_after :] = opening[:, :, : window.known_after]
+    return values
+
+
+def _merge(latents: Float32, window: Window, ended: Float32, weights: Float32) -> None:
+    """Write the window's own latents into those of the clip, except where they are held."""
+    own = min(window.stop, latents.shape[1]) - window.start
+    weight = np.broadcast_to(weights, (window.lengths.latent,))[window.anchor :][:own, None]
+    place = slice(window.start, window.start + own)
+    latents[:, place] = weight * latents[:, place] + (1 - weight) * ended[:, window.anchor :][:, :own]
+
+
+def _decode_loop(generation: Generation, grown: Iterator[tuple[Float32, int]], most: int) -> Iterator[StemPart]:
+    """Yield the parts of a loop once all is there, because the sound of its begin depends on its end."""
+    *_, (latents, length) = grown
+    for first in range(0, length, most):
+        stop = min(first + most, length)
+        places = np.arange(first - CONTEXT, stop + CONTEXT) % length
+        yield from generation.decode(latents[:, places], CONTEXT, first, stop)
