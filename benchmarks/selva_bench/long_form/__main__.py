@@ -11,7 +11,7 @@ import click
 import selva_runtime
 from selva_bench import machine
 from selva_bench.long_form.films import FILMS, MEDIUM
-from selva_bench.long_form.methods import METHODS
+from selva_bench.long_form.methods import METHODS, TRIALS
 from selva_bench.long_form.report import draw, line, table
 from selva_bench.long_form.run import Result, run_all
 from selva_bundle.atomic import atomic_write
@@ -25,6 +25,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--out", type=_FILE, help="Also kept as JSON.")
 @click.option("--picture", type=_FILE, help="A PNG of one minute of a stem.")
 @click.option("--method", "names", type=click.Choice(list(METHODS)), multiple=True, help="[default: all]")
+@click.option("--trials", is_flag=True, help="Other anchors, overlaps and guards instead, on films of 24 s.")
 @click.option("--longest", type=click.FloatRange(4), default=600, show_default=True, help="Leave out longer films, s.")
 @click.option("--scenes", type=click.IntRange(1), default=24, show_default=True, help="Scenes of 4.16 s.")
 @click.option("--steps", type=click.IntRange(1), help="[default: the bundle's]")
@@ -35,6 +36,7 @@ def main(
     out: Path | None,
     picture: Path | None,
     names: tuple[str, ...],
+    trials: bool,
     longest: float,
     scenes: int,
     steps: int | None,
@@ -44,7 +46,7 @@ def main(
     """Stems of composed films of 24 s, 82 s and 10 minutes: events, misses at joins, steps at joins, voice and cost."""
     work.mkdir(parents=True, exist_ok=True)
     session = Session(Path(selva_runtime.__file__).with_name("demo_bundle"), backend=backend, threads=threads)
-    methods = {name: METHODS[name] for name in names or METHODS}
+    methods = TRIALS if trials else {name: METHODS[name] for name in names or METHODS}
     films = [film for film in FILMS if film.duration_s <= longest]
 
     def report(name: str, result: Result) -> None:

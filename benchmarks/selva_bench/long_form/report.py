@@ -69,7 +69,7 @@ def line(method: str, result: Result) -> str:
     """Formats what was found on one film."""
     found, kinds = result.measures, " and ".join(source.kind for source in result.film.scene.sources)
     return (
-        f"{method:<14}{result.film.name:<14}F1 {found.score.f1:.3f}  drift {_decimal(found.drift, 2)}  "
+        f"{method:<34}{result.film.name:<14}F1 {found.score.f1:.3f}  drift {_decimal(found.drift, 2)}  "
         f"{result.cpu_s:.1f} s of CPU time  ({kinds})"
     )
 
