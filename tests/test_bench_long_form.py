@@ -5,12 +5,14 @@ import pytest
 
 from selva_bench.long_form.films import FILMS, Film, write_video
 from selva_bench.long_form.measures import Measures, Tally, control_places, distance_s, measure, step_meter
-from selva_bench.long_form.methods import METHODS
+from selva_bench.long_form.methods import METHODS, TRIALS, joins
 from selva_bench.long_form.report import table
 from selva_bench.long_form.run import numbers
+from selva_bundle.lengths import LongForm
 from selva_ref.demo.world.scenes import FPS, FRAMES, MIN_GAP_S, composed_scene, draw_events, render
 from selva_ref.demo.world.sounds import RATE_HZ, Voice, soundtrack
 from selva_runtime.media.video import read_clip
+from selva_runtime.windows import Shot
 
 DURATION_S = 24.32
 SAMPLES = round(DURATION_S * RATE_HZ)
@@ -183,3 +185,17 @@ def test_hard_cuts_cover_a_film_whose_length_is_no_multiple():
     assert asked[0] == (0, 4.16)
     assert asked[-1][0] + asked[-1][1] == pytest.approx(film.duration_s)
     np.testing.assert_allclose(joins_s, [start for start, _ in asked[1:]])
+
+
+def test_joins_are_in_the_middle_of_the_overlaps():
+    """A segment is 0.32 s further than the last one: the first window ends at 4.16 s, each later one 2.24 s after."""
+    clip = type("Clip", (), {"duration_s": DURATION_S, "shots": (Shot(first_frame=0, first_segment=0, segments=75),)})()
+    form = LongForm(window_segments=12, anchor_segments=4, overlap_segments=2)
+    found_s = joins(clip, form)
+    np.testing.assert_allclose(found_s[:3], [4.16 - 0.32, 4.16 - 0.32 + 2.24, 4.16 - 0.32 + 4.48])
+    assert found_s[-1] < DURATION_S
+
+
+def test_every_trial_differs():
+    forms = [method.make.keywords["form"] for method in TRIALS.values()]
+    assert len(set(forms)) == len(forms) == 10

@@ -90,11 +90,12 @@ def draw(result: Result, stem: int, out: Path) -> None:
     for number, axes in enumerate(figure.subplots(lines, 1, squeeze=False)[:, 0]):
         first_s, last_s = number * LINE_S, (number + 1) * LINE_S
         shown = level[:, first_s * RATE_HZ // HOP : last_s * RATE_HZ // HOP]
-        axes.imshow(shown, extent=(first_s, last_s, 0, 1), origin="lower", aspect="auto", cmap="Greys", vmax=0.2)
+        extent = (first_s, first_s + shown.shape[1] * HOP / RATE_HZ, 0, 1)
+        axes.imshow(shown, extent=extent, origin="lower", aspect="auto", cmap="Greys", vmax=0.2)
         axes.vlines(_within(result.joins_s, first_s, last_s), -0.2, 1.2, color="tab:red", lw=1.2, label="join")
         _marks(axes, _within(source.events_s, first_s, last_s), 1.1, "v", "tab:blue", "truly sounds")
         _marks(axes, _within(heard_s, first_s, last_s), -0.1, "^", "tab:green", "heard")
-        axes.set(xlim=(first_s, last_s), ylim=(-0.2, 1.2), yticks=[])
+        axes.set(xlim=(first_s, last_s), ylim=(-0.2, 1.2), yticks=[], xticks=range(first_s, last_s + 1, 2))
         axes.spines[["top", "right", "left"]].set_visible(False)
     axes.set_xlabel("s")
     handles, labels = axes.get_legend_handles_labels()
