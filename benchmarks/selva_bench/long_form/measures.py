@@ -139,9 +139,8 @@ def step_meter(audio: Sound) -> Callable[[float], float]:
 def voice_distances(audio: Sound, heard_s: Times) -> tuple[Tally, Tally]:
     """Spectral distances between the events heard at `heard_s`: of those far apart, and of those close together.
 
-    The spectrum of an event is its log10-mel magnitude (40 bands, above a floor of 2 % of the largest), averaged over
-    `EVENT_S`, less its mean over the bands, so that loudness does not count. A distance is the mean over the bands of
-    |difference|.
+    The spectrum of an event is its mel magnitude (40 bands), averaged over `EVENT_S`, divided by its largest band, so
+    that loudness does not count, then log10, above a floor of 2 %. A distance is the mean |difference| of the bands.
     """
     spectra = voices(magnitudes(audio), heard_s)
     far, close = Tally(), Tally()
@@ -158,7 +157,6 @@ def voices(mel: Sound, heard_s: Times) -> Sound:
     frames = round(EVENT_S * RATE_HZ / HOP)
     spectra = np.empty((heard_s.size, len(mel)), np.float32)
     for index, start in enumerate((heard_s * RATE_HZ / HOP).astype(int)):
-        event = mel[:, start : start + frames]
-        level = np.log10(event / event.max() + FLOOR).mean(1)
-        spectra[index] = level - level.mean()
+        event = mel[:, start : start + frames].mean(1)
+        spectra[index] = np.log10(event / event.max() + FLOOR)
     return spectra
