@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from selva_bench.long_form.films import FILMS, Film, write_video
+from selva_bench.long_form.films import FILMS, Film, scenes, write_video
 from selva_bench.long_form.measures import Measures, Tally, control_places, distance_s, measure, step_meter
 from selva_bench.long_form.methods import METHODS, TRIALS, joins
 from selva_bench.long_form.report import table
@@ -159,6 +159,14 @@ def test_the_films_are_eight_of_three_lengths_on_the_grid_of_segments():
     assert [film.duration_s for film in FILMS] == [24.32] * 4 + [81.92] * 3 + [600.0]
     assert all((film.frames - 16) % 8 == 0 for film in FILMS)
     assert len({film.number for film in FILMS}) == 8
+
+
+def test_scenes_have_the_kinds_of_the_films():
+    made = scenes(FILMS[:4], 2)
+    pairs = [[source.kind for source in film.scene.sources] for film in (*FILMS[:4], *made)]
+    assert pairs[:4] == pairs[4:8] == pairs[8:]
+    assert len({film.number for film in made}) == 8
+    assert {film.duration_s for film in made} == {4.16}
 
 
 def test_events_never_have_a_fixed_quiet_moment():

@@ -27,7 +27,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--method", "names", type=click.Choice(list(METHODS)), multiple=True, help="[default: all]")
 @click.option("--trials", is_flag=True, help="Other anchors, overlaps and guards instead, on films of 24 s.")
 @click.option("--longest", type=click.FloatRange(4), default=600, show_default=True, help="Leave out longer films, s.")
-@click.option("--scenes", type=click.IntRange(1), default=24, show_default=True, help="Scenes of 4.16 s.")
+@click.option("--scenes", type=click.IntRange(1), default=4, show_default=True, help="Scenes for each film.")
 @click.option("--steps", type=click.IntRange(1), help="[default: the bundle's]")
 @click.option("--backend", default="cpu", show_default=True)
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Waiting threads cost time.")
@@ -47,6 +47,7 @@ def main(
     work.mkdir(parents=True, exist_ok=True)
     session = Session(Path(selva_runtime.__file__).with_name("demo_bundle"), backend=backend, threads=threads)
     methods = TRIALS if trials else {name: METHODS[name] for name in names or METHODS}
+    longest = min(longest, 30) if trials else longest
     films = [film for film in FILMS if film.duration_s <= longest]
 
     def report(name: str, result: Result) -> None:
@@ -55,7 +56,7 @@ def main(
             with atomic_write(picture) as temporary:
                 draw(result, 0, temporary)
 
-    rows = list(run_all(session, methods, films, work, scene_count=scenes, steps=steps, report=report))
+    rows = list(run_all(session, methods, films, work, scenes_each=scenes, steps=steps, report=report))
     click.echo(table(rows))
     if out is not None:
         with atomic_write(out) as temporary:

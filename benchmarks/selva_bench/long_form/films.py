@@ -6,6 +6,7 @@ frames are rendered and written a few at a time. The codec is lossless, so the m
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -24,10 +25,12 @@ CHUNK_FRAMES = 256
 
 @dataclass(frozen=True, kw_only=True)
 class Film:
-    """A film. Its number and length say all about it."""
+    """A film, fixed by these values alone."""
 
     number: int
     frames: int = FRAMES
+    kinds: tuple[str, str] | None = None
+    """What its two sources are; None leaves that to its number."""
 
     @property
     def name(self) -> str:
@@ -42,7 +45,7 @@ class Film:
     @property
     def scene(self) -> Scene:
         """What it shows, and when that sounds."""
-        return composed_scene((TEST_SEED, 6, self.number), frames=self.frames)
+        return composed_scene((TEST_SEED, 6, self.number), self.kinds, frames=self.frames)
 
     @property
     def prompts(self) -> list[str]:
@@ -62,9 +65,11 @@ FILMS = tuple(
 )
 
 
-def scenes(count: int) -> list[Film]:
-    """Films of the length that the model was trained on, which the others are compared with."""
-    return [Film(number=number) for number in range(count)]
+def scenes(films: Sequence[Film], each: int) -> list[Film]:
+    """`each` scenes of 4.16 s for every film, with the same kinds: some kinds are heard better than others."""
+    kinds = [(left.kind, right.kind) for left, right in (film.scene.sources for film in films)] * each
+    first = films[0].number * 100
+    return [Film(number=first + index, kinds=pair) for index, pair in enumerate(kinds)]
 
 
 def write_video(scene: Scene, path: Path) -> None:

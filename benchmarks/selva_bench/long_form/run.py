@@ -7,7 +7,7 @@ seconds of all stems. The short path is the same on scenes of 4.16 s.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
@@ -22,8 +22,8 @@ from selva_ref.demo.evaluation.events import Times
 from selva_ref.demo.world.kinds import KINDS, prompt
 from selva_runtime import Session
 
-SCENES = "4.16 s scenes"
-"""Label of the row that the others are compared with."""
+SCENES = "scenes like those of {:g} s"
+"""Label of a row that the films of that length are compared with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ def run(session: Session, method: Method, film: Film, folder: Path, steps: int |
 
 def warm_up(session: Session, folder: Path) -> None:
     """Encodes all prompts and makes two stems, so that no later time contains what is done only once."""
-    film = scenes(1)[0]
+    film = Film(number=0)
     clip = session.encode(film.write(folder), duration_s=film.duration_s)
     for kind in KINDS:
         session.generate(clip, [prompt(kind)], steps=1)
@@ -72,19 +72,20 @@ def warm_up(session: Session, folder: Path) -> None:
 def run_all(
     session: Session,
     methods: Mapping[str, Method],
-    films: Iterable[Film],
+    films: Sequence[Film],
     folder: Path,
     *,
-    scene_count: int,
+    scenes_each: int,
     steps: int | None,
     report: Callable[[str, Result], object],
 ) -> Iterator[dict[str, Any]]:
-    """Yields a row for the scenes, then one for every method and length of film. `report` gets each result."""
+    """Yields a row for the scenes of each length, then one for every method and length. `report` gets each result."""
     warm_up(session, folder)
-    plan = [(SCENES, Method(make=one_pass, longest_s=np.inf), scenes(scene_count))]
+    groups = [list(group) for _, group in groupby(films, lambda film: film.duration_s)]
+    short = Method(make=one_pass, longest_s=np.inf)
+    plan = [(SCENES.format(group[0].duration_s), short, scenes(group, scenes_each)) for group in groups]
     for name, method in methods.items():
-        fitting = [film for film in films if film.duration_s <= method.longest_s]
-        plan += [(name, method, list(group)) for _, group in groupby(fitting, lambda film: film.frames)]
+        plan += [(name, method, group) for group in groups if group[0].duration_s <= method.longest_s]
     short_cost: float | None = None
     for name, method, group in plan:
         results = []
