@@ -223,10 +223,10 @@ class Session:
     ) -> list[Stem]:
         """Generate one stem per prompt and take: all takes of the first prompt, then of the second, and so on.
 
-        `steps` and `guidance` None mean the bundle's defaults, 25 and 4.5, and `solver` None means "euler"; "ab2" comes
-        about as close in two thirds of the steps. `noise` (stems, latent, width) replaces the noise that the seed would draw. With a GPU
-        backend, the GPU first waits for the work in `stream` (a handle of the caller's stream), and `device_output`
-        keeps a copy of the sound on the GPU (`Stem.device_audio`), complete when this returns.
+        `steps` and `guidance` None mean the bundle's defaults, 25 and 4.5. `solver` None means "euler"; "ab2" comes
+        about as close in two thirds of the steps. `noise` (stems, latent, width) replaces the noise that the seed would
+        draw. With a GPU backend, the GPU first waits for the work in `stream` (a handle of the caller's stream), and
+        `device_output` keeps a copy of the sound on the GPU (`Stem.device_audio`), complete when this returns.
 
         Raises:
             RequestError: an argument is out of range, the clip belongs to another bundle, or the backend has no GPU
