@@ -258,8 +258,9 @@ class Session:
     ) -> list[Stem]:
         """Generate one stem per prompt and take: all takes of the first prompt, then of the second, and so on.
 
-        `steps` and `guidance` None mean the bundle's defaults, 25 and 4.5. `solver` None means "euler"; "ab2" comes about
-        as close in two thirds of the steps. `noise` (stems, latent, width) replaces the noise that the seed would draw.
+        `steps` and `guidance` None mean the bundle's defaults, 25 and 4.5. `solver` None means "euler"; "ab2" comes
+        about as close in two thirds of the steps. `noise` (stems, latent, width) replaces the noise that the seed would
+        draw.
 
         A clip that is longer than a window (`info.window_s`) is generated in windows that continue each other, of the
         bundle's `long_form` or of the one that is given. `long` "one-pass" generates up to `info.max_duration_s` in one
