@@ -326,7 +326,8 @@ def test_requests_out_of_range_are_refused(session, clip, options, message):
         ((25, 3, 64, 64), np.float32, 1.0, "frames are float32"),
         ((25, 3, 64, 64), np.uint8, 0.5, "duration is 0.5 s"),
         ((25, 3, 64, 64), np.uint8, float("nan"), "duration is nan"),
-        ((25, 3, 64, 64), np.uint8, 31.0, "give a number from 0.64 to 30 s"),
+        ((25, 3, 64, 64), np.uint8, 31.0, "25 frames do not last 31.0 s; give 775"),
+        ((25, 3, 64, 64), np.uint8, 36_001.0, "give a number from 0.64 to 36000 s"),
     ],
 )
 def test_frames_that_do_not_fit_are_refused(session, shape, dtype, duration_s, message):

@@ -136,7 +136,7 @@ class LongForm:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 1024:
                 raise ValueError(f"long_form.{name} is {value!r:.40}, not a whole number from 0 to 1024")
-        if self.window_segments - self.anchor_segments < max(1, self.overlap_segments):
+        if self.window_segments - self.anchor_segments <= self.overlap_segments:
             raise ValueError("long_form leaves no new segments in a window")
         if isinstance(self.guard, bool) or not isinstance(self.guard, (int, float)) or not 0 <= self.guard < 0.5:
             raise ValueError(f"long_form.guard is {self.guard!r:.40}, not a number from 0 to below 0.5")
@@ -145,7 +145,8 @@ class LongForm:
     def of(cls, rules: SequenceRules, window_s: float) -> LongForm:
         """Return the usual proportions for windows of `window_s` seconds: a quarter anchor, an eighth overlap."""
         segments = rules.lengths(window_s).segments
-        return cls(window_segments=segments, anchor_segments=segments // 4, overlap_segments=max(1, segments // 8))
+        overlap = min(max(1, segments // 8), segments - 1)
+        return cls(window_segments=segments, anchor_segments=segments // 4, overlap_segments=overlap)
 
 
 def nearest_exact_indices(source: int, target: int) -> npt.NDArray[np.int64]:

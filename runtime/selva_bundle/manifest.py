@@ -232,6 +232,9 @@ def _long_form(entry: object, sequence: SequenceRules, defaults: Defaults) -> Lo
     if entry is None:
         return LongForm.of(sequence, defaults.duration_s)
     long_form: LongForm = _record(LongForm, section(entry, "long_form"))
+    most = sequence.lengths(defaults.duration_s).segments
+    if long_form.window_segments > most:
+        raise ValueError(f"long_form.window_segments is {long_form.window_segments}, above {most} of the default clip")
     return long_form
 
 

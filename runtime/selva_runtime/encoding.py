@@ -27,7 +27,7 @@ from selva_runtime.windows import Shot
 
 Frames = npt.NDArray[np.uint8]
 MIN_SHOT_FRAMES = 8
-"""A cut that comes sooner after another one is ignored."""
+"""A cut that comes sooner after another one, or before the end, is ignored."""
 _ROWS = 64
 
 
@@ -128,12 +128,14 @@ class Encoding:
 
     def expect(self, frames: int) -> None:
         """Note how many frames will come, for the progress."""
-        self._backbone.expected = max(1, -(-(frames - self._rules.segment_frames) // self._rules.segment_step) + 1)
+        step, width = self._rules.segment_step, self._rules.segment_frames
+        more = 0 if self._fits(frames) else step - 1  # in a long clip the last frame is repeated to fill a segment
+        self._backbone.expected = max(1, (frames - width + more) // step + 1)
 
     def decoded(self, done: int, total: int) -> None:
         """Note that `done` of `total` frames were read. In a long video the segments are counted, not the frames."""
         self.expect(total)
-        if self._long is None and total <= self._rules.lengths(self._window_s).frames:
+        if self._fits(total):
             self._progress("decode", done, total)
 
     def push(self, frames: Frames) -> None:
@@ -142,7 +144,7 @@ class Encoding:
             self._long.push(frames)
             return
         self._pieces.append(frames)
-        if sum(map(len, self._pieces)) > self._rules.lengths(self._window_s).frames:
+        if not self._fits(sum(map(len, self._pieces))):
             self._lengthen()
         elif self._executor.loop is not None:  # a device takes the frames while more are read
             with self._turn():
@@ -168,6 +170,10 @@ class Encoding:
         self._executor.idle(VIDEO_BACKBONE)
         self._executor.finish()
         return tokens, (Shot(first_frame=0, first_segment=0, segments=lengths.segments),)
+
+    def _fits(self, frames: int) -> bool:
+        """Whether so many frames are encoded in one piece."""
+        return self._long is None and frames <= self._rules.lengths(self._window_s).frames
 
     def _lengthen(self) -> None:
         writer = self._open_writer()
@@ -207,11 +213,12 @@ class LongEncoding:
             return
         self._cuts.push(frames)
         self._waiting = np.concatenate([self._waiting, frames])
-        self._settle(min(self._cuts.settled, self._taken + len(self._waiting)))
+        there = self._taken + len(self._waiting)
+        self._settle(max(self._taken, min(self._cuts.settled, there - MIN_SHOT_FRAMES + 1)))
 
     def finish(self, duration_s: float) -> tuple[Shot, ...]:
         """Encode the rest of a video of this length, and return its shots."""
-        self._settle(self._taken + len(self._waiting))
+        self._extend(self._waiting)
         wanted = -int(-exact_seconds(duration_s) * self._rules.fps // 1)
         self._close(wanted)
         with self._turn():

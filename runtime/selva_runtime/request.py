@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from selva_bundle.errors import RequestError
+from selva_bundle.lengths import exact_seconds
 from selva_bundle.manifest import MAX_GUIDANCE, MAX_STEPS
 from selva_runtime.flow import EULER, SOLVERS
 from selva_runtime.text import check_prompt
@@ -75,7 +76,7 @@ def check_region(begin_s: float, end_s: float, duration_s: float) -> None:
     """
     _check_number(begin_s, "begin of the region", 0, duration_s, " s")
     _check_number(end_s, "end of the region", 0, duration_s, " s")
-    if end_s - begin_s < MIN_REGION_S:
+    if exact_seconds(end_s) - exact_seconds(begin_s) < exact_seconds(MIN_REGION_S):
         raise RequestError(f"the region {begin_s:g} to {end_s:g} s is too short; give at least {MIN_REGION_S} s")
 
 

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from fractions import Fraction
 from threading import Event, RLock
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -147,6 +148,7 @@ class Session:
         from selva_runtime.media.video import VideoFile, read_clip
 
         check_span(start_s, duration_s, self._rules.min_duration_s)
+        start_s, duration_s = float(start_s), None if duration_s is None else float(duration_s)
         shown = self._cut_frames(cuts, start_s)
         with path if isinstance(path, VideoFile) else VideoFile(path) as video, ExitStack() as opened:
             key: dict[str, object] = {"start_s": start_s, "duration_s": duration_s, "frame_rule": frame_rule}
@@ -182,7 +184,8 @@ class Session:
                 backbone=self._bundle.graph_hash(VIDEO_BACKBONE),
                 shots=shots,
             )
-            return cached.keep(clip, tokens, store=file_identity(video.path) == unread)
+            with self._taking_turns(cancel):  # the tokens may be on a device
+                return cached.keep(clip, tokens, store=file_identity(video.path) == unread)
 
     def encode_frames(
         self,
@@ -340,7 +343,10 @@ class Session:
         found: list[list[StemPart]] = [[] for _ in generation.stems]
         for part in self._run(generation, windows, form, noise, loop=loop, stream=stream):
             found[part.stem].append(part)
-        return [self._stem(each, generation) for each in found]
+        with self._taking_turns(cancel):
+            stems = [self._stem(each, generation) for each in found]
+            self._executor.finish()
+        return stems
 
     def stream(
         self,
@@ -404,19 +410,21 @@ class Session:
             seed=seed,
             steps=old.steps,
             guidance=old.guidance,
+            solver=old.solver,
         )
-        hop = 2 * self._rules.hop
-        first, stop = (exact_seconds(time_s) * self._rules.sample_rate_hz / hop for time_s in (begin_s, end_s))
         check_region(begin_s, end_s, clip.duration_s)
         generation, planned, form = self._generation(clip, request, long, progress=progress, cancel=cancel)
         grid = self._grid(clip, form)
         if len(stem.latents) != grid.latent:
             raise RequestError("the stem is not as long as the clip; regenerate it from the clip that it was made from")
+        latents_per_s = Fraction(self._rules.sample_rate_hz, 2 * self._rules.hop)
+        first = math.ceil(exact_seconds(begin_s) * latents_per_s)
+        stop = math.floor(exact_seconds(end_s) * latents_per_s) if end_s < clip.duration_s else grid.latent
         opening = planned[0] if len(planned) == 1 else None
-        windows = region_windows(grid, math.ceil(first), math.floor(stop), opening=opening)
+        windows = region_windows(grid, first, stop, opening=opening)
         with self._taking_turns(cancel):
             latents = replaced(generation, windows, form, generation.noise(None), stem.latents[None])
-            (part,) = decode_part(generation, latents, math.ceil(first), math.floor(stop))
+            (part,) = decode_part(generation, latents, first, stop)
             self._executor.finish()
         audio = stem.audio.copy()
         splice(audio, part.audio, part.first_sample)
@@ -479,9 +487,14 @@ class Session:
             raise RequestError(
                 f"one pass takes up to {self._rules.max_duration_s:g} s of video that was encoded without cuts"
             )
-        if loop:
-            return plan(self._grid(clip, form), opening=whole if is_whole else None, loop=True)
-        return [whole] if is_whole else plan(self._grid(clip, form))
+        if is_whole and not loop:
+            return [whole]
+        grid = self._grid(clip, form)
+        if not is_whole and grid.window.latent > grid.latent:
+            raise RequestError(
+                f"a window of {form.window_segments} segments is longer than the clip of {clip.duration_s:g} s"
+            )
+        return plan(grid, opening=whole if is_whole else None, loop=loop)
 
     def _grid(self, clip: Clip, form: LongForm) -> Grid:
         latent = self._rules.lengths(clip.duration_s).latent

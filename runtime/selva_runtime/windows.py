@@ -1,7 +1,7 @@
 """Divide a long video into windows of the length that the model was trained on.
 
-A window shows two stretches of the video: the *anchor*, which is the begin of the first window, and a part of its own.
-The states of the flow in the anchor, and in the overlap with the window before, are known and held while the rest is
+A window shows two stretches of the video: the *anchor*, which is a part of the first window, and a part of its own. The
+states of the flow in the anchor, and in the overlap with the window before, are known and held while the rest is
 generated. So a window continues the sound before it and keeps the voice of the first one.
 
 A shot begins with a new window and ends with one, so that no sound passes a cut. All windows have the same shape: in a
@@ -13,6 +13,7 @@ vectors from the begin of the clip.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -42,14 +43,17 @@ class Window:
     """What one run of the flow generates: `anchor` latent vectors that are held, then the window's own."""
 
     segments: Slices
-    """The segments that it shows."""
+    """The segments that it shows after the anchor."""
     lengths: Lengths
+    """With the anchor."""
     start: int
     """Place of the first of its own latent vectors."""
     final: int
     """The latents before this place are final after this window."""
     anchor: int = 0
     """Latent vectors at the begin that are held as in the first window."""
+    anchor_segments: int = 0
+    """Segments of the first window that these show."""
     known: int = 0
     """Latent vectors of its own, from its start on, that are known from before."""
     fade: int = 0
@@ -118,9 +122,14 @@ class Grid:
         """
         return round(frame * Fraction(self.rules.sample_rate_hz, self.rules.fps * 2 * self.rules.hop))
 
+    @property
+    def unit(self) -> Fraction:
+        """Latent vectors in a unit."""
+        return unit_length(self.rules)
+
     def units(self, count: int) -> int:
         """Latent vectors in `count` units, rounded."""
-        return self.place(count * self.rules.segment_step)
+        return round(count * self.unit)
 
     def begin(self, shot: Shot, unit: int = 0) -> int:
         """Place at which a unit of a shot begins."""
@@ -141,21 +150,26 @@ class Grid:
             first, count = first + part, count - part
         return tuple(pieces)
 
-    def own_segments(self, shot: Shot) -> int:
-        """Segments beside the anchor in each window of a shot."""
-        return min(self.form.window_segments - self.form.anchor_segments, shot.segments)
+    def own_segments(self, segments: int) -> int:
+        """Segments beside the anchor in each window of a shot that has this many."""
+        return min(self.form.window_segments - self.form.anchor_segments, segments)
 
-    def anchored(self, shot: Shot, unit: int) -> Window:
-        """Make a window that shows the anchor and the segments of a shot from `unit` on."""
-        own = self.own_segments(shot)
+    def anchored(self, shot: Shot, unit: int, own: int) -> Window:
+        """Make a window that shows the anchor and `own` segments of a shot from `unit` on."""
         anchor = self.form.window_segments - own
         return Window(
-            segments=(*self.show(0, anchor), *self.show(shot.first_segment + unit, own)),
+            segments=self.show(shot.first_segment + unit, own),
             lengths=self.window,
             start=self.begin(shot, unit),
             anchor=self.units(anchor),
+            anchor_segments=anchor,
             final=0,
         )
+
+
+def unit_length(rules: SequenceRules) -> Fraction:
+    """Latent vectors in a unit: 10 at 16 kHz, 13.78 at 44.1 kHz."""
+    return Fraction(rules.segment_step * rules.sample_rate_hz, rules.fps * 2 * rules.hop)
 
 
 def one_pass(lengths: Lengths) -> Window:
@@ -175,31 +189,44 @@ def plan(grid: Grid, *, opening: Window | None = None, loop: bool = False) -> li
     first = opening or window
     found: list[Window] = []
     for shot in grid.shots:
-        begin = grid.anchored(shot, 0) if found else first
-        found += _cover(grid, shot, begin, loop=loop and shot is grid.shots[-1])
+        found += _cover(grid, shot, None if found else first, loop=loop and shot is grid.shots[-1])
     return found
 
 
-def _cover(grid: Grid, shot: Shot, opening: Window, *, loop: bool) -> list[Window]:
-    """Return `opening` and the windows that follow it until the end of the shot."""
+def _cover(grid: Grid, shot: Shot, opening: Window | None, *, loop: bool) -> list[Window]:
+    """Return the windows of a shot. In a `loop` the begin of the clip follows its end."""
     end = loop_length(grid) if loop else grid.end(shot)
     target = end + grid.overlap if loop else end
-    last_unit = shot.segments + (grid.form.overlap_segments - 1 if loop else 0) - grid.own_segments(shot)
-    found = [opening]
-    while (before := found[-1]).stop < target or (loop and len(found) == 1):
-        covered = round(Fraction(before.stop - grid.begin(shot), grid.units(1)))
-        unit = max(0, min(covered - grid.form.overlap_segments, last_unit))
-        window = grid.anchored(shot, unit)
-        if unit == last_unit:  # rounding may leave the end one latent vector short
-            window = replace(window, start=max(window.start, window.start + target - window.stop))
+    segments = shot.segments + (grid.form.overlap_segments - 1 if loop else 0)
+    own = grid.own_segments(segments)
+    last_unit = segments - own
+
+    def at(unit: int) -> Window:
+        window = grid.anchored(shot, unit, own)
+        if unit < last_unit:
+            return window
+        window = _reaching(window, target)
+        return replace(window, known_after=max(0, window.stop - end)) if loop else window
+
+    found = [opening or at(0)]
+    while (before := found[-1]).stop < target or (loop and before is opening):
+        covered = round((before.stop - grid.begin(shot)) / grid.unit)
+        window = at(max(0, min(covered - grid.form.overlap_segments, last_unit)))
         known = min(before.stop, end) - window.start
-        after = max(0, window.stop - end) if loop and unit == last_unit else 0
-        found.append(replace(window, known=known, fade=min(known, grid.overlap), known_after=after))
+        found.append(replace(window, known=known, fade=min(known, grid.overlap)))
     found[-1] = replace(found[-1], final=end)
     for i in range(len(found) - 1):
         following = found[i + 1]
         found[i] = replace(found[i], final=following.start + following.known - following.fade)
     return found
+
+
+def _reaching(window: Window, target: int) -> Window:
+    """Shorten the anchor of a shot's last window if rounding leaves its end a latent vector before the target."""
+    missing = max(0, target - window.stop)
+    if window.anchor:
+        return replace(window, anchor=window.anchor - missing)
+    return replace(window, start=window.start + missing)
 
 
 def region_windows(grid: Grid, first: int, stop: int, *, opening: Window | None = None) -> list[Window]:
@@ -212,22 +239,25 @@ def region_windows(grid: Grid, first: int, stop: int, *, opening: Window | None 
         begin, end = max(first, grid.begin(shot)), min(stop, grid.end(shot))
         ramp = min(grid.overlap // 2, (end - begin) // 4)
         before, after = ramp if begin > grid.begin(shot) else 0, ramp if end < grid.end(shot) else 0
-        done, last_unit = begin + before, shot.segments - grid.own_segments(shot)
+        own, done = grid.own_segments(shot.segments), begin + before
+        unit = math.floor((done - grid.overlap - grid.begin(shot)) / grid.unit)
         while begin < end and done < end:
-            unit = max(0, min((done - grid.overlap - grid.begin(shot)) // grid.units(1), last_unit))
-            window = opening or grid.anchored(shot, unit)
-            is_last = window.stop >= end
+            unit = max(0, min(unit, shot.segments - own))
+            window = opening or grid.anchored(shot, unit, own)
+            if opening is None and unit == shot.segments - own:
+                window = _reaching(window, grid.end(shot))
+            is_last, known = window.stop >= end, done - window.start
             found.append(
                 replace(
                     window,
-                    known=done - window.start,
-                    fade=before,
+                    known=known,
+                    fade=min(before, known, done - begin),
                     known_after=window.stop - end + after if is_last else 0,
                     fade_after=after if is_last else 0,
                     final=min(end, window.stop),
                 )
             )
-            before, done = grid.overlap, window.stop
+            before, done, unit = grid.overlap, window.stop, unit + own + 1 - grid.form.overlap_segments
     return found
 
 
@@ -238,7 +268,8 @@ def loop_length(grid: Grid) -> int:
         RequestError: the clip is too short.
     """
     last = grid.shots[-1]
-    least = max(grid.form.window_segments - grid.form.anchor_segments, 2 * grid.form.overlap_segments + 2)
+    anchor = grid.form.anchor_segments
+    least = max(anchor, grid.form.window_segments - anchor, 2 * grid.form.overlap_segments + 2)
     if grid.segments < least:
         frames = grid.rules.segment_frames + (least - 1) * grid.rules.segment_step
         raise RequestError(f"the video is too short for a loop; give at least {frames / grid.rules.fps:.2f} s")

@@ -25,7 +25,7 @@ from selva_runtime.media.frames import check_frame_rule
 from selva_runtime.media.mux import mux
 from selva_runtime.media.video import VideoFile, header_length
 from selva_runtime.progress import Progress
-from selva_runtime.request import MAX_SEED, check_region, check_span, check_whole
+from selva_runtime.request import MAX_DURATION_S, MAX_SEED, check_region, check_span, check_whole
 from selva_runtime.results import Clip
 from selva_runtime.session import AUTO, NO_CUTS, ONE_PASS, WINDOWS, Session
 from selva_runtime.text import check_prompt, short
@@ -120,6 +120,7 @@ class _Run:
         self.video = VideoFile(asked.video)
 
     def report(self) -> GenerateReport:
+        self._check_one_pass()
         with output_folder(self.asked.out, self._needed_bytes()) as folder:
             self._announce()
             self.session.verify(self._progress)
@@ -217,7 +218,22 @@ class _Run:
             check_whole(asked.region_seed, "region-seed", 0, MAX_SEED)
         if asked.region_prompt is not None:
             check_prompt(asked.region_prompt)
+        check_region(*asked.region, MAX_DURATION_S if asked.duration_s is None else asked.duration_s)
         return asked.region
+
+    def _check_one_pass(self) -> None:
+        """Check now, before the video is encoded, that its length fits in one pass."""
+        most_s, duration_s = self.info.max_duration_s, self._expected_s()
+        if self.asked.long == ONE_PASS and duration_s > most_s + _NOTHING_S:
+            raise RequestError(
+                f"one pass takes up to {most_s:g} s of video, not {duration_s:.2f} s; shorten --duration"
+            )
+
+    def _expected_s(self) -> float:
+        """Length of the stems, as far as it is known before the video was read."""
+        if self.asked.duration_s is not None:
+            return self.asked.duration_s
+        return max(0.0, float(header_length(self.video.container, self.video.stream)) - self.asked.start_s)
 
     def _progress(self, stage: str, done: int, total: int) -> None:
         self.clock(stage, done, total)
@@ -247,11 +263,11 @@ class _Run:
             self._say("notice", "the weights of this bundle are random: the stems are noise, made only to try it out")
 
     def _tell_what_was_used(self, clip: Clip) -> None:
-        for warning in clip.warnings:
-            self._warn(warning)
+        self.left_out.clear()
+        self._new_warnings(list(clip.warnings))
         end_s, whole_s = clip.start_s + clip.duration_s, clip.source_duration_s
         if self.asked.duration_s is not None and clip.duration_s < self.asked.duration_s:
-            self._warn(f"the video ends at {end_s:.2f} s: the stems are {clip.duration_s:.2f} s long")
+            self._new_warnings([f"the video ends at {end_s:.2f} s: the stems are {clip.duration_s:.2f} s long"])
         if clip.start_s:
             self.left_out.append(f"the first {clip.start_s:.2f} s of the video (--start)")
         if self.asked.duration_s is not None and whole_s is not None and whole_s > end_s + _NOTHING_S:
@@ -287,10 +303,7 @@ class _Run:
 
     def _needed_bytes(self) -> int:
         stems = len(self.request.prompts) * self.request.takes
-        header_s = float(header_length(self.video.container, self.video.stream))
-        left_s = max(0.0, header_s - self.asked.start_s)
-        duration_s = left_s if self.asked.duration_s is None else self.asked.duration_s
-        stem_bytes = int(duration_s * self.rate_hz) * _WAV_BYTES_PER_SAMPLE + _WAV_HEADER_BYTES
+        stem_bytes = int(self._expected_s() * self.rate_hz) * _WAV_BYTES_PER_SAMPLE + _WAV_HEADER_BYTES
         video_bytes = 0
         with suppress(OSError, ValueError):
             video_bytes = Path(self.asked.video).stat().st_size
@@ -299,7 +312,7 @@ class _Run:
     def _report(self, clip: Clip, files: list[StemFile], *, cancelled: bool) -> GenerateReport:
         joins_s = self.session.joins_s(clip, long=self.asked.long, loop=self.asked.loop)
         shortened = [warning for warning in self.warnings if "is longer than the model reads" in warning]
-        if self.asked.loop:
+        if self.asked.loop and not cancelled:
             self.left_out.append(f"{clip.duration_s - files[0].duration_s:.2f} s at the end, so that the loop joins")
         return GenerateReport(
             stems=tuple(files),
