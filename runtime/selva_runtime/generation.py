@@ -144,7 +144,8 @@ class Generation:
     ) -> tuple[Tensor, list[Float32 | None]]:
         """Generate the latents of a window, (stems, T, Z), from noise of that shape.
 
-        `anchors` are the first segment of each stem's anchor. Also return the states of each batch of stems, (steps, B, T, Z), or None without `keep_states`.
+        `anchors` are the first segments of the stems' anchors. Also return the states of each batch of stems,
+        (steps, B, T, Z), or None without `keep_states`.
 
         Raises:
             BackendError: the backend failed.
@@ -194,11 +195,9 @@ class Generation:
         self, window: Window, features: list[tuple[Tensor, Tensor]], anchors: Sequence[int], negative: Tensor | None
     ) -> dict[str, Tensor]:
         text = stack(self.executor, [text for _, text in features])
+        shown = [self._shown(window, anchor, sync) for anchor, (sync, _) in zip(anchors, features, strict=True)]
         feeds = {
-            "sync": stack(
-                self.executor,
-                [self._shown(window, anchor, sync) for anchor, (sync, _) in zip(anchors, features, strict=True)],
-            ),
+            "sync": stack(self.executor, shown),
             "text": text,
             "negative_text": np.zeros((1, *text.shape[1:]), np.float32) if negative is None else negative[None],
             "use_negative": np.array([negative is not None]),
