@@ -267,8 +267,8 @@ class Session:
 
         A clip that is longer than a window (`info.window_s`) is generated in windows that continue each other, of the
         bundle's `long_form` or of the one that is given. `long` "one-pass" generates up to `info.max_duration_s` in one
-        pass, which only some models can. The end of a `loop` leads back to its begin; it is up to a third of a second
-        shorter than the clip.
+        pass, which only some models can. The end of a `loop` leads back to its begin; it is up to 0.6 s shorter than
+        the clip.
 
         With a GPU backend, the GPU first waits for the work in `stream` (a handle of the caller's stream), and
         `device_output` keeps a copy of the sound on the GPU (`Stem.device_audio`), complete when this returns.
