@@ -236,7 +236,7 @@ def checked(only: str | None = None) -> dict[str, dict]:
 
 def test_the_device_class_on_the_fake_gpu(cuda: FakeCuda) -> None:
     found = checked()
-    assert len(found) == 9
+    assert len(found) == 10
     assert {name: row.get("error") for name, row in found.items() if not row["ok"]} == {}
     cuda.check()
 
@@ -255,6 +255,7 @@ BROKEN = {
     "staging": changed("wait", lambda real: lambda self, mark: None),
     "recording": changed("record", lambda real: lambda self, work: (work(), real(self, work))[1]),
     "recording_amid_garbage": changed("record", lambda real: lambda self, work: lambda: None),
+    "kernels": {"kernels": property(lambda self: SimpleNamespace(blend=print, advance=print))},
     "streams": changed("after", lambda real: lambda self, stream: None),
     "refusals": changed("check_pointer", lambda real: lambda self, pointer: None),
 }

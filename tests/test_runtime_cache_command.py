@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from clips import numbered, write_video
+from gpus import on_host
 from sessions import encode, few_steps
 
 import selva_runtime.session
@@ -163,6 +164,23 @@ def test_text_features_are_computed_once_for_all_sessions(demo_bundle, tmp_path,
     names = Counter(entry["facts"]["name"] for entry in listing["entries"])
     assert names == {"rain": 2, "dog barking": 2, "music": 1}
     assert {entry["facts"]["model"] for entry in listing["entries"]} == {"demo"}
+
+
+def test_features_return_to_the_device(demo_bundle, tmp_path, monkeypatch):
+    monkeypatch.setenv("SELVA_CACHE", str(tmp_path))
+    audio, stages = [], []
+    for _ in range(2):
+        stages.clear()
+        with on_host(demo_bundle) as session:
+            clip = encode(session)
+            (stem,) = few_steps(
+                session, clip, ["rain"], negative="music", progress=lambda *call: stages.append(call[0])
+            )
+        audio.append(stem.audio)
+    assert "text" not in stages
+    assert "select" in stages
+    assert len(Cache(tmp_path).files()) == 3
+    np.testing.assert_array_equal(*audio)
 
 
 def test_another_model_or_precision_computes_its_own(demo_bundle, demo_bundle_fp16, tmp_path, opened):

@@ -1,9 +1,9 @@
 """Runs one side in its own process, so that it shares no threads or memory and its first stem is a cold start.
 
 The parent writes one command per line ("cold", "warm_up", "floor", "round", "commands" or "memory") and gets one line
-of JSON for each, {"ok": ...} or {"error": "..."}. A side that is not being measured is stopped with a signal, because idle thread
-pools spin: those of OpenMP and ONNX Runtime would take cores from the measured side. So each side can keep its own
-default waiting policy while it runs.
+of JSON for each, {"ok": ...} or {"error": "..."}. A side that is not being measured is stopped with a signal, because
+idle thread pools spin: those of OpenMP and ONNX Runtime would take cores from the measured side. So each side can keep
+its own default waiting policy while it runs.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Generate stems from a bundle, a video and prompts, without PyTorch.
 
     session = Session("bundle")
-    clip = session.encode("street.mp4", duration_s=8.0)
+    clip = session.encode("street.mp4")
     stems = session.generate(clip, ["dog barking", "footsteps"], seed=7)
 
 Each name is loaded at its first use, so `import selva_runtime` is cheap for a host.
@@ -25,7 +25,7 @@ from selva_bundle.errors import (
 TYPE_CHECKING = False  # importing it from typing takes longer than all of this module
 if TYPE_CHECKING:
     from selva_bundle.bundle import Bundle
-    from selva_runtime.results import Clip, SessionInfo, Stem
+    from selva_runtime.results import Clip, SessionInfo, Stem, StemPart
     from selva_runtime.session import Session
 
     __version__: str
@@ -46,6 +46,7 @@ __all__ = [
     "Session",
     "SessionInfo",
     "Stem",
+    "StemPart",
 ]
 
 _LAZY = {
@@ -53,6 +54,7 @@ _LAZY = {
     "Clip": "selva_runtime.results",
     "SessionInfo": "selva_runtime.results",
     "Stem": "selva_runtime.results",
+    "StemPart": "selva_runtime.results",
     "Session": "selva_runtime.session",
 }
 

@@ -50,15 +50,17 @@ class ClipCache:
             return temporary_rows()
         return self._cache.writer(_KIND, self._key)
 
-    def keep(self, clip: Clip, tokens: Tensor | RowWriter) -> Clip:
-        """Store the tokens (segments, tokens, width) of a clip. Return the clip with its tokens."""
+    def keep(self, clip: Clip, tokens: Tensor | RowWriter, *, store: bool) -> Clip:
+        """Give a clip its tokens (segments, tokens, width), and `store` them."""
         facts = {field: getattr(clip, field) for field in _FACTS}
         facts |= {"name": Path(clip.source or "").name, "shots": [asdict(shot) for shot in clip.shots]}
         if isinstance(tokens, RowWriter):
+            if not store:
+                tokens.abandon()
             clip = replace(clip, tokens=tokens.commit(facts))
         else:
             clip = replace(clip, tokens=tokens)
-            if self._cache is not None:
+            if self._cache is not None and store:
                 with self.writer() as writer:
                     writer.append(np.asarray(tokens))
                     writer.commit(facts)
@@ -67,3 +69,12 @@ class ClipCache:
     def warnings(self) -> tuple[str, ...]:
         """Return what went wrong with the cache since the last call."""
         return () if self._cache is None else self._cache.new_warnings()
+
+
+def file_identity(path: Path) -> tuple[int, ...] | None:
+    """Numbers that change when a file is written to or replaced, or None if there is no such file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

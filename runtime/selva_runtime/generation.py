@@ -8,7 +8,7 @@ are generated after each other.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from threading import Event
 
@@ -133,17 +133,26 @@ class Generation:
         return concatenate(executor, in_batches(len(tokens), executor.segments_per_batch, run, fewer))
 
     def flow(
-        self, window: Window, features: Features, noise: Float32, held: Held | None, *, keep_states: bool
+        self,
+        window: Window,
+        features: Features,
+        noise: Float32,
+        held: Held | None = None,
+        *,
+        anchors: Sequence[int] = (),
+        keep_states: bool = False,
     ) -> tuple[Tensor, list[Float32 | None]]:
         """Generate the latents of a window, (stems, T, Z), from noise of that shape.
 
-        Also return the states of each batch of stems, (steps, B, T, Z), or None without `keep_states`.
+        `anchors` are the first segments of the stems' anchors. Also return the states of each batch of stems,
+        (steps, B, T, Z), or None without `keep_states`.
 
         Raises:
             BackendError: the backend failed.
             Cancelled: the caller's event was set.
         """
         executor, request, every = self.executor, self.request, features.stems
+        anchors = anchors or [0] * len(every)
 
         def run(rows: slice) -> tuple[Tensor, Float32 | None]:
             before, batch = self._done["step"], rows.stop - rows.start
@@ -155,7 +164,7 @@ class Generation:
                 self.progress("step", self._done["step"], before + request.steps * rest)
 
             try:
-                conditions = self._conditions(window, every[rows], features.negative)
+                conditions = self._conditions(window, every[rows], anchors[rows], features.negative)
                 done = self._done["window"] * len(every) + rows.stop
                 self.progress("conditions", done, self.windows * len(every))
                 return integrate(
@@ -183,11 +192,12 @@ class Generation:
         return concatenate(executor, [latents for latents, _ in found]), [states for _, states in found]
 
     def _conditions(
-        self, window: Window, features: list[tuple[Tensor, Tensor]], negative: Tensor | None
+        self, window: Window, features: list[tuple[Tensor, Tensor]], anchors: Sequence[int], negative: Tensor | None
     ) -> dict[str, Tensor]:
         text = stack(self.executor, [text for _, text in features])
+        shown = [self._shown(window, anchor, sync) for anchor, (sync, _) in zip(anchors, features, strict=True)]
         feeds = {
-            "sync": stack(self.executor, [self._shown(window, sync) for sync, _ in features]),
+            "sync": stack(self.executor, shown),
             "text": text,
             "negative_text": np.zeros((1, *text.shape[1:]), np.float32) if negative is None else negative[None],
             "use_negative": np.array([negative is not None]),
@@ -197,10 +207,11 @@ class Generation:
         conditions = self.executor.run(CONDITIONS, feeds, self.cancel)
         return {**conditions, "sync_row": sync_rows(self.rules, window.lengths, len(features))}
 
-    def _shown(self, window: Window, sync: Tensor) -> Tensor:
-        """The sync features of the segments that a window shows."""
+    def _shown(self, window: Window, anchor: int, sync: Tensor) -> Tensor:
+        """The sync features of the segments that a window shows. `anchor` is the first of its anchor."""
         each = self.rules.sync_per_segment
-        return concatenate(self.executor, [sync[each * first : each * stop] for first, stop in window.segments])
+        shown = [(anchor, anchor + window.anchor_segments), *window.segments]
+        return concatenate(self.executor, [sync[each * first : each * stop] for first, stop in shown if stop > first])
 
     def decode(self, latents: Tensor, lead: int, first: int, stop: int) -> Iterator[StemPart]:
         """Decode `latents` (stems, T, Z) and yield each stem's sound from the place `first` to `stop`.

@@ -7,6 +7,7 @@ earlier windows are held (`flow.Held`), and the new ones are merged into those o
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,7 @@ from selva_bundle.lengths import LongForm
 from selva_runtime.flow import Held
 from selva_runtime.generation import Features, Generation
 from selva_runtime.results import StemPart
-from selva_runtime.windows import Window
+from selva_runtime.windows import Window, unit_length
 
 Float32 = npt.NDArray[np.float32]
 
@@ -38,7 +39,7 @@ def parts(
     """
     features = generation.features()
     if len(windows) == 1:
-        latents, _ = generation.flow(windows[0], features, noise, None, keep_states=False)
+        latents, _ = generation.flow(windows[0], features, noise)
         yield from generation.decode(latents, 0, 0, generation.latent)
         return
     grown = _grow(generation, windows, features, form, noise)
@@ -65,12 +66,15 @@ def replaced(
         Cancelled: the caller's event was set.
     """
     features, latents = generation.features(), latents.copy()
+    opening = latents[:, : windows[0].lengths.latent]
     for window in windows:
-        start = _cut(noise, window)
+        anchors = _anchors(generation, opening, window)
+        start, known = _cut(noise, window), _cut(latents, window)
+        known[:, : window.anchor] = _from(anchors, opening, window.anchor)
         times = (np.arange(generation.request.steps, dtype=np.float32) / generation.request.steps)[:, None, None, None]
-        path = ((1 - times) * start + times * _cut(latents, window)).astype(np.float32)
+        path = ((1 - times) * start + times * known).astype(np.float32)
         held = Held(values=path, weights=window.weights(form.guard))
-        ended, _ = generation.flow(window, features, start, held, keep_states=False)
+        ended, _ = generation.flow(window, features, start, held, anchors=[anchor.segment for anchor in anchors])
         _merge(latents, window, generation.executor.read(ended)[0], held.weights)
     return latents
 
@@ -99,17 +103,64 @@ def _grow(
 ) -> Iterator[tuple[Float32, int]]:
     """Yield the latents of the clip after each window, and the place before which they are final."""
     latents = np.zeros_like(noise)
-    opening: Float32 | None = None
-    states: Float32 | None = None
-    for before, window in zip([None, *windows], windows, strict=False):
-        held = None
-        if before is not None and opening is not None and states is not None:
-            held = Held(values=_known(window, opening, before, states), weights=window.weights(form.guard))
-        ended, kept = generation.flow(window, features, _cut(noise, window), held, keep_states=True)
-        states = np.concatenate([batch for batch in kept if batch is not None], axis=1)
-        opening = states if opening is None else opening
-        _merge(latents, window, generation.executor.read(ended)[0], FREE if held is None else held.weights)
+    first, *others = windows
+    ended, opening = _run(generation, first, features, _cut(noise, first))
+    _merge(latents, first, ended, FREE)
+    yield latents, first.final
+    voice, before, states = ended, first, opening
+    for window in others:
+        anchors = _anchors(generation, voice, window)
+        values = _known(window, opening, anchors, before, states)
+        held = Held(values=values, weights=window.weights(form.guard))
+        ended, states = _run(generation, window, features, _cut(noise, window), held, anchors)
+        _merge(latents, window, ended, held.weights)
+        before = window
         yield latents, window.final
+
+
+def _run(
+    generation: Generation,
+    window: Window,
+    features: Features,
+    noise: Float32,
+    held: Held | None = None,
+    anchors: Sequence[Anchor] = (),
+) -> tuple[Float32, Float32]:
+    """Generate a window. Return its latents (stems, T, Z) and the states before each step (steps, stems, T, Z)."""
+    segments = [anchor.segment for anchor in anchors]
+    ended, kept = generation.flow(window, features, noise, held, anchors=segments, keep_states=True)
+    states = np.concatenate([batch for batch in kept if batch is not None], axis=1)
+    return generation.executor.read(ended)[0], states
+
+
+@dataclass(frozen=True, kw_only=True)
+class Anchor:
+    """Where a stem's anchor begins in the first window."""
+
+    segment: int
+    latent: int
+
+
+def _anchors(generation: Generation, opening: Float32, window: Window) -> list[Anchor]:
+    """Choose the anchor of each stem from the latents (stems, T, Z) of the first window: where most happens.
+
+    An anchor in which nothing sounds could not keep a voice.
+    """
+    unit = unit_length(generation.rules)
+    changes = np.linalg.norm(np.diff(opening, axis=1), axis=2)
+    last = int((opening.shape[1] - window.anchor) / unit)
+    places = [Anchor(segment=segment, latent=round(segment * unit)) for segment in range(last + 1)]
+
+    def happens(stem: Float32) -> Anchor:
+        return max(places, key=lambda place: float(stem[place.latent : place.latent + window.anchor].sum()))
+
+    return [happens(stem) for stem in changes]
+
+
+def _from(anchors: Sequence[Anchor], opening: Float32, length: int) -> Float32:
+    """(…, stems, length, Z): each stem's anchor in (…, stems, T, Z) of the first window."""
+    parts = [opening[..., i, anchor.latent : anchor.latent + length, :] for i, anchor in enumerate(anchors)]
+    return np.stack(parts, axis=-3)
 
 
 def _cut(clip: Float32, window: Window) -> Float32:
@@ -118,10 +169,10 @@ def _cut(clip: Float32, window: Window) -> Float32:
     return clip[:, np.concatenate([np.arange(window.anchor), places])]
 
 
-def _known(window: Window, opening: Float32, before: Window, states: Float32) -> Float32:
-    """(steps, stems, T, Z) states that are known: of the first window, of the one before, and of the loop's begin."""
+def _known(window: Window, opening: Float32, anchors: Sequence[Anchor], before: Window, states: Float32) -> Float32:
+    """(steps, stems, T, Z) states that are known: of the anchor, of the window before, and of the loop's begin."""
     values = np.zeros((*states.shape[:2], window.lengths.latent, states.shape[3]), np.float32)
-    values[:, :, : window.anchor] = opening[:, :, : window.anchor]
+    values[:, :, : window.anchor] = _from(anchors, opening, window.anchor)
     place = before.anchor + window.start - before.start
     values[:, :, window.anchor : window.anchor + window.known] = states[:, :, place : place + window.known]
     if window.known_after:

@@ -28,7 +28,7 @@ from selva_runtime.backends.executor import EXACT, POLL_S, Tensor, check_cancel,
 from selva_runtime.backends.gpu.device_array import DeviceArray
 from selva_runtime.backends.gpu.foreign import is_foreign, stream_handle
 from selva_runtime.cache import Cache
-from selva_runtime.clip_cache import ClipCache
+from selva_runtime.clip_cache import ClipCache, file_identity
 from selva_runtime.encoding import Encoding, KnownCuts
 from selva_runtime.flow import EULER
 from selva_runtime.generation import Generation
@@ -133,7 +133,7 @@ class Session:
         """Read a part of a video file and run the backbone on it. The clip is shorter if the video ends early.
 
         `path` may also be a `VideoFile`, which is read from where it is open. `duration_s` None means all of the
-        video. `cuts` are where new shots begin, in seconds from the start of the video: "auto" finds them, "none" takes
+        video. `cuts` are where new shots begin, in seconds of the video: "auto" finds them, "none" takes
         the video for one shot. They matter only in a clip that is longer than a window. `frame_rule` says which decoded
         frame shows a moment: "first" takes the first that is not earlier, as in training, "nearest" the nearest.
 
@@ -152,6 +152,7 @@ class Session:
         shown = self._cut_frames(cuts, start_s)
         with path if isinstance(path, VideoFile) else VideoFile(path) as video, ExitStack() as opened:
             key: dict[str, object] = {"start_s": start_s, "duration_s": duration_s, "frame_rule": frame_rule}
+            unread = file_identity(video.path)
             if self._cache is not None:
                 key["video"] = fingerprint(video, start_s=start_s, duration_s=duration_s, cancelled=cancel)
             cached = ClipCache(self._cache, {**key, "cuts": shown, **self._encodes_with()})
@@ -184,7 +185,7 @@ class Session:
                 shots=shots,
             )
             with self._taking_turns(cancel):  # the tokens may be on a device
-                return cached.keep(clip, tokens)
+                return cached.keep(clip, tokens, store=file_identity(video.path) == unread)
 
     def encode_frames(
         self,
@@ -233,7 +234,7 @@ class Session:
                 backbone=self._bundle.graph_hash(VIDEO_BACKBONE),
                 shots=shots,
             )
-            return not_cached.keep(clip, tokens)
+            return not_cached.keep(clip, tokens, store=False)
 
     def prompt_warnings(self, prompt: str) -> tuple[str, ...]:
         """Warn about what the model ignores in a prompt: words past its window, and unknown words or characters."""
@@ -260,8 +261,9 @@ class Session:
     ) -> list[Stem]:
         """Generate one stem per prompt and take: all takes of the first prompt, then of the second, and so on.
 
-        `steps` and `guidance` None mean the bundle's defaults, 25 and 4.5, and `solver` None means "euler"; "ab2" comes
-        as close in fewer steps. `noise` (stems, latent, width) replaces the noise that the seed would draw.
+        `steps` and `guidance` None mean the bundle's defaults, 25 and 4.5. `solver` None means "euler"; "ab2" comes
+        about as close in two thirds of the steps. `noise` (stems, latent, width) replaces the noise that the seed would
+        draw.
 
         A clip that is longer than a window (`info.window_s`) is generated in windows that continue each other, of the
         bundle's `long_form` or of the one that is given. `long` "one-pass" generates up to `info.max_duration_s` in one

@@ -1,7 +1,7 @@
 """Divide a long video into windows of the length that the model was trained on.
 
-A window shows two stretches of the video: the *anchor*, which is the begin of the first window, and a part of its own.
-The states of the flow in the anchor, and in the overlap with the window before, are known and held while the rest is
+A window shows two stretches of the video: the *anchor*, which is a part of the first window, and a part of its own. The
+states of the flow in the anchor, and in the overlap with the window before, are known and held while the rest is
 generated. So a window continues the sound before it and keeps the voice of the first one.
 
 A shot begins with a new window and ends with one, so that no sound passes a cut. All windows have the same shape: in a
@@ -43,14 +43,17 @@ class Window:
     """What one run of the flow generates: `anchor` latent vectors that are held, then the window's own."""
 
     segments: Slices
-    """The segments that it shows."""
+    """The segments that it shows after the anchor."""
     lengths: Lengths
+    """With the anchor."""
     start: int
     """Place of the first of its own latent vectors."""
     final: int
     """The latents before this place are final after this window."""
     anchor: int = 0
     """Latent vectors at the begin that are held as in the first window."""
+    anchor_segments: int = 0
+    """Segments of the first window that these show."""
     known: int = 0
     """Latent vectors of its own, from its start on, that are known from before."""
     fade: int = 0
@@ -121,8 +124,8 @@ class Grid:
 
     @property
     def unit(self) -> Fraction:
-        """Latent vectors in a unit, 13.78 at 44.1 kHz."""
-        return Fraction(self.rules.segment_step * self.rules.sample_rate_hz, self.rules.fps * 2 * self.rules.hop)
+        """Latent vectors in a unit."""
+        return unit_length(self.rules)
 
     def units(self, count: int) -> int:
         """Latent vectors in `count` units, rounded."""
@@ -155,12 +158,18 @@ class Grid:
         """Make a window that shows the anchor and `own` segments of a shot from `unit` on."""
         anchor = self.form.window_segments - own
         return Window(
-            segments=(*self.show(0, anchor), *self.show(shot.first_segment + unit, own)),
+            segments=self.show(shot.first_segment + unit, own),
             lengths=self.window,
             start=self.begin(shot, unit),
             anchor=self.units(anchor),
+            anchor_segments=anchor,
             final=0,
         )
+
+
+def unit_length(rules: SequenceRules) -> Fraction:
+    """Latent vectors in a unit: 10 at 16 kHz, 13.78 at 44.1 kHz."""
+    return Fraction(rules.segment_step * rules.sample_rate_hz, rules.fps * 2 * rules.hop)
 
 
 def one_pass(lengths: Lengths) -> Window:

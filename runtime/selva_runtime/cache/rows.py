@@ -119,7 +119,7 @@ class RowWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._abandon()
+        self.abandon()
         self._file = None
 
     def append(self, rows: Float32) -> None:
@@ -151,7 +151,7 @@ class RowWriter:
             file = entry.publish(self._row_shape, self._blocks, facts)
         except OSError as error:
             self._warn(f"does not keep the new entry ({error.strerror or error})")
-            self._abandon()
+            self.abandon()
             return Rows(entry.file, self._row_shape, self._blocks)
         self._entry = None
         if self._on_stored is not None:
@@ -162,7 +162,7 @@ class RowWriter:
         content = np.ascontiguousarray(values).data.cast("B")
         if self._entry is not None and self._end + len(content) > self._entry.limit_bytes:
             self._warn(f"does not keep what is larger than its limit of {size_text(self._entry.limit_bytes)}")
-            self._abandon()
+            self.abandon()
         written = self._write(content)
         block = Block(
             rows=len(values),
@@ -185,10 +185,10 @@ class RowWriter:
                 self._warn(
                     f"cannot be written ({error.strerror or error}), so the rest stays in memory; free some space"
                 )
-                self._abandon()
+                self.abandon()
         return not self._full
 
-    def _abandon(self) -> None:
+    def abandon(self) -> None:
         """Give up the entry. What was written can still be read."""
         entry, self._entry = self._entry, None
         if entry is not None:

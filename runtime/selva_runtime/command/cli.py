@@ -116,7 +116,7 @@ class _Region(click.ParamType[tuple[float, float]]):
 @click.option(
     "--guidance", type=float, help="How closely to follow the prompt, 0 to 100.  [default: the bundle's, 4.5]"
 )
-@click.option("--solver", help="euler, or ab2: close to euler with half of the steps.  [default: euler]")
+@click.option("--solver", help="euler, or ab2: about as close in two thirds of the steps.  [default: euler]")
 @click.option("--takes", type=int, default=1, show_default=True, help="Stems to choose from for each prompt.")
 @click.option(
     "--mux",

@@ -1,13 +1,14 @@
 """Scenes of the demo's world: objects at random places with events at random times, rendered from only a seed.
 
 A training clip has one object that sounds, and distractors that move in silence. A composed scene has two sounding
-objects in one frame, with interleaved events; these are never used in training.
+objects in one frame, with interleaved events; these are never used in training. It can be longer than a training clip.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -40,9 +41,9 @@ class SoundSource:
     events_s: npt.NDArray[np.float64]
     """Times at which it sounds, seconds, ascending."""
 
-    def sound(self) -> Sound:
-        """The stem of this source alone, (SAMPLES,)."""
-        return soundtrack(self.kind, self.voice, self.events_s, SAMPLES)
+    def sound(self, samples: int = SAMPLES) -> Sound:
+        """The stem of this source alone, (samples,)."""
+        return soundtrack(self.kind, self.voice, self.events_s, samples)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,13 +67,19 @@ class Scene:
     ground: Colour
     grain: float
     seed: int
+    frames: int = FRAMES
 
 
-def draw_events(rng: np.random.Generator) -> npt.NDArray[np.float64]:
-    """Draws two to five times at least `MIN_GAP_S` apart, otherwise uniform."""
-    count = int(rng.integers(2, 6))
-    slack = LAST_S - FIRST_S - (count - 1) * MIN_GAP_S
-    return FIRST_S + np.sort(rng.uniform(0, slack, count)) + MIN_GAP_S * np.arange(count)
+def draw_events(rng: np.random.Generator, frames: int = FRAMES) -> npt.NDArray[np.float64]:
+    """Draws two to five times for every `FRAMES` frames, at least `MIN_GAP_S` apart, otherwise uniform.
+
+    A longer scene has no quiet moments at regular intervals, because the gaps of each part shift those after it.
+    """
+    counts = [int(rng.integers(2, 6)) for _ in range(round(frames / FRAMES))]
+    slack = LAST_S + (frames - FRAMES) / FPS - FIRST_S - (sum(counts) - 1) * MIN_GAP_S
+    parts = pairwise(np.linspace(0, slack, len(counts) + 1))
+    drawn = [np.sort(rng.uniform(low, high, count)) for count, (low, high) in zip(counts, parts, strict=True)]
+    return FIRST_S + np.concatenate(drawn) + MIN_GAP_S * np.arange(sum(counts))
 
 
 def _colour(rng: np.random.Generator, low: float, high: float) -> Colour:
@@ -80,10 +87,10 @@ def _colour(rng: np.random.Generator, low: float, high: float) -> Colour:
     return red, green, blue
 
 
-def draw_source(rng: np.random.Generator, kind: str, place: Place) -> SoundSource:
+def draw_source(rng: np.random.Generator, kind: str, place: Place, frames: int = FRAMES) -> SoundSource:
     """Draws an object of a kind with its own colour, voice and event times."""
     return SoundSource(
-        kind=kind, place=place, colour=_colour(rng, 0.45, 1.0), voice=draw_voice(rng), events_s=draw_events(rng)
+        kind=kind, place=place, colour=_colour(rng, 0.45, 1.0), voice=draw_voice(rng), events_s=draw_events(rng, frames)
     )
 
 
@@ -109,19 +116,20 @@ def _distractor(rng: np.random.Generator, time_s: Array) -> Distractor:
     )
 
 
-def frame_times() -> Array:
-    """Time of each frame, (FRAMES,) seconds."""
-    return (np.arange(FRAMES) / FPS).astype(np.float32)
+def frame_times(start: int = 0, stop: int = FRAMES) -> Array:
+    """Time of each frame from `start` to before `stop`, seconds."""
+    return (np.arange(start, stop) / FPS).astype(np.float32)
 
 
-def _scene(rng: np.random.Generator, sources: Sequence[SoundSource]) -> Scene:
+def _scene(rng: np.random.Generator, sources: Sequence[SoundSource], frames: int = FRAMES) -> Scene:
     return Scene(
         sources=tuple(sources),
-        distractors=tuple(_distractor(rng, frame_times()) for _ in range(int(rng.integers(0, 4)))),
+        distractors=tuple(_distractor(rng, frame_times(0, frames)) for _ in range(int(rng.integers(0, 4)))),
         sky=_colour(rng, 0.05, 0.6),
         ground=_colour(rng, 0.05, 0.6),
         grain=float(rng.uniform(0, 0.04)),
         seed=int(rng.integers(2**31)),
+        frames=frames,
     )
 
 
@@ -132,13 +140,15 @@ def single_scene(seed: Sequence[int], kind: str | None = None) -> Scene:
     return _scene(rng, [draw_source(rng, kind or drawn, draw_place(rng))])
 
 
-def composed_scene(seed: Sequence[int], kinds: tuple[str, str] | None = None) -> Scene:
+def composed_scene(seed: Sequence[int], kinds: tuple[str, str] | None = None, frames: int = FRAMES) -> Scene:
     """Makes two objects of different kinds side by side in one frame, neither squeezed; their events interleave."""
     rng = np.random.default_rng(list(seed))
     left, right = kinds or (str(k) for k in rng.choice(KINDS, 2, replace=False))
-    return _scene(
-        rng, [draw_source(rng, left, draw_place(rng, 0.0, 0.5)), draw_source(rng, right, draw_place(rng, 0.5, 1.0))]
-    )
+    sources = [
+        draw_source(rng, left, draw_place(rng, 0.0, 0.5), frames),
+        draw_source(rng, right, draw_place(rng, 0.5, 1.0), frames),
+    ]
+    return _scene(rng, sources, frames)
 
 
 def clocks(events_s: npt.NDArray[np.float64], times_s: Array) -> Clocks:
@@ -150,8 +160,8 @@ def clocks(events_s: npt.NDArray[np.float64], times_s: Array) -> Clocks:
 
 
 def render(scene: Scene, size: int = SIZE, times_s: Array | None = None) -> npt.NDArray[np.uint8]:
-    """Renders the frames, (FRAMES, 3, size, size), or as many as there are times. Distractors are interpolated."""
-    own = frame_times()
+    """Renders all frames, or those at some times (seconds): (frames, 3, size, size). Distractors are interpolated."""
+    own = frame_times(0, scene.frames)
     times_s = own if times_s is None else times_s
     canvas = Canvas(len(times_s), size)
     canvas.gradient(scene.sky, scene.ground)
