@@ -13,6 +13,7 @@ import pytest
 from bundles import add_file, edit
 from platforms import needs_posix
 
+from selva_bundle.lengths import LongForm
 from selva_bundle.ports import PORTS, check_ports, known_sizes
 from selva_export.signatures import signatures
 from selva_ref.model.presets import PRESETS
@@ -21,6 +22,9 @@ from selva_runtime import BackendError, Bundle, BundleError
 from selva_runtime.backends.onnx_cpu import OnnxCpuExecutor
 from selva_runtime.backends.openvino.executor import OpenVinoExecutor
 from selva_runtime.text import TextEncoder
+
+
+LONG_FORM = {"window_segments": 12, "anchor_segments": 5, "overlap_segments": 2}
 
 
 @pytest.fixture
@@ -40,6 +44,15 @@ def test_opens_and_describes_itself(demo_bundle):
     assert manifest.sequence.sample_rate_hz == 16000
     assert manifest.graphs["text_clip"].inputs[0].dtype == "int64"
     assert "\n" not in manifest.notice
+
+
+@pytest.mark.parametrize("given", [None, LONG_FORM, {**LONG_FORM, "guard": 0.1, "later": 1}])
+def test_the_long_form_is_read_or_has_the_usual_proportions(bundle, given):
+    edit(bundle, lambda manifest: manifest.update(long_form=given) if given else manifest.pop("long_form", None))
+    form = Bundle.open(bundle).manifest.long_form
+    usual = LongForm(window_segments=12, anchor_segments=3, overlap_segments=1)
+    read = {name: value for name, value in (given or {}).items() if name != "later"}
+    assert form == (LongForm(**read) if given else usual)
 
 
 @pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
@@ -170,6 +183,11 @@ def pad_id(value):
         (set_top(defaults={"steps": 2.5}), "defaults.steps is 2.5"),
         (set_top(defaults={"guidance": -1}), "defaults.guidance is -1, not a number from 0 to 100"),
         (set_top(defaults={"duration_s": 31}), "defaults.duration_s is 31, not a number from 0.64 to 30"),
+        (set_top(long_form=[]), "long_form is not an object"),
+        (set_top(long_form={}), "damaged .*window_segments"),
+        (set_top(long_form={**LONG_FORM, "window_segments": 13}), "window_segments is 13, above 12 of the default clip"),
+        (set_top(long_form={**LONG_FORM, "anchor_segments": 10}), "long_form leaves no new segments in a window"),
+        (set_top(long_form={**LONG_FORM, "guard": "wide"}), "long_form.guard is 'wide', not a number from 0"),
         (set_top(files={}), "used but not listed"),
         (set_top(text={}), "'t5' is missing"),
         (port("decoder", "inputs", dtype="uint9"), "latents of graph decoder is uint9, not float32"),
