@@ -109,7 +109,7 @@ class _Run:
             raise RequestError(f"long is {asked.long!r}; give {WINDOWS} or {ONE_PASS}")
         self.cuts: str | list[float] = str(asked.cuts)
         if self.cuts not in (AUTO, NO_CUTS):
-            self.cuts = [frame / self.info.fps for frame in read_cuts(asked.cuts, self.info.fps)]
+            self.cuts = [time_ms / 1000 for time_ms in read_cuts(asked.cuts, 1000)]
         if asked.long == ONE_PASS:
             self.cuts = NO_CUTS
         self.region = self._checked_region()
@@ -158,8 +158,8 @@ class _Run:
                 self.left_out.append(f"the stems from {files.written_s:.2f} s on")
                 self.error = f"cancelled: {kept} of each stem were kept"
                 stems = files.close(suffix="-partial")
-        self.clock("write", len(stems), len(stems) + len(self._films()))
-        if not cancelled:
+        if not cancelled:  # the caller's progress may raise `Cancelled` again
+            self.clock("write", len(stems), len(stems) + len(self._films()))
             self._write_films(stems, clip)
         return self._report(clip, stems, cancelled=cancelled)
 
@@ -226,7 +226,7 @@ class _Run:
         most_s, duration_s = self.info.max_duration_s, self._expected_s()
         if self.asked.long == ONE_PASS and duration_s > most_s + _NOTHING_S:
             raise RequestError(
-                f"one pass takes up to {most_s:g} s of video, not {duration_s:.2f} s; shorten --duration"
+                f"one pass takes up to {most_s:g} s of video, not {duration_s:.2f} s; use --duration {most_s:g}"
             )
 
     def _expected_s(self) -> float:
