@@ -1,4 +1,4 @@
-"""Bundles for the tests: exported once per session, with random weights; copy one before changing it.
+"""Bundles for the tests: exported once per run, with random weights; copy one before changing it.
 
 If SELVA_TEST_BUNDLES names a folder they are kept there, for the thousand sessions of `make mutants`.
 """
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from bundles import export_demo
+from filelock import FileLock
 
 os.environ["SELVA_CACHE"] = "none"  # no test reads or fills the developer's cache
 FIXTURES = {"fp32": "demo_bundle", "fp16": "demo_bundle_fp16"}
@@ -28,10 +29,15 @@ def exports(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     """The bundles that the collected tests need, by precision. Exported at the same time: each keeps one core busy."""
     needed = {name for item in request.session.items for name in getattr(item, "fixturenames", ())}
     precisions = [precision for precision, fixture in FIXTURES.items() if fixture in needed]
-    folder = Path(os.environ.get("SELVA_TEST_BUNDLES", tmp_path_factory.mktemp("bundles")))
-    missing = [precision for precision in precisions if not (folder / precision).exists()]
-    with ProcessPoolExecutor(len(FIXTURES), mp_context=get_context("spawn")) as pool:
-        list(pool.map(partial(export_demo, folder), missing))
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent  # of all workers
+    folder = Path(os.environ.get("SELVA_TEST_BUNDLES", shared / "bundles"))
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "lock"):
+        missing = [precision for precision in precisions if not (folder / precision).exists()]
+        with ProcessPoolExecutor(len(FIXTURES), mp_context=get_context("spawn")) as pool:
+            list(pool.map(partial(export_demo, folder), missing))
     return {precision: folder / precision for precision in precisions}
 
 

@@ -185,9 +185,7 @@ def test_processes_that_encode_the_same_video_at_once(demo_bundle, videos, folde
 def test_a_gap_in_the_times_at_a_join(demo_bundle, tmp_path):
     """Nothing is shown from 3.6 to 4.6 s, where the first two windows join: the frame before is held."""
     ticks = [*range(0, 3600, 40), *range(4600, 6000, 20)]
-    path = write_video(
-        tmp_path / "gap.mp4", map(numbered, range(len(ticks))), ticks=ticks, time_base=Fraction(1, 1000)
-    )
+    path = write_video(tmp_path / "gap.mp4", map(numbered, range(len(ticks))), ticks=ticks, time_base=Fraction(1, 1000))
     session = Session(demo_bundle, backend="cpu", threads=1)
     clip = session.encode(path, cuts="none")
     assert clip.duration_s == 6.0

@@ -86,7 +86,7 @@ def check(grid: Grid, windows: list[Window], opening: int | None = None, end: in
         if number:
             assert window.lengths == grid.window
         shown = sum(stop - first for first, stop in window.segments)
-        assert shown == window.lengths.segments
+        assert window.anchor_segments + shown == window.lengths.segments
         assert all(0 <= first < stop <= grid.segments for first, stop in window.segments)
         assert 0 <= window.anchor <= min(first_latents, window.lengths.latent - 1)
         own = window.lengths.latent - window.anchor
@@ -196,7 +196,7 @@ def test_the_official_window():
     assert [window.start for window in windows] == [0, *range(220, 1661, 160), 1690]
     assert [window.known for window in windows[1:]] == [30] * 10 + [160]
     assert [window.fade for window in windows[1:]] == [30] * 11
-    assert windows[1].segments == ((0, 6), (22, 40))
+    assert (windows[1].anchor_segments, windows[1].segments) == (6, ((22, 40),))
     assert (windows[-1].stop, windows[-1].final) == (1880, 1875)
     assert joins_s(windows, RULES[16])[:2] == (235 / 31.25, 395 / 31.25)
 
@@ -206,7 +206,14 @@ def test_the_toys_window():
     windows = plan(grid)
     assert {window.lengths.latent for window in windows} == {130}
     assert windows[1] == Window(
-        segments=((0, 5), (11, 18)), lengths=grid.window, start=110, final=170, anchor=50, known=20, fade=20
+        segments=((11, 18),),
+        lengths=grid.window,
+        start=110,
+        final=170,
+        anchor=50,
+        anchor_segments=5,
+        known=20,
+        fade=20,
     )
     assert [window.start for window in windows][:4] == [0, 110, 170, 230]
     weights = windows[1].weights(0.25)
@@ -247,9 +254,10 @@ def test_shots_begin_with_a_window_and_show_only_themselves_and_the_anchor():
         for window in own:
             first, stop = window.segments[-1]
             assert shot.first_segment <= first < stop <= shot.first_segment + shot.segments
-            assert window.segments[0] == (0, grid.form.window_segments - (stop - first))
+            assert window.anchor_segments == grid.form.window_segments - (stop - first)
     short = next(window for window in windows if window.start == grid.begin(grid.shots[1]))
-    assert short.segments == ((0, 23), (grid.shots[1].first_segment, grid.shots[1].first_segment + 1))
+    assert short.anchor_segments == 23
+    assert short.segments == ((grid.shots[1].first_segment, grid.shots[1].first_segment + 1),)
 
 
 @pytest.mark.parametrize("chunk", range(10))
