@@ -185,7 +185,10 @@ def pad_id(value):
         (set_top(defaults={"duration_s": 31}), "defaults.duration_s is 31, not a number from 0.64 to 30"),
         (set_top(long_form=[]), "long_form is not an object"),
         (set_top(long_form={}), "damaged .*window_segments"),
-        (set_top(long_form={**LONG_FORM, "window_segments": 13}), "window_segments is 13, above 12 of the default clip"),
+        (
+            set_top(long_form={**LONG_FORM, "window_segments": 13}),
+            "window_segments is 13, above 12 of the default clip",
+        ),
         (set_top(long_form={**LONG_FORM, "anchor_segments": 10}), "long_form leaves no new segments in a window"),
         (set_top(long_form={**LONG_FORM, "guard": "wide"}), "long_form.guard is 'wide', not a number from 0"),
         (set_top(files={}), "used but not listed"),
