@@ -26,6 +26,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--picture", type=_FILE, help="A PNG of one minute of a stem.")
 @click.option("--method", "names", type=click.Choice(list(METHODS)), multiple=True, help="[default: all]")
 @click.option("--trials", is_flag=True, help="Other anchors, overlaps and guards instead, on films of 24 s.")
+@click.option("--shortest", type=click.FloatRange(4), default=4, show_default=True, help="Leave out shorter films, s.")
 @click.option("--longest", type=click.FloatRange(4), default=600, show_default=True, help="Leave out longer films, s.")
 @click.option("--scenes", type=click.IntRange(1), default=4, show_default=True, help="Scenes for each film.")
 @click.option("--steps", type=click.IntRange(1), help="[default: the bundle's]")
@@ -37,6 +38,7 @@ def main(
     picture: Path | None,
     names: tuple[str, ...],
     trials: bool,
+    shortest: float,
     longest: float,
     scenes: int,
     steps: int | None,
@@ -48,7 +50,7 @@ def main(
     session = Session(Path(selva_runtime.__file__).with_name("demo_bundle"), backend=backend, threads=threads)
     methods = TRIALS if trials else {name: METHODS[name] for name in names or METHODS}
     longest = min(longest, 30) if trials else longest
-    films = [film for film in FILMS if film.duration_s <= longest]
+    films = [film for film in FILMS if shortest <= film.duration_s <= longest]
 
     def report(name: str, result: Result) -> None:
         click.echo(line(name, result), err=True)
