@@ -339,6 +339,8 @@ class _Run:
             windows=len(joins_s) + 1,
             joins_s=joins_s,
             cuts_s=tuple(shot.first_frame / self.info.fps for shot in clip.shots[1:]),
+            loop=self.asked.loop,
+            region=self.region,
             cancelled=cancelled,
             timings_s={stage: round(seconds, 3) for stage, seconds in self.clock.seconds.items()},
             error=self.error,

@@ -109,6 +109,9 @@ class GenerateReport:
     """Where they join, in seconds of the stem."""
     cuts_s: tuple[float, ...]
     """Where a shot begins, in seconds of the stem. Empty if the video is not longer than a window."""
+    loop: bool
+    region: tuple[float, float] | None
+    """The part that was generated again, in seconds of the stem."""
     cancelled: bool
     """Whether the run was cancelled. The stems then end early."""
     timings_s: dict[str, float]
