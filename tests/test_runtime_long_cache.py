@@ -108,7 +108,7 @@ def test_cuts_count_from_the_start_of_the_video(demo_bundle, videos, folder):
 
 @pytest.mark.parametrize("cuts", ["some", 3, [float("nan")], [float("inf")], ["later"], None])
 def test_cuts_that_are_refused(demo_bundle, videos, folder, cuts):
-    with pytest.raises(RequestError, match="^cuts is ") as caught:
+    with pytest.raises(RequestError, match=r"^cuts is ") as caught:
         Counted(demo_bundle, folder).encode(videos[LONG], cuts=cuts)
     assert "\n" not in str(caught.value)
 
