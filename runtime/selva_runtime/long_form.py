@@ -148,7 +148,8 @@ def _anchors(generation: Generation, opening: Float32, window: Window) -> list[A
     """
     unit = unit_length(generation.rules)
     changes = np.linalg.norm(np.diff(opening, axis=1), axis=2)
-    last = int(opening.shape[1] / unit) - 1 - window.anchor_segments  # n segments show n + 1 units
+    shown = max(int(opening.shape[1] / unit) - 1, generation.clip.shots[0].segments)  # n segments show n + 1 units
+    last = min(int((opening.shape[1] - window.anchor) / unit), shown - window.anchor_segments)
     places = [Anchor(segment=segment, latent=round(segment * unit)) for segment in range(last + 1)]
 
     def happens(stem: Float32) -> Anchor:

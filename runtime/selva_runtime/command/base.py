@@ -77,14 +77,8 @@ def run_command(command: click.Command, args: Sequence[str] | None = None, prog_
         with stop, command.make_context(prog_name or command.name, list(arguments), obj=stop.event) as context:
             command.invoke(context)
     except click.exceptions.Exit as done:
-<<<<<<< HEAD
         number = stop.number if done.exit_code == CANCELLED else None
         sys.exit(done.exit_code if number is None else 128 + number)
-=======
-        if done.exit_code == CANCELLED and stop.number is not None:
-            sys.exit(128 + stop.number)
-        sys.exit(done.exit_code)
->>>>>>> h-tests
     except click.UsageError as error:
         _fail(f"{error.format_message()} (--help lists the options)", arguments)
     except click.ClickException as error:
