@@ -10,18 +10,14 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-import soundfile
-from workers import STREET, endless, is_alive, request, start, until, until_phase
+from workers import PROMPTS, STREET, endless, expected_stems, is_alive, request, samples, start, until, until_phase
 
-from selva_runtime import Session
-from selva_runtime.media.audio import WavWriter
 from selva_worker.client import WorkerError
 from selva_worker.engine import Engine
 
 needs_proc = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc tells which processes live")
 DEATH_S = 5
 """Killed processes need a core to die: 0.2 s on an idle machine."""
-PROMPTS = ["dog barking", "rain"]
 
 
 @pytest.fixture
@@ -29,22 +25,6 @@ def worker(demo_bundle, tmp_path):
     worker = start(tmp_path, demo_bundle)
     yield worker
     worker.close()
-
-
-def expected_stems(bundle: Path, folder: Path, **options) -> list[bytes]:
-    """The samples of `Session.generate` as 24-bit files hold them."""
-    session = Session(bundle, backend="cpu", threads=1)
-    found = []
-    for number, stem in enumerate(session.generate(session.encode(STREET, duration_s=1), PROMPTS, steps=2, **options)):
-        with WavWriter(folder / f"{number}.wav", stem.sample_rate_hz) as file:
-            file.write(stem.audio)
-        found.append(soundfile.read(file.path, dtype="int32")[0].tobytes())
-    return found
-
-
-def samples(done: dict) -> list[bytes]:
-    assert done["state"] == "done", done
-    return [soundfile.read(stem["file"], dtype="int32")[0].tobytes() for stem in done["result"]["stems"]]
 
 
 def hidden(folder: Path) -> list[str]:

@@ -143,7 +143,7 @@ class Supervisor:
     def _announce(self) -> None:
         """Tell everybody that something changed."""
         self._changed.notify_all()
-        for listener in self._listeners:
+        for listener in list(self._listeners):
             listener()
 
     def _cancel(self, job: Job) -> None:

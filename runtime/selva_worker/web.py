@@ -57,7 +57,11 @@ class _Site:
 
     async def _changes(self, seen: int) -> AsyncIterator[str]:
         loop, changed = asyncio.get_running_loop(), asyncio.Event()
-        leave = self._supervisor.listen(lambda: loop.call_soon_threadsafe(changed.set))
+
+        def tell() -> None:
+            loop.call_soon_threadsafe(changed.set)
+
+        leave = self._supervisor.listen(tell)
         try:
             yield ": connected\n\n"
             while not self.stopping.is_set():

@@ -6,9 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import soundfile
+
+from selva_runtime import Session
+from selva_runtime.media.audio import WavWriter
 from selva_worker.client import Worker
 
 STREET = Path(__file__).resolve().parents[2] / "examples" / "street.mp4"
+PROMPTS = ["dog barking", "rain"]
 COMMAND = (sys.executable, "-m", "selva_worker")
 
 
@@ -56,3 +61,19 @@ def is_alive(pid: int) -> bool:
     except OSError:
         return False
     return status.rpartition(")")[2].split()[0] not in ("Z", "X")
+
+
+def expected_stems(bundle: Path, folder: Path, **options) -> list[bytes]:
+    """The samples of `Session.generate` as 24-bit files hold them."""
+    session = Session(bundle, backend="cpu", threads=1)
+    found = []
+    for number, stem in enumerate(session.generate(session.encode(STREET, duration_s=1), PROMPTS, steps=2, **options)):
+        with WavWriter(folder / f"{number}.wav", stem.sample_rate_hz) as file:
+            file.write(stem.audio)
+        found.append(soundfile.read(file.path, dtype="int32")[0].tobytes())
+    return found
+
+
+def samples(done: dict) -> list[bytes]:
+    assert done["state"] == "done", done
+    return [soundfile.read(stem["file"], dtype="int32")[0].tobytes() for stem in done["result"]["stems"]]
