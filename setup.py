@@ -12,6 +12,7 @@ FOLDERS = {
     "selva_export": "export",
     "selva_engines": "engines",
     "selva_runtime": "runtime",
+    "selva_worker": "runtime",
     "selva_bench": "benchmarks",
 }
 

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = {
     "selva_bundle": "runtime",
     "selva_runtime": "runtime",
+    "selva_worker": "runtime",
     "selva_engines": "engines",
     "selva_ref": ".",
     "selva_export": "export",
@@ -21,6 +22,7 @@ MAY_IMPORT = {
     "selva_bundle": set(),
     "selva_engines": {"selva_bundle"},
     "selva_runtime": {"selva_bundle"},  # and selva_engines, but by name: only the tensorrt backend needs it
+    "selva_worker": {"selva_bundle", "selva_runtime"},
     "selva_ref": {"selva_bundle", "selva_runtime"},
     "selva_export": {"selva_bundle", "selva_runtime", "selva_engines", "selva_ref"},
     "selva_bench": set(FOLDERS),

@@ -17,6 +17,8 @@ from pathlib import Path
 
 from selva_bundle.errors import OutputError, SelvaError
 
+TEMPORARY = f".selva-{secrets.token_hex(6)}"
+"""How the names of this process's unfinished files begin. If it is killed, its parent can remove them."""
 FIXES = {
     errno.ENOSPC: "free some space on the disk",
     errno.EDQUOT: "free some space on the disk",
@@ -34,7 +36,7 @@ class NewFile:
 
     def __init__(self, wanted: str | os.PathLike[str]) -> None:
         self.wanted = Path(wanted)
-        self.temporary = self.wanted.with_name(f".selva-{secrets.token_hex(6)}.part")
+        self.temporary = self.wanted.with_name(f"{TEMPORARY}-{secrets.token_hex(4)}.part")
         with output_errors(self.wanted):
             os.close(os.open(self.temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
 

@@ -54,10 +54,17 @@ def default_bundle() -> Path:
 
 
 def generate_files(
-    request: GenerateRequest, *, say: Say | None = None, progress: Progress | None = None, cancel: Event | None = None
+    request: GenerateRequest,
+    *,
+    session: Session | None = None,
+    say: Say | None = None,
+    progress: Progress | None = None,
+    cancel: Event | None = None,
 ) -> GenerateReport:
     """Write one 24-bit WAV per prompt and take, then the copies of the video. Nothing is overwritten.
 
+    `session` None means that one is opened as the request says. A program with many requests gives the session that it
+    opened with the same bundle and settings.
     If a copy cannot be written, the stems are kept and the report's `error` says why.
 
     Raises:
@@ -69,7 +76,7 @@ def generate_files(
         OutputError: the output folder cannot be written to, or has too little space.
         Cancelled: `cancel` was set.
     """
-    run = _Run(request, say or _say_nothing, progress, cancel)
+    run = _Run(request, session, say or _say_nothing, progress, cancel)
     with run.video:
         return run.report()
 
@@ -77,7 +84,14 @@ def generate_files(
 class _Run:
     """One request. Its None values are replaced, and everything is checked that can be checked before the work."""
 
-    def __init__(self, asked: GenerateRequest, say: Say, progress: Progress | None, cancel: Event | None) -> None:
+    def __init__(
+        self,
+        asked: GenerateRequest,
+        session: Session | None,
+        say: Say,
+        progress: Progress | None,
+        cancel: Event | None,
+    ) -> None:
         self.asked, self.cancel = asked, cancel
         self.clock = StageClock(progress)
         self._time_left = TimeLeft(lambda text: say("notice", text))
@@ -86,7 +100,7 @@ class _Run:
         self.error: str | None = None
         self._say = say
         self.bundle = default_bundle() if asked.bundle is None else Path(asked.bundle)
-        self.session = Session(
+        self.session = session or Session(
             self.bundle,
             backend=asked.backend,
             threads=asked.threads,
@@ -149,6 +163,7 @@ class _Run:
         with StemFiles(folder, self.request, self.info, self.rate_hz) as files:
             try:
                 notes = self._generate(clip, files)
+                self.clock("write", 0, len(self.request.prompts) * self.request.takes + len(self._films()))
                 stems = files.close(notes)
             except Cancelled:
                 if not self.asked.keep_partial or not files.written_s:

@@ -8,9 +8,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from selva_bundle.bundle import Bundle
@@ -18,21 +16,7 @@ from selva_bundle.errors import BundleError, SelvaError
 from selva_bundle.manifest import FORMAT, MAX_MANIFEST_BYTES
 from selva_runtime.backends.choose import BACKENDS, TITLES, make_executor
 from selva_runtime.command.deliver import DEMO_BUNDLE
-
-DISTRIBUTIONS = (
-    "selva-deploy",
-    "numpy",
-    "av",
-    "soundfile",
-    "tokenizers",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "openvino",
-    "cuda-python",
-    "tensorrt",
-    "tensorrt-rtx-cu13",
-)
-"""Packages that the runtime uses, by their names in pip."""
+from selva_runtime.command.versions import versions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +63,7 @@ def examine(bundle: str | os.PathLike[str] | None) -> Findings:
         bundles=bundles,
         backends=tuple(_examine_backends(opened[0])) if opened else (),
         system=platform.platform(),
-        versions=dict(_versions()),
+        versions=versions(),
     )
 
 
@@ -152,10 +136,3 @@ def _examine_backends(bundle: Bundle) -> Iterator[FoundBackend]:
             yield FoundBackend(name=name, runs=False, reason=str(error))
         else:
             yield FoundBackend(name=name, runs=True, reason=executor.notice or TITLES[name])
-
-
-def _versions() -> Iterator[tuple[str, str]]:
-    yield "python", platform.python_version()
-    for name in DISTRIBUTIONS:
-        with suppress(PackageNotFoundError):
-            yield name, version(name)

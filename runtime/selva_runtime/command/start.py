@@ -30,6 +30,11 @@ def generate() -> None:
     _start("selva_runtime.command.cli")
 
 
+def worker() -> None:
+    """Run selva-worker."""
+    _start("selva_worker.cli", extra="web")
+
+
 def cache() -> None:
     """Run selva-cache."""
     _start("selva_runtime.command.cache")
