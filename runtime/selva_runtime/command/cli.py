@@ -110,6 +110,15 @@ class _Region(click.ParamType[tuple[float, float]]):
     "onsets where the video's frame rate is not 25.",
 )
 @click.option("--sample-rate", "sample_rate_hz", type=int, help="Hz of the files.  [default: the model's]")
+@click.option(
+    "--deliver",
+    default="wav",
+    show_default=True,
+    help="wav; or post: 48 kHz Broadcast WAV with timecode and loudness, one gain for all stems, true peak at -1 dB.",
+)
+@click.option(
+    "--timecode", metavar="HH:MM:SS:FF", help="Timecode of the first frame, ; for drop-frame.  [default: the video's]"
+)
 @click.option("--negative", help="What not to hear.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same sound.")
 @click.option("--steps", type=int, help="Integration steps, 1 to 1000.  [default: the bundle's, 25]")

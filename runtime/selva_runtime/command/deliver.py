@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
@@ -18,11 +18,13 @@ from selva_bundle.errors import BundleError, CacheError, Cancelled, RequestError
 from selva_runtime.command.output import output_folder
 from selva_runtime.command.progress import StageClock, TimeLeft
 from selva_runtime.command.records import GenerateReport, GenerateRequest, StemFile
-from selva_runtime.command.stem_files import StemFiles
+from selva_runtime.command.stem_files import Post, StemFiles
 from selva_runtime.media.audio import WavBlocks, check_rate
 from selva_runtime.media.cuts import read_cuts
 from selva_runtime.media.frames import check_frame_rule
 from selva_runtime.media.mux import mux
+from selva_runtime.media.post.broadcast import POST_RATE_HZ
+from selva_runtime.media.post.timecode import Timecode, frame_rate, parse_timecode, source_timecode
 from selva_runtime.media.video import VideoFile, header_length
 from selva_runtime.progress import Progress
 from selva_runtime.request import MAX_DURATION_S, MAX_SEED, check_region, check_span, check_whole
@@ -32,7 +34,9 @@ from selva_runtime.text import check_prompt, short
 
 DEMO_BUNDLE = Path(__file__).parents[1] / "demo_bundle"
 _WAV_BYTES_PER_SAMPLE = 3
+_FLOAT_BYTES_PER_SAMPLE = 4
 _WAV_HEADER_BYTES = 4096
+_WAV, _POST = "wav", "post"
 _NOTHING_S = 0.1
 """A video that goes on for no longer than this was used whole."""
 
@@ -127,11 +131,15 @@ class _Run:
         if asked.long == ONE_PASS:
             self.cuts = NO_CUTS
         self.region = self._checked_region()
-        self.rate_hz = self.info.sample_rate_hz if asked.sample_rate_hz is None else asked.sample_rate_hz
-        check_rate(self.rate_hz)
+        self.rate_hz = self._checked_rate()
         for number in asked.mux:
             check_whole(number, "mux", 1, len(self.request.prompts))
         self.video = VideoFile(asked.video)
+        with ExitStack() as opened:
+            opened.enter_context(self.video)
+            self.frame_rate = frame_rate(self.video.stream)
+            self.timecode = self._first_timecode()
+            opened.pop_all()
 
     def report(self) -> GenerateReport:
         self._check_one_pass()
@@ -160,7 +168,11 @@ class _Run:
     def _make(self, folder: Path, clip: Clip) -> GenerateReport:
         """Generate and write the stems, then the copies of the video."""
         cancelled = False
-        with StemFiles(folder, self.request, self.info, self.rate_hz) as files:
+        post = None
+        if self.asked.deliver == _POST:
+            start = self.timecode or Timecode(frame=0, rate=self.frame_rate)
+            post = Post(scene=self.video.path.stem, timecode=start, start_s=clip.start_s)
+        with StemFiles(folder, self.request, self.info, self.rate_hz, post) as files:
             try:
                 notes = self._generate(clip, files)
                 self.clock("write", 0, len(self.request.prompts) * self.request.takes + len(self._films()))
@@ -173,6 +185,7 @@ class _Run:
                 self.left_out.append(f"the stems from {files.written_s:.2f} s on")
                 self.error = f"cancelled: {kept} of each stem were kept"
                 stems = files.close(suffix="-partial")
+        self.gain_db = files.gain_db
         if not cancelled:  # the caller's progress may raise `Cancelled` again
             self.clock("write", len(stems), len(stems) + len(self._films()))
             self._write_films(stems, clip)
@@ -218,6 +231,31 @@ class _Run:
             files.write(index, again.audio)
             notes += again.warnings
         return self._new_warnings(notes)
+
+    def _checked_rate(self) -> int:
+        """Check the kind of files, and return their sample rate."""
+        asked = self.asked
+        if asked.deliver not in (_WAV, _POST):
+            raise RequestError(f"deliver is {asked.deliver!r}; give {_WAV} or {_POST}")
+        if asked.deliver == _POST:
+            if asked.sample_rate_hz not in (None, POST_RATE_HZ):
+                raise RequestError(f"--deliver post writes {POST_RATE_HZ} Hz; leave out --sample-rate")
+            return POST_RATE_HZ
+        if asked.timecode is not None:
+            raise RequestError("--timecode has no place in a plain WAV; add --deliver post")
+        return check_rate(self.info.sample_rate_hz if asked.sample_rate_hz is None else asked.sample_rate_hz)
+
+    def _first_timecode(self) -> Timecode | None:
+        """Return the timecode of the first frame: the one that was asked for, or the video's own."""
+        if self.asked.timecode is not None:
+            return parse_timecode(self.asked.timecode, self.frame_rate)
+        found = source_timecode(self.video)
+        try:
+            return None if found is None else parse_timecode(found, self.frame_rate)
+        except RequestError as error:
+            if self.asked.deliver == _POST:
+                self._warn(f"{self.video.path.name}: its timecode is not used ({error}); name one with --timecode")
+            return None
 
     def _checked_region(self) -> tuple[float, float] | None:
         """Check the options that belong to a region."""
@@ -319,10 +357,12 @@ class _Run:
     def _needed_bytes(self) -> int:
         stems = len(self.request.prompts) * self.request.takes
         stem_bytes = int(self._expected_s() * self.rate_hz) * _WAV_BYTES_PER_SAMPLE + _WAV_HEADER_BYTES
+        post_bytes = _FLOAT_BYTES_PER_SAMPLE if self.asked.deliver == _POST else 0
+        hidden_bytes = int(self._expected_s() * self.rate_hz) * post_bytes
         video_bytes = 0
         with suppress(OSError, ValueError):
             video_bytes = Path(self.asked.video).stat().st_size
-        return stems * stem_bytes + len(set(self.asked.mux)) * (video_bytes + stem_bytes)
+        return stems * (stem_bytes + hidden_bytes) + len(set(self.asked.mux)) * (video_bytes + stem_bytes)
 
     def _report(self, clip: Clip, files: list[StemFile], *, cancelled: bool) -> GenerateReport:
         joins_s = self.session.joins_s(clip, long=self.asked.long, loop=self.asked.loop)
@@ -335,6 +375,8 @@ class _Run:
             video_duration_s=clip.source_duration_s,
             start_s=clip.start_s,
             duration_s=clip.duration_s,
+            timecode=None if self.timecode is None else str(self.timecode),
+            gain_db=self.gain_db,
             frame_rule=self.asked.frame_rule,
             seed=self.request.seed,
             steps=self.request.steps,

@@ -35,6 +35,10 @@ class GenerateRequest:
     frame_rule: str = "first"
     """"first" or "nearest": the frame that each due time takes."""
     sample_rate_hz: int | None = None
+    deliver: str = "wav"
+    """"wav", or "post": Broadcast WAV at 48 kHz, with timecode, loudness and one gain for all stems."""
+    timecode: str | None = None
+    """Timecode of the video's first frame. None means the video's own, or else 00:00:00:00."""
     negative: str | None = None
     seed: int = 0
     steps: int | None = None
@@ -68,6 +72,10 @@ class StemFile:
     samples: int
     sample_rate_hz: int
     duration_s: float
+    loudness_lufs: float | None
+    """Integrated loudness of the file. None for silence, and unless delivered for post-production."""
+    true_peak_db: float | None
+    """In dBTP. None as for the loudness."""
     warnings: tuple[str, ...]
 
 
@@ -82,6 +90,10 @@ class GenerateReport:
     start_s: float
     duration_s: float
     """Length of the part that was used, and of every stem."""
+    timecode: str | None
+    """Timecode of the video's first frame. None if it has none."""
+    gain_db: float | None
+    """Gain of all stems, 0 or less. None unless delivered for post-production."""
     frame_rule: str
     seed: int
     steps: int

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import datetime
+from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -14,6 +16,10 @@ import numpy.typing as npt
 
 from selva_runtime.command.records import StemFile
 from selva_runtime.media.audio import Resampler, WavWriter, stem_file_name
+from selva_runtime.media.post.broadcast import BroadcastWriter
+from selva_runtime.media.post.chunks import Level, StemTags
+from selva_runtime.media.post.loudness import SharedGain
+from selva_runtime.media.post.timecode import Timecode
 from selva_runtime.request import StemRequest
 from selva_runtime.results import SessionInfo
 
@@ -24,7 +30,7 @@ class _Open:
 
     prompt: str
     take: int
-    file: WavWriter
+    file: WavWriter | BroadcastWriter
     resampler: Resampler
     samples: int = 0
     """Samples so far, at the rate of the file."""
@@ -35,26 +41,60 @@ class _Open:
             self.file.write(audio)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Post:
+    """What Broadcast WAV files have besides the sound."""
+
+    scene: str
+    """Name of the video."""
+    timecode: Timecode
+    """Of the video's first frame."""
+    start_s: float
+    """Start of the stems after it."""
+
+
 class StemFiles:
     """The files of all stems of a request. As a context manager it removes those that were not closed.
+
+    With `post` they are Broadcast WAV files at 48 kHz with one gain.
 
     Raises:
         OutputError: a file cannot be written.
     """
 
-    def __init__(self, folder: Path, request: StemRequest, info: SessionInfo, rate_hz: int) -> None:
-        self._request, self._rate_hz = request, rate_hz
+    def __init__(
+        self, folder: Path, request: StemRequest, info: SessionInfo, rate_hz: int, post: Post | None = None
+    ) -> None:
+        self._request, self._rate_hz, self._post = request, rate_hz, post
         self._open: list[_Open] = []
-        comment = f"selva-deploy, {info.preset} ({info.weights} weights), seed {request.seed}; {info.notice}"
+        self._gain = SharedGain(rate_hz)
+        self._comment = f"selva-deploy, {info.preset} ({info.weights} weights), seed {request.seed}; {info.notice}"
         with ExitStack() as opened:
             for prompt in request.prompts:
                 for take in range(request.takes):
                     name = stem_file_name(prompt) + (f"-take{take + 1}" if request.takes > 1 else "")
-                    file = WavWriter(folder / f"{name}.wav", rate_hz, title=prompt, comment=comment)
+                    file = self._new_file(folder / f"{name}.wav", prompt, take)
                     opened.enter_context(file)
                     resampler = Resampler(info.sample_rate_hz, rate_hz)
                     self._open.append(_Open(prompt=prompt, take=take, file=file, resampler=resampler))
             self._files = opened.pop_all()
+
+    def _new_file(self, path: Path, prompt: str, take: int) -> WavWriter | BroadcastWriter:
+        if self._post is None:
+            return WavWriter(path, self._rate_hz, title=prompt, comment=self._comment)
+        post = self._post
+        tags = StemTags(
+            prompt=prompt,
+            take=take + 1,
+            scene=post.scene,
+            reference=f"seed {self._request.seed} take {take + 1}",
+            note=self._comment,
+            frame_rate=post.timecode.rate,
+            drop_frame=post.timecode.drop,
+            start=post.timecode.seconds + Fraction(post.start_s),
+            created=datetime.now(),
+        )
+        return BroadcastWriter(path, tags, self._gain)
 
     def __enter__(self) -> Self:
         return self
@@ -68,6 +108,11 @@ class StemFiles:
     def written_s(self) -> float:
         """Seconds that all stems have in their files."""
         return min(stem.samples for stem in self._open) / self._rate_hz
+
+    @property
+    def gain_db(self) -> float | None:
+        """Gain of all stems. It is known when they are closed. None without `post`."""
+        return None if self._post is None else self._gain.gain_db
 
     def write(self, stem: int, audio: npt.NDArray[np.float32]) -> None:
         """Append samples (n,) at the model's rate to a stem.
@@ -83,10 +128,14 @@ class StemFiles:
         Raises:
             OutputError: a file cannot be written.
         """
+        for stem in self._open:
+            stem.write(stem.resampler.finish())
+            if isinstance(stem.file, BroadcastWriter):
+                stem.file.finish()
         return [self._close(stem, notes, suffix) for stem in self._open]
 
     def _close(self, stem: _Open, notes: Sequence[str], suffix: str) -> StemFile:
-        stem.write(stem.resampler.finish())
+        level = stem.file.level if isinstance(stem.file, BroadcastWriter) else Level(lufs=None, true_peak_db=None)
         return StemFile(
             prompt=stem.prompt,
             take=stem.take + 1,
@@ -96,5 +145,7 @@ class StemFiles:
             samples=stem.samples,
             sample_rate_hz=self._rate_hz,
             duration_s=stem.samples / self._rate_hz,
+            loudness_lufs=level.lufs,
+            true_peak_db=level.true_peak_db,
             warnings=(*self._request.warnings[stem.prompt], *notes),
         )
