@@ -119,6 +119,13 @@ class _Region(click.ParamType[tuple[float, float]]):
 @click.option(
     "--timecode", metavar="HH:MM:SS:FF", help="Timecode of the first frame, ; for drop-frame.  [default: the video's]"
 )
+@click.option(
+    "--timeline",
+    "timelines",
+    multiple=True,
+    metavar="FILE",
+    help="Also write a timeline with the video and the stems: .otio, .otioz, .rpp (REAPER) or .mlt. Repeatable.",
+)
 @click.option("--negative", help="What not to hear.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same sound.")
 @click.option("--steps", type=int, help="Integration steps, 1 to 1000.  [default: the bundle's, 25]")
@@ -200,6 +207,8 @@ def main(stop: Event, /, listing: bool, as_json: bool, quiet: bool, **options: A
         for stem in report.stems:
             for path in filter(None, (stem.file, stem.video)):
                 click.echo(os.fsencode(path))
+        for path in report.timelines:
+            click.echo(os.fsencode(path))
     for what in report.left_out:
         say("notice", f"left out: {what}")
     if report.error is not None:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from threading import Event
 
@@ -25,6 +26,8 @@ from selva_runtime.media.frames import check_frame_rule
 from selva_runtime.media.mux import mux
 from selva_runtime.media.post.broadcast import POST_RATE_HZ
 from selva_runtime.media.post.timecode import Timecode, frame_rate, parse_timecode, source_timecode
+from selva_runtime.media.timelines.sequence import Sequence, StemTrack
+from selva_runtime.media.timelines.write import check_timeline, moved_s, write_timeline
 from selva_runtime.media.video import VideoFile, header_length
 from selva_runtime.progress import Progress
 from selva_runtime.request import MAX_DURATION_S, MAX_SEED, check_region, check_span, check_whole
@@ -102,6 +105,7 @@ class _Run:
         self.warnings: list[str] = []
         self.left_out: list[str] = []
         self.error: str | None = None
+        self.timelines: list[str] = []
         self._say = say
         self.bundle = default_bundle() if asked.bundle is None else Path(asked.bundle)
         self.session = session or Session(
@@ -134,6 +138,7 @@ class _Run:
         self.rate_hz = self._checked_rate()
         for number in asked.mux:
             check_whole(number, "mux", 1, len(self.request.prompts))
+        self.wanted_timelines = [check_timeline(path) for path in asked.timelines]
         self.video = VideoFile(asked.video)
         with ExitStack() as opened:
             opened.enter_context(self.video)
@@ -170,8 +175,7 @@ class _Run:
         cancelled = False
         post = None
         if self.asked.deliver == _POST:
-            start = self.timecode or Timecode(frame=0, rate=self.frame_rate)
-            post = Post(scene=self.video.path.stem, timecode=start, start_s=clip.start_s)
+            post = Post(scene=self.video.path.stem, timecode=self._first_frame(), start_s=clip.start_s)
         with StemFiles(folder, self.request, self.info, self.rate_hz, post) as files:
             try:
                 notes = self._generate(clip, files)
@@ -189,6 +193,7 @@ class _Run:
         if not cancelled:  # the caller's progress may raise `Cancelled` again
             self.clock("write", len(stems), len(stems) + len(self._films()))
             self._write_films(stems, clip)
+            self._write_timelines(stems, clip)
         return self._report(clip, stems, cancelled=cancelled)
 
     def _generate(self, clip: Clip, files: StemFiles) -> list[str]:
@@ -241,7 +246,7 @@ class _Run:
             if asked.sample_rate_hz not in (None, POST_RATE_HZ):
                 raise RequestError(f"--deliver post writes {POST_RATE_HZ} Hz; leave out --sample-rate")
             return POST_RATE_HZ
-        if asked.timecode is not None:
+        if asked.timecode is not None and not asked.timelines:
             raise RequestError("--timecode has no place in a plain WAV; add --deliver post")
         return check_rate(self.info.sample_rate_hz if asked.sample_rate_hz is None else asked.sample_rate_hz)
 
@@ -256,6 +261,9 @@ class _Run:
             if self.asked.deliver == _POST:
                 self._warn(f"{self.video.path.name}: its timecode is not used ({error}); name one with --timecode")
             return None
+
+    def _first_frame(self) -> Timecode:
+        return self.timecode or Timecode(frame=0, rate=self.frame_rate)
 
     def _checked_region(self) -> tuple[float, float] | None:
         """Check the options that belong to a region."""
@@ -340,6 +348,34 @@ class _Run:
                 self.error = self.error or f"the stems are written, but not the film: {' '.join(str(error).split())}"
             self.clock("write", done, len(stems) + len(films))
 
+    def _write_timelines(self, stems: list[StemFile], clip: Clip) -> None:
+        if not self.wanted_timelines:
+            return
+        takes = self.request.takes
+        whole_s = clip.source_duration_s or clip.start_s + clip.duration_s
+        sequence = Sequence(
+            name=self.video.path.stem,
+            video=self.video.path,
+            first=self._first_frame(),
+            frames=round(whole_s * self.frame_rate),
+            tracks=tuple(
+                StemTrack(name=prompt, takes=tuple(Path(stem.file) for stem in stems[index * takes :][:takes]))
+                for index, prompt in enumerate(self.request.prompts)
+            ),
+            start_s=Fraction(clip.start_s),
+            samples=stems[0].samples,
+            rate_hz=self.rate_hz,
+            timed_stems=self.asked.deliver == _POST,
+        )
+        for path in self.wanted_timelines:
+            if abs(moved := moved_s(sequence, path)) * self.rate_hz >= 1:
+                self._warn(f"{path.name}: has whole frames only, so its stems begin {1000 * moved:+.1f} ms off")
+            try:
+                self.timelines.append(str(write_timeline(sequence, path)))
+            except SelvaError as error:
+                reason = " ".join(str(error).split())
+                self.error = self.error or f"the stems are written, but not the timeline: {reason}"
+
     def _mux(self, stem: StemFile, clip: Clip) -> str:
         result = mux(
             self.asked.video,
@@ -398,6 +434,7 @@ class _Run:
             cuts_s=tuple(shot.first_frame / self.info.fps for shot in clip.shots[1:]),
             loop=self.asked.loop,
             region=self.region,
+            timelines=tuple(self.timelines),
             cancelled=cancelled,
             timings_s={stage: round(seconds, 3) for stage, seconds in self.clock.seconds.items()},
             error=self.error,

@@ -39,6 +39,8 @@ class GenerateRequest:
     """"wav", or "post": Broadcast WAV at 48 kHz, with timecode, loudness and one gain for all stems."""
     timecode: str | None = None
     """Timecode of the video's first frame. None means the video's own, or else 00:00:00:00."""
+    timelines: tuple[str | os.PathLike[str], ...] = ()
+    """Timelines to write, in the formats that their suffixes say."""
     negative: str | None = None
     seed: int = 0
     steps: int | None = None
@@ -124,6 +126,8 @@ class GenerateReport:
     loop: bool
     region: tuple[float, float] | None
     """The part that was generated again, in seconds of the stem."""
+    timelines: tuple[str, ...]
+    """The timelines that were written."""
     cancelled: bool
     """Whether the run was cancelled. The stems then end early."""
     timings_s: dict[str, float]

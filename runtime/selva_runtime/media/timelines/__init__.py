@@ -1,0 +1,1 @@
+"""Timelines that an editor opens: the picture and one named track a stem."""
