@@ -27,7 +27,7 @@ from selva_runtime.progress import Progress
 from selva_runtime.request import StemRequest
 from selva_runtime.results import Clip, StemPart
 from selva_runtime.text import TextEncoder
-from selva_runtime.windows import Window
+from selva_runtime.windows import Window, stretches
 
 Float32 = npt.NDArray[np.float32]
 
@@ -210,8 +210,8 @@ class Generation:
     def _shown(self, window: Window, anchor: int, sync: Tensor) -> Tensor:
         """The sync features of the segments that a window shows. `anchor` is the first of its anchor."""
         each = self.rules.sync_per_segment
-        shown = [(anchor, anchor + window.anchor_segments), *window.segments]
-        return concatenate(self.executor, [sync[each * first : each * stop] for first, stop in shown if stop > first])
+        shown = (*stretches(anchor, window.anchor_segments, len(sync) // each), *window.segments)
+        return concatenate(self.executor, [sync[each * first : each * stop] for first, stop in shown])
 
     def decode(self, latents: Tensor, lead: int, first: int, stop: int) -> Iterator[StemPart]:
         """Decode `latents` (stems, T, Z) and yield each stem's sound from the place `first` to `stop`.

@@ -141,14 +141,8 @@ class Grid:
         return self.latent if after is None else self.begin(after)
 
     def show(self, first: int, count: int) -> Slices:
-        """`count` segments of the clip from `first` on. After the last one follows the first."""
-        pieces: list[tuple[int, int]] = []
-        while count:
-            first %= self.segments
-            part = min(count, self.segments - first)
-            pieces.append((first, first + part))
-            first, count = first + part, count - part
-        return tuple(pieces)
+        """`count` segments of the clip from `first` on."""
+        return stretches(first, count, self.segments)
 
     def own_segments(self, segments: int) -> int:
         """Segments beside the anchor in each window of a shot that has this many."""
@@ -165,6 +159,17 @@ class Grid:
             anchor_segments=anchor,
             final=0,
         )
+
+
+def stretches(first: int, count: int, total: int) -> Slices:
+    """`count` of `total` segments from `first` on. After the last one follows the first."""
+    pieces: list[tuple[int, int]] = []
+    while count:
+        first %= total
+        part = min(count, total - first)
+        pieces.append((first, first + part))
+        first, count = first + part, count - part
+    return tuple(pieces)
 
 
 def unit_length(rules: SequenceRules) -> Fraction:

@@ -54,6 +54,9 @@ GENERATE_OPTIONS: Mapping[str, Callable[[object], bool]] = {
     "solver": _or_null(_is_text),
     "takes": _is_whole,
     "mux": _list_of(_is_whole),
+    "deliver": _is_text,
+    "timecode": _or_null(_is_text),
+    "timelines": _list_of(_is_text),
 }
 """What `job.submit` may ask for, by the names in `GenerateRequest`. The worker's start fixed the other fields."""
 ENCODE_OPTIONS = {name: GENERATE_OPTIONS[name] for name in ("video", "start_s", "duration_s", "cuts", "frame_rule")}
@@ -71,6 +74,8 @@ def checked_generate(request: Any, folders: AllowedFolders) -> dict[str, Any]:
     for name in ("video", "out", "cuts"):
         if name in found and not (name == "cuts" and found[name] in _FOUND_OR_NOT):
             found[name] = folders.resolved(found[name])
+    if "timelines" in found:
+        found["timelines"] = [folders.resolved(path) for path in found["timelines"]]
     return found
 
 
