@@ -363,7 +363,7 @@ class Session:
     ) -> Iterator[StemPart]:
         """Generate as `generate_request` does, and yield the sound while it is made: a part of each stem per window.
 
-        The memory does not grow with the length. Arguments and errors are the same; what is out of range is said now,
+        What was yielded takes no more memory. Arguments and errors are the same; what is out of range is said now,
         the rest while the parts are taken. Other calls of the session may run between two parts.
         """
         generation, windows, form = self._generation(
