@@ -32,7 +32,7 @@ from selva_runtime.clip_cache import ClipCache, file_identity
 from selva_runtime.encoding import Encoding, KnownCuts
 from selva_runtime.flow import EULER
 from selva_runtime.generation import Generation
-from selva_runtime.long_form import decode_part, parts, replaced, splice
+from selva_runtime.long_form import decode_part, decoded_at_once, parts, replaced, splice
 from selva_runtime.lru_cache import LruCache
 from selva_runtime.progress import Progress, no_progress
 from selva_runtime.request import StemRequest, check_region, check_span
@@ -424,10 +424,10 @@ class Session:
         windows = region_windows(grid, first, stop, opening=opening)
         with self._taking_turns(cancel):
             latents = replaced(generation, windows, form, generation.noise(None), stem.latents[None])
-            (part,) = decode_part(generation, latents, first, stop)
+            heard = list(decode_part(generation, latents, first, stop, decoded_at_once(self._rules, form)))
             self._executor.finish()
         audio = stem.audio.copy()
-        splice(audio, part.audio, part.first_sample)
+        splice(audio, np.concatenate([part.audio for part in heard]), heard[0].first_sample)
         return replace(
             stem,
             audio=audio,
