@@ -16,6 +16,7 @@ from pathlib import Path
 from threading import Event
 
 from selva_bundle.errors import BundleError, CacheError, Cancelled, RequestError, SelvaError
+from selva_runtime.clip_encoder import AUTO, NO_CUTS
 from selva_runtime.command.output import output_folder
 from selva_runtime.command.progress import StageClock, TimeLeft
 from selva_runtime.command.records import GenerateReport, GenerateRequest, StemFile
@@ -32,7 +33,7 @@ from selva_runtime.media.video import VideoFile, header_length
 from selva_runtime.progress import Progress
 from selva_runtime.request import MAX_DURATION_S, MAX_SEED, check_region, check_span, check_whole
 from selva_runtime.results import Clip
-from selva_runtime.session import AUTO, NO_CUTS, ONE_PASS, WINDOWS, Session
+from selva_runtime.session import ONE_PASS, WINDOWS, Session
 from selva_runtime.text import check_prompt, short
 
 DEMO_BUNDLE = Path(__file__).parents[1] / "demo_bundle"
