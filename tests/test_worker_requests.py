@@ -15,7 +15,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from workers import COMMAND, PROMPTS, STREET, endless, expected_stems, request, samples, start, until
+from workers import COMMAND, PROMPTS, STREET, endless, expected_stems, request, samples, serving, start, until
 
 import selva_worker.client
 from selva_runtime.command.records import GenerateRequest
@@ -28,12 +28,8 @@ from selva_worker.requests import GENERATE_OPTIONS
 def site(demo_bundle, tmp_path, monkeypatch):
     """A worker on HTTP, found by its file."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
-    options = ["--state", str(tmp_path / "state"), "--bundle", str(demo_bundle), "--backend", "cpu", "--threads", "1"]
-    command = [*COMMAND, *options, "--allow", str(tmp_path), "--allow", str(STREET.parent)]
-    with subprocess.Popen(command) as process:
-        yield until(Worker.find)
-        process.terminate()
-    assert not Path(rendezvous_path()).exists()
+    with serving(tmp_path, demo_bundle, "--allow", str(tmp_path), "--allow", str(STREET.parent)) as worker:
+        yield worker
 
 
 @pytest.fixture

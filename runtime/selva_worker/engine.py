@@ -98,7 +98,7 @@ class Engine:
                 name: tuple(value) if isinstance(value, list) else value for name, value in request.items()
             }
             asked = GenerateRequest(**given, bundle=self._settings["bundle"])
-            made = generate_files(asked, session=session, progress=report, cancel=report.cancel)
+            made = generate_files(asked, session=session, say=report.say, progress=report, cancel=report.cancel)
             return asdict(made)
         if kind == ENCODE:
             clip = session.encode(request.pop("video"), **request, progress=report, cancel=report.cancel)
@@ -123,16 +123,20 @@ class _Reporter:
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         now_s = time.monotonic()
-        if stage != self._last or now_s - self._last_s >= _REPORT_S:
+        if stage != self._last or done == total or now_s - self._last_s >= _REPORT_S:
             self._last_s = now_s
-            self.phase(stage, done / total if total else None)
+            self.phase(stage, done, total)
         if self.cancel.is_set():
             raise Cancelled("cancelled")
 
-    def phase(self, stage: str, fraction: float | None = None) -> None:
+    def phase(self, stage: str, done: int | None = None, total: int | None = None) -> None:
         """Report a phase."""
         self._last = stage
-        self._send({"job": self._job, "phase": stage, "fraction": fraction})
+        self._send({"job": self._job, "phase": stage, "done": done, "total": total})
+
+    def say(self, kind: str, text: str) -> None:
+        """Report a line for the user."""
+        self._send({"job": self._job, "say": kind, "text": text})
 
 
 def main() -> None:

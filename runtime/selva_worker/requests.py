@@ -60,7 +60,7 @@ GENERATE_OPTIONS: Mapping[str, Callable[[object], bool]] = {
 }
 """What `job.submit` may ask for, by the names in `GenerateRequest`. The worker's start fixed the other fields."""
 ENCODE_OPTIONS = {name: GENERATE_OPTIONS[name] for name in ("video", "start_s", "duration_s", "cuts", "frame_rule")}
-_FOUND_OR_NOT = ("auto", "none")
+FOUND_OR_NOT = ("auto", "none")
 """What `cuts` may be, besides a file."""
 
 
@@ -72,7 +72,7 @@ def checked_generate(request: Any, folders: AllowedFolders) -> dict[str, Any]:
     """
     found = _checked(request, GENERATE_OPTIONS, ("video", "prompts", "out"))
     for name in ("video", "out", "cuts"):
-        if name in found and not (name == "cuts" and found[name] in _FOUND_OR_NOT):
+        if name in found and not (name == "cuts" and found[name] in FOUND_OR_NOT):
             found[name] = folders.resolved(found[name])
     if "timelines" in found:
         found["timelines"] = [folders.resolved(path) for path in found["timelines"]]
