@@ -159,6 +159,9 @@ def test_paths_outside_are_refused(worker, tmp_path_factory, tmp_path):
         with pytest.raises(WorkerError, match="is outside the allowed folders") as caught:
             worker.submit(request(tmp_path, **change))
         assert caught.value.code == -32001
+    for clip in ({"video": "/etc/passwd"}, {"video": str(STREET), "cuts": "/etc/passwd"}):
+        with pytest.raises(WorkerError, match="is outside the allowed folders"):
+            worker.call("clip.open", clip=clip)
     for change in ({"out": "stems"}, {"video": "a\0b"}, {"video": 1}, {"prompts": "rain"}, {"bundle": "/etc"}):
         with pytest.raises(WorkerError) as caught:
             worker.submit(request(tmp_path, **change))

@@ -75,7 +75,7 @@ def _worker_errors() -> Iterator[None]:
 def _absolute(request: GenerateRequest, worker: Worker) -> dict[str, Any]:
     """Return the job's request, and have its folders allowed: the worker may do nothing that this user may not."""
     job = {name: getattr(request, name) for name in GENERATE_OPTIONS}
-    names = [name for name in ("video", "out", "cuts") if job[name] not in FOUND_OR_NOT]
+    names = ["video", "out"] if request.cuts in FOUND_OR_NOT else ["video", "out", "cuts"]
     job |= {name: os.path.realpath(job[name]) for name in names}
     job["timelines"] = [os.path.realpath(path) for path in request.timelines]
     files = [job[name] for name in names if name != "out"] + job["timelines"]
