@@ -40,7 +40,7 @@ def piped(demo_bundle, tmp_path):
 
 
 @pytest.fixture(params=["piped", "site"])
-def worker(request):
+def worker(request, demo_bundle):  # named here, so that it is exported
     return request.getfixturevalue(request.param)
 
 
