@@ -15,12 +15,11 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from workers import COMMAND, PROMPTS, STREET, endless, expected_stems, request, samples, serving, start, until
+from workers import COMMAND, PROMPTS, STREET, expected_stems, request, samples, serving, start, until
 
 import selva_worker.client
 from selva_runtime.command.records import GenerateRequest
 from selva_worker.client import Worker, WorkerError, rendezvous_path
-from selva_worker.job_queue import MAX_QUEUED
 from selva_worker.requests import GENERATE_OPTIONS
 
 
@@ -168,18 +167,6 @@ def test_paths_outside_are_refused(worker, tmp_path_factory, tmp_path):
         assert caught.value.code == -32602
     worker.call("initialize", folders=[str(outside)])
     assert worker.wait(worker.submit(request(tmp_path, out=str(outside)))["id"])["state"] == "done"
-
-
-def test_the_queue_is_bounded(piped, tmp_path):
-    first = piped.submit(endless(tmp_path))["id"]
-    until(lambda: piped.get(first)["state"] == "running")
-    queued = [piped.submit(request(tmp_path))["id"] for _ in range(MAX_QUEUED)]
-    for _ in range(50):
-        with pytest.raises(WorkerError, match="jobs are waiting") as caught:
-            piped.submit(request(tmp_path))
-        assert caught.value.code == -32002
-    piped.cancel(queued[0])
-    piped.submit(request(tmp_path))
 
 
 def test_changes_come_as_events(site, tmp_path):
