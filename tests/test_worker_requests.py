@@ -15,6 +15,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from platforms import needs_linux
 from workers import COMMAND, PROMPTS, STREET, expected_stems, request, samples, serving, start, until
 
 import selva_worker.client
@@ -140,6 +141,15 @@ def test_pipes_refuse(demo_bundle, tmp_path, text, code):
     refused, good = map(json.loads, done.stdout.splitlines())
     assert refused["error"]["code"] == code
     assert good["result"] == []
+
+
+@needs_linux
+def test_the_supervisor_stays_light(worker, tmp_path):
+    worker.wait(worker.submit(request(tmp_path))["id"])
+    supervisor = worker.call("doctor")["supervisor"]
+    assert supervisor["memory_bytes"] < 40e6
+    libraries = Path(f"/proc/{supervisor['pid']}/maps").read_text()
+    assert not [name for name in ("numpy", "onnxruntime", "/av/", "tokenizers") if name in libraries]
 
 
 def test_paths_outside_are_refused(worker, tmp_path_factory, tmp_path):

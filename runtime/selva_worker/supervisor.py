@@ -248,9 +248,11 @@ class Supervisor:
         """Remove the unfinished files of the current job, whose engine is dead."""
         if self._current is None or self._current.kind != GENERATE or not engine.temporary:
             return
-        with suppress(OSError):
-            for path in Path(self._current.request["out"]).glob(f"{engine.temporary}-*"):
-                path.unlink(missing_ok=True)
+        request = self._current.request
+        for folder in {Path(request["out"]), *(Path(path).parent for path in request.get("timelines", ()))}:
+            with suppress(OSError):
+                for path in folder.glob(f"{engine.temporary}-*"):
+                    path.unlink(missing_ok=True)
 
 
 def _progress(phase: str, done: int | None = None, total: int | None = None) -> dict[str, Any]:
