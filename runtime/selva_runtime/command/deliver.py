@@ -61,6 +61,17 @@ def default_bundle() -> Path:
     raise BundleError("no bundle: make one with selva-export and name it with --bundle or SELVA_BUNDLE")
 
 
+def read_cuts_option(cuts: str | os.PathLike[str]) -> str | list[float]:
+    """Return "auto" or "none" as it is, or the seconds in the file that is named.
+
+    Raises:
+        RequestError: the file cannot be read, or is no list of times.
+    """
+    if str(cuts) in (AUTO, NO_CUTS):
+        return str(cuts)
+    return [time_ms / 1000 for time_ms in read_cuts(cuts, 1000)]
+
+
 def generate_files(
     request: GenerateRequest,
     *,
@@ -130,9 +141,7 @@ class _Run:
         check_frame_rule(asked.frame_rule)
         if asked.long not in (WINDOWS, ONE_PASS):
             raise RequestError(f"long is {asked.long!r}; give {WINDOWS} or {ONE_PASS}")
-        self.cuts: str | list[float] = str(asked.cuts)
-        if self.cuts not in (AUTO, NO_CUTS):
-            self.cuts = [time_ms / 1000 for time_ms in read_cuts(asked.cuts, 1000)]
+        self.cuts = read_cuts_option(asked.cuts)
         if asked.long == ONE_PASS:
             self.cuts = NO_CUTS
         self.region = self._checked_region()
