@@ -60,6 +60,7 @@ export class Composer extends EventTarget {
 
   #offer(sounds) {
     find("hears").hidden = !sounds.length;
+    if (sounds.length) find("prompts").placeholder = sounds.slice(0, 2).join("\n");
     const add = (sound) => {
       if (!this.prompts.includes(sound)) find("prompts").value = [...this.prompts, sound].join("\n");
       this.#changed();

@@ -65,7 +65,7 @@ function historyEntry({ view, key, jobs }, marks, isOpen, act) {
   const stems = done.flatMap((job) => job.result.stems.map((_, number) => `${job.id}.${number}`));
   const kept = stems.filter((id) => marks[id] === "kept").length;
   const prompts = [...new Set(jobs.flatMap((job) => job.request.prompts))].join(", ");
-  const counts = [count(stems.length, "take"), kept ? `${kept} kept` : "", ...unfinished(jobs)].filter(Boolean).join(" · ");
+  const counts = [stems.length ? count(stems.length, "take") : "", kept ? `${kept} kept` : "", ...otherStates(jobs)].filter(Boolean).join(" · ");
   const when = new Date(1000 * jobs.at(-1).submitted_s);
   return make("li", { data: { view: key }, "aria-current": isOpen ? "true" : "false" },
     make("div", { className: "past-main" },
@@ -77,8 +77,8 @@ function historyEntry({ view, key, jobs }, marks, isOpen, act) {
 
 const count = (number, word) => `${number} ${word}${number === 1 ? "" : "s"}`;
 
-function unfinished(jobs) {
-  return ["failed", "cancelled", "interrupted"].flatMap((state) => {
+function otherStates(jobs) {
+  return ["queued", "running", "writing", "failed", "cancelled", "interrupted"].flatMap((state) => {
     const number = jobs.filter((job) => job.state === state).length;
     return number ? [`${number} ${state}`] : [];
   });

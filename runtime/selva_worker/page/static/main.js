@@ -12,6 +12,8 @@ import { Transport } from "./transport.js";
 import { isActive, status, takesOf, videoName, viewKey, viewOf } from "./work.js";
 
 const VIEW = "selva.view";
+const NOTHING_YET =
+  "No stems yet. Choose a video, type a sound a line, and press Generate: each sound gets a stem of its own, to solo, mute and mix here.";
 
 class Page {
   #about;
@@ -44,6 +46,7 @@ class Page {
   hear(job) {
     if (job.kind !== "generate") return;
     const before = this.#jobs.get(job.id);
+    if (before && before.revision > job.revision) return this.#refresh(); // the events were faster than the answer
     this.#jobs.set(job.id, job);
     if (this.#mine.has(job.id) && before && before.state !== job.state) {
       const { text } = status(job);
@@ -134,7 +137,9 @@ class Page {
     this.#shown = key;
     const takes = key ? takesOf(jobs.filter((job) => viewKey(viewOf(job)) === key)) : [];
     this.mixer.show(takes);
+    const making = jobs.some((job) => isActive(job) && viewKey(viewOf(job)) === key);
     find("mix-empty").hidden = takes.length > 0;
+    find("mix-empty").textContent = making ? "The stems come here as soon as they are made." : NOTHING_YET;
     showJobs(jobs.filter((job) => isActive(job) || (this.#mine.has(job.id) && job.state !== "done")), {
       cancel: (id) => api.call("job.cancel", { job: id }).catch(gone),
       again: (id) => this.#runAgain(id),

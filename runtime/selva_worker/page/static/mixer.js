@@ -118,6 +118,7 @@ export class Mixer extends EventTarget {
       this.#transport.add(take.id, buffer);
       this.#setLevels();
       this.#draw(shown);
+      shown.element.dataset.loaded = "true";
       this.dispatchEvent(new Event("loaded"));
     } catch (error) {
       this.#say(shown, error);
