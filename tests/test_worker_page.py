@@ -156,7 +156,8 @@ def test_drop_generate_listen_take_reload_download(page, tmp_path):
         takes.nth(1).get_by_role("button", name="as WAV").click()
     wav = Path(got.value.path()).read_bytes()
     assert wav == Path(again["result"]["stems"][0]["file"]).read_bytes()
-    assert wave.open(io.BytesIO(wav)).getnframes() == 32_000
+    with wave.open(io.BytesIO(wav)) as file:
+        assert file.getnframes() == 32_000
     assert page.text_content("#zip") == "ZIP of 1 kept take"
     takes.nth(1).get_by_role("button", name="Kept").click()
     with page.expect_download() as got:
@@ -188,6 +189,92 @@ def test_solo_mute_and_gain_decide_what_is_heard(page):
     page.locator("[data-prompt='lamp beeping'] input[type=range]").fill("-40")
     page.wait_for_timeout(200)
     assert max(levels(page, 2)) < 0.001
+
+
+def test_the_picture_follows_the_sound(page):
+    generate(page)
+    page.click("#play")
+    page.wait_for_timeout(300)
+    page.evaluate("picture.currentTime += 0.15")  # as after a frame that took too long to decode
+    page.evaluate("picture.pause()")  # as a browser does in a hidden tab
+    page.wait_for_timeout(900)
+    assert page.evaluate("!picture.paused")
+    assert abs(float(page.get_attribute("#picture", "data-off-ms"))) < IN_SYNC_MS
+    position = float(page.input_value("#seek"))
+    assert abs(page.evaluate("picture.currentTime") - position) < 0.1
+    page.evaluate("seek.value = 0.5; seek.dispatchEvent(new Event('input'))")
+    page.wait_for_timeout(500)
+    assert abs(float(page.get_attribute("#picture", "data-off-ms"))) < IN_SYNC_MS
+    assert float(page.input_value("#seek")) < 1.5
+
+
+def test_all_of_it_by_keyboard(page):
+    page.focus("#path")
+    page.keyboard.type(str(STREET))
+    page.keyboard.press("Enter")
+    until(lambda: page.evaluate("picture.videoWidth === 256"))
+    page.focus("#out-range")
+    page.keyboard.press("Home")
+    assert page.input_value("#out-point") == "0.64"  # the least that the model takes
+    page.focus("#prompts")
+    page.keyboard.type("lamp beeping")
+    page.keyboard.press("Control+Enter")
+    loaded(page, 1)
+    assert jobs(page)[0]["request"]["duration_s"] == 0.64
+    page.evaluate("document.activeElement.blur()")
+    page.keyboard.press("1")
+    assert page.get_by_role("button", name="Solo lamp beeping").get_attribute("aria-pressed") == "true"
+    page.keyboard.press("ArrowRight")
+    assert page.input_value("#seek") == "0.5"
+    page.keyboard.press("i")
+    assert page.input_value("#in-point") == "0.00"  # no room for a part that begins there
+    page.keyboard.press("Space")
+    assert page.evaluate("!picture.paused")
+    order = []
+    page.evaluate("document.activeElement.blur()")
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        order.append(page.evaluate("document.activeElement.id || document.activeElement.textContent"))
+    assert {"play", "seek", "in-range", "out-range", "prompts", "generate", "zip", "Keep", "WAV"} <= set(order)
+
+
+CONTRAST = """() => {
+    const rgb = (text) => text.match(/[\\d.]+/g).map(Number);
+    const light = (colour) => rgb(colour).slice(0, 3).map((part) => part / 255)
+        .map((part) => part <= 0.03928 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4)
+        .reduce((sum, part, index) => sum + part * [0.2126, 0.7152, 0.0722][index], 0);
+    const paper = (element) => {
+        for (let at = element; at; at = at.parentElement) {
+            const colour = getComputedStyle(at).backgroundColor;
+            if (rgb(colour)[3] !== 0) return colour;
+        }
+    };
+    const low = [];
+    for (const element of document.querySelectorAll("body *")) {
+        const own = [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
+        if (!own || !element.checkVisibility() || element.disabled || element.closest(".quiet, .skip")) continue;
+        const [a, b] = [light(getComputedStyle(element).color), light(paper(element))].sort((x, y) => y - x);
+        if ((a + 0.05) / (b + 0.05) < 4.5) low.push(element.textContent);
+    }
+    return low;
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_can_be_read_at_every_width_and_in_the_dark(page, scheme):
+    page.emulate_media(color_scheme=scheme)
+    generate(page)
+    page.fill("#takes", "65")
+    page.evaluate("sounds.noValidate = true")
+    page.click("#generate")
+    page.wait_for_selector(".job[data-state=failed]")
+    for width in (1440, 800, 400):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.wait_for_timeout(100)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.evaluate(CONTRAST) == []
+    unnamed = "[...document.querySelectorAll('input, textarea, button, meter, progress')].filter((e) => !e.labels?.length"
+    assert page.evaluate(f"{unnamed} && !e.ariaLabel && !e.textContent.trim()).map((e) => e.id)") == []
 
 
 def test_cancel_and_a_failure_and_trying_again(page, tmp_path):

@@ -5,6 +5,7 @@ import { announce, find } from "./dom.js";
 import { videoName } from "./work.js";
 
 const MOST_SHOWN_BYTES = 2 ** 31;
+const UNREADABLE = "This browser cannot show this video. Stems are made and heard all the same.";
 
 /** Event "open" with detail {path} when there is a new video. */
 export class Film extends EventTarget {
@@ -32,7 +33,8 @@ export class Film extends EventTarget {
     });
     find("upload-cancel").addEventListener("click", () => this.#upload?.stop());
     find("change-film").addEventListener("click", () => this.#showDrop());
-    this.#picture.addEventListener("error", () => this.#url && this.#cannotShow());
+    find("back").addEventListener("click", () => this.#showStage(this.path));
+    this.#picture.addEventListener("error", () => this.#url && this.#hidePicture(UNREADABLE));
     this.#listenToDrops();
   }
 
@@ -62,8 +64,8 @@ export class Film extends EventTarget {
     }
   }
 
-  /** Show a video that the worker can read. */
-  async show(path) {
+  /** Show a video that the worker can read. If it has stems, they can be heard without it. */
+  async show(path, hasStems) {
     this.path = path;
     this.#say("");
     this.#strip.reset();
@@ -76,9 +78,9 @@ export class Film extends EventTarget {
       await this.#load(this.#url);
     } catch (error) {
       if (this.path !== path) return;
-      if (error.status === 413) {
+      if (error.status === 413 || hasStems) {
         this.#showStage(path);
-        this.#cannotShow();
+        this.#hidePicture(`No picture: ${error.message}. Stems can be heard all the same.`);
       } else {
         this.path = null;
         this.#showDrop();
@@ -93,7 +95,7 @@ export class Film extends EventTarget {
       const end = () => resolve();
       this.#picture.addEventListener("error", end, { once: true });
       this.#picture.addEventListener("loadedmetadata", () => {
-        if (!this.#picture.videoWidth) this.#cannotShow();
+        if (!this.#picture.videoWidth) this.#hidePicture(UNREADABLE);
         if (Number.isFinite(this.#picture.duration)) this.#strip.setLength(this.#picture.duration);
         this.#strip.draw(url).catch(() => {}); // without thumbnails the points still work
         end();
@@ -115,14 +117,17 @@ export class Film extends EventTarget {
     this.dispatchEvent(new CustomEvent("open", { detail: { path } }));
   }
 
-  #cannotShow() {
+  #hidePicture(why) {
     find("no-picture").hidden = false;
+    find("no-picture").textContent = why;
     this.#picture.hidden = true;
   }
 
   #showDrop() {
     find("drop").hidden = false;
     find("stage").hidden = true;
+    find("keep-film").hidden = this.path === null;
+    find("back").textContent = `Back to ${videoName(this.path ?? "")}`;
   }
 
   #showStage(path) {

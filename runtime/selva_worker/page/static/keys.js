@@ -6,6 +6,8 @@ const STEP_S = 0.5;
 const FIELDS = "input:not([type=range]):not([type=checkbox]):not([type=radio]), textarea, select";
 
 export function listenToKeys(transport, mixer) {
+  // After a click, Space is for playing again. Who came with the keyboard keeps the focus: such a click has detail 0.
+  addEventListener("click", (event) => event.detail > 0 && event.target.closest("button")?.blur());
   const act = {
     " ": () => transport.toggle(),
     ArrowLeft: () => transport.seek(transport.time - STEP_S),
@@ -15,8 +17,8 @@ export function listenToKeys(transport, mixer) {
   };
   addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest(FIELDS)) return;
-    const ownKeys = event.target.closest("button, a, summary, label, input");
-    if (ownKeys && (event.key === " " || event.key.startsWith("Arrow"))) return; // they mean something there
+    if (event.key === " " && event.target.closest("button, a, summary, [type=checkbox], [type=radio]")) return;
+    if (event.key.startsWith("Arrow") && event.target.closest("input")) return; // they mean something there
     if (/^[0-9]$/.test(event.key)) mixer.solo(Number(event.key));
     else if (act[event.key]) act[event.key]();
     else return;

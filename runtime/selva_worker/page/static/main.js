@@ -2,7 +2,7 @@
 
 import * as api from "./api.js";
 import { Composer } from "./composer.js";
-import { announce, fileName, find, make, seconds } from "./dom.js";
+import { announce, find, make, seconds } from "./dom.js";
 import { Film } from "./film.js";
 import { showHistory, showJobs } from "./joblist.js";
 import { listenToKeys } from "./keys.js";
@@ -11,6 +11,7 @@ import { Strip } from "./strip.js";
 import { Transport } from "./transport.js";
 import { isActive, status, takesOf, videoName, viewKey, viewOf } from "./work.js";
 
+const MOST_JOBS = 200;
 const VIEW = "selva.view";
 const NOTHING_YET =
   "No stems yet. Choose a video, type a sound a line, and press Generate: each sound gets a stem of its own, to solo, mute and mix here.";
@@ -33,7 +34,7 @@ class Page {
     if (started.bundle.min_duration_s) this.#strip.least = started.bundle.min_duration_s;
     this.#wire();
     listenToKeys(this.#transport, this.mixer);
-    this.#refresh();
+    this.refresh();
   }
 
   /** The video and the part that are open, or null. */
@@ -46,27 +47,29 @@ class Page {
   hear(job) {
     if (job.kind !== "generate") return;
     const before = this.#jobs.get(job.id);
-    if (before && before.revision > job.revision) return this.#refresh(); // the events were faster than the answer
+    if (before && before.revision > job.revision) return this.refresh(); // the events were faster than the answer
     this.#jobs.set(job.id, job);
     if (this.#mine.has(job.id) && before && before.state !== job.state) {
       const { text } = status(job);
       announce(`${job.request.prompts.join(", ")}: ${job.state === "done" ? "done" : text}`);
     }
-    this.#refresh();
+    this.refresh();
   }
 
   async open(view) {
     this.#transport.pause();
     try {
-      if (this.film.path !== view.video) await this.film.show(view.video);
+      const hasStems = this.#jobsOf(viewKey(view)).some((job) => job.state === "done");
+      if (this.film.path !== view.video) await this.film.show(view.video, hasStems);
     } catch {
-      return this.#refresh(); // the film says why
+      return this.refresh(); // the film says why
     }
     this.#strip.set(view.start, view.duration === null ? null : view.start + view.duration);
     this.#partChanged();
   }
 
   async submit(request, view = this.view) {
+    complain("");
     const out = `${this.#about.stems_folder}/${crypto.randomUUID()}`;
     const asked = { ...request, video: view.video, start_s: view.start, duration_s: view.duration, out };
     if (this.composer.wantsTimeline) asked.timelines = [`${out}/${videoName(view.video).replace(/\.\w+$/, "")}.otioz`];
@@ -76,7 +79,7 @@ class Page {
       this.hear(job);
       announce("The job is waiting");
     } catch (error) {
-      find("why-not").textContent = error.message;
+      complain(`Not started: ${error.message}`);
     }
   }
 
@@ -87,7 +90,7 @@ class Page {
     this.composer.addEventListener("submit", () => this.#canGenerate() && this.submit(this.composer.request));
     this.composer.addEventListener("change", () => this.#canGenerate());
     this.mixer.addEventListener("again", ({ detail }) => this.#another(detail));
-    this.mixer.addEventListener("mark", ({ detail }) => api.mark(detail.id, detail.mark).then(() => this.#refresh(), gone));
+    this.mixer.addEventListener("mark", ({ detail }) => this.#mark(detail));
     this.mixer.addEventListener("changed", () => this.#showDownloads());
     this.mixer.addEventListener("loaded", () => this.#showTransport());
     this.#transport.addEventListener("state", () => this.#showTransport());
@@ -104,6 +107,11 @@ class Page {
       `/v1/page/zip?${this.mixer.wanted.ids.map((id) => `stem=${id}`).join("&")}`, `${videoName(this.view.video)}-stems.zip`));
   }
 
+  #mark({ id, mark }) {
+    this.refresh();
+    api.mark(id, mark).catch((error) => complain(`Not noted: ${error.message}`));
+  }
+
   /** Set the in or out point where the playhead is. */
   pointHere(which) {
     const here = this.#strip.start + this.#transport.time;
@@ -114,7 +122,7 @@ class Page {
   #partChanged() {
     this.#transport.setPart(this.#strip.start, this.#strip.duration ?? 0);
     sessionStorage.setItem(VIEW, JSON.stringify(this.view));
-    this.#refresh();
+    this.refresh();
     this.#showTransport();
   }
 
@@ -130,7 +138,8 @@ class Page {
     return [...this.#jobs.values()].filter((job) => viewKey(viewOf(job)) === key);
   }
 
-  #refresh() {
+  /** Show everything anew. What has not changed stays in place. */
+  refresh() {
     const jobs = [...this.#jobs.values()].sort((a, b) => a.submitted_s - b.submitted_s);
     const key = this.view && viewKey(this.view);
     if (key !== this.#shown) this.mixer.clear();
@@ -141,7 +150,7 @@ class Page {
     find("mix-empty").hidden = takes.length > 0;
     find("mix-empty").textContent = making ? "The stems come here as soon as they are made." : NOTHING_YET;
     showJobs(jobs.filter((job) => isActive(job) || (this.#mine.has(job.id) && job.state !== "done")), {
-      cancel: (id) => api.call("job.cancel", { job: id }).catch(gone),
+      cancel: (id) => api.call("job.cancel", { job: id }).catch((error) => complain(`Not cancelled: ${error.message}`)),
       again: (id) => this.#runAgain(id),
       dismiss: (id) => this.#dismiss(id),
     });
@@ -165,11 +174,11 @@ class Page {
 
   #dismiss(id) {
     this.#mine.delete(id);
-    this.#refresh();
+    this.refresh();
   }
 
   #canGenerate() {
-    const why = this.view === null ? "Choose a video first." : this.composer.prompts.length === 0 ? "Type at least one sound." : "";
+    const why = document.body.dataset.worker === "gone" ? "The worker is gone." : this.view === null ? "Choose a video first." : this.composer.prompts.length === 0 ? "Type at least one sound." : "";
     find("why-not").textContent = why;
     find("generate").disabled = why !== "";
     return why === "";
@@ -197,15 +206,13 @@ class Page {
     if (find("timelines").dataset.shown === text) return;
     find("timelines").dataset.shown = text;
     find("timelines").replaceChildren(...made.slice(-1).map((job) =>
-      make("button", { type: "button", title: job.request.prompts.join(", "), onclick: () => this.#download(`/v1/jobs/${job.id}/timelines/0`, `${fileName(videoName(job.request.video))}.otioz`) },
+      make("button", { type: "button", title: job.request.prompts.join(", "), onclick: () => this.#download(`/v1/jobs/${job.id}/timelines/0`, videoName(job.result.timelines[0])) },
         "Timeline (.otioz)")));
   }
 
   #download(path, name) {
-    api.download(path, name).catch((error) => {
-      find("banner").textContent = `Not downloaded: ${error.message}`;
-      find("banner").hidden = false;
-    });
+    complain("");
+    api.download(path, name).catch((error) => complain(`Not downloaded: ${error.message}`));
   }
 }
 
@@ -214,8 +221,11 @@ function setOriginal(volume) {
   find("picture").volume = volume;
 }
 
-function gone(error) {
-  if (error.status !== 0) announce(error.message);
+/** Show what went wrong, or nothing. That the worker is gone is more important. */
+function complain(text) {
+  if (document.body.dataset.worker !== "here") return;
+  find("banner").textContent = text;
+  find("banner").hidden = !text;
 }
 
 function showModel({ bundle }) {
@@ -245,10 +255,10 @@ function showState(state) {
   document.body.dataset.worker = state;
 }
 
-/** Jobs of earlier workers: events tell only of this one's. */
+/** The jobs until now, also those of an earlier worker, of which no event tells. */
 async function earlierJobs(page) {
-  const jobs = (await api.call("job.list")).filter((job) => job.kind === "generate" && job.revision === 0);
-  for (const { id } of jobs.slice(-100)) page.hear(await api.call("job.get", { job: id }));
+  const jobs = (await api.call("job.list")).filter((job) => job.kind === "generate").slice(-MOST_JOBS);
+  for (const { id } of jobs) page.hear(await api.call("job.get", { job: id }));
 }
 
 async function start() {
@@ -257,7 +267,10 @@ async function start() {
     const [about, started] = await Promise.all([api.about(), api.call("initialize")]);
     showModel(started);
     const page = new Page(about, started);
-    api.listen((job) => page.hear(job), showState);
+    api.listen((job) => page.hear(job), (state) => {
+      showState(state);
+      page.refresh();
+    });
     await earlierJobs(page);
     const view = JSON.parse(sessionStorage.getItem(VIEW) ?? "null");
     if (view) await page.open(view);

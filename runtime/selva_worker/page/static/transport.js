@@ -190,7 +190,8 @@ export class Transport extends EventTarget {
   /** Bring the picture to where the sound is. */
   #trim(time) {
     const picture = this.#picture;
-    if (picture.readyState < 2 || picture.seeking || picture.paused) return;
+    if (picture.readyState < 2 || picture.seeking || picture.ended) return;
+    if (picture.paused) picture.play().catch(() => {}); // the browser had paused it, as in a hidden tab
     const off = picture.currentTime - this.#start - time;
     picture.dataset.offMs = (1000 * off).toFixed(1);
     if (Math.abs(off) > LARGE_S) picture.currentTime = this.#start + time + 0.05;
