@@ -13,9 +13,10 @@ from threading import Event
 
 from selva_runtime.cache import Rows
 from selva_runtime.clip_cache import file_identity
+from selva_runtime.clip_encoder import AUTO
 from selva_runtime.progress import Progress
 from selva_runtime.results import Clip
-from selva_runtime.session import AUTO, FIRST, Session
+from selva_runtime.session import FIRST, Session
 
 
 class RememberingSession(Session):
