@@ -24,7 +24,7 @@ def install():
     bpy.ops.extensions.package_install_files(
         filepath=str(WORK / "selva.zip"), repo="user_default", enable_on_install=True, overwrite=True
     )
-    name = next(name for name in bpy.context.preferences.addons.keys() if name.endswith(".selva"))
+    name = next(addon.module for addon in bpy.context.preferences.addons if addon.module.endswith(".selva"))
     return sys.modules[name + ".state"].STATE, sys.modules[name + ".run"].Run
 
 
@@ -244,7 +244,7 @@ def disabled():
     fresh("disabled")
     generated(bpy.ops.selva.doctor)
     pid = worker_pid()
-    name = next(name for name in bpy.context.preferences.addons.keys() if name.endswith(".selva"))
+    name = next(addon.module for addon in bpy.context.preferences.addons if addon.module.endswith(".selva"))
     bpy.ops.preferences.addon_disable(module=name)
     SEEN["disabled"] = {"left": not Path(f"/proc/{pid}").exists(), "gone": not hasattr(bpy.types.Scene, "selva")}
 

@@ -22,7 +22,7 @@ class Place:
     frame: int
     """The scene's frame at which the stems begin."""
     videos: tuple[str, str]
-    """The path as the .blend file has it, for a project that moves; and the absolute one, for a file saved elsewhere."""
+    """Its path as the .blend file has it, for a project that moves, and the absolute one, for one saved elsewhere."""
     span: Span
     stem: str | None = None
     """Name of the strip that is generated again."""
