@@ -125,9 +125,15 @@ def mixdown(scene):
     kept = {strip.name: strip.mute for strip in strips()}
     for strip in strips():
         strip.mute = strip.name != "lamp beeping (take 1)"
+    same_rate = {"mixrate": 16000} if "mixrate" in bpy.ops.sound.mixdown.get_rna_type().properties else {}
     scene.render.ffmpeg.audio_mixrate = 16000
     bpy.ops.sound.mixdown(
-        filepath=str(WORK / "mixdown.wav"), container="WAV", codec="PCM", format="S24", check_existing=False
+        filepath=str(WORK / "mixdown.wav"),
+        container="WAV",
+        codec="PCM",
+        format="S24",
+        check_existing=False,
+        **same_rate,
     )
     for name, mute in kept.items():
         strips()[name].mute = mute
