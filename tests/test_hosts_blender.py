@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import struct
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -89,9 +90,13 @@ def test_frame_by_frame_the_scene_sets_the_speed(extension, strip):
     assert extension("spans").span(slow).shown_s == pytest.approx(10)
 
 
-def test_a_retimed_strip(extension, strip):
-    fast = replace(strip, first=111, end=211, trimmed_end=10, retimed=True)
-    assert shown(extension, fast) == (111, pytest.approx(20 / 24), pytest.approx(200 / 24), pytest.approx(2))
+@pytest.mark.parametrize("rounded", [-1, 0, 1])
+def test_a_retimed_strip_has_the_simplest_speed_that_fits(extension, strip, rounded):
+    """Blender's versions differ in how they round a strip's length."""
+    twice = replace(strip, first=111, end=211, trimmed_end=10 + rounded, retimed=True)
+    assert shown(extension, twice) == (111, pytest.approx(20 / 24), pytest.approx(200 / 24), 2)
+    faster = replace(strip, end=101 + 192 + rounded, video_fps=25, video_frames=300, retimed=True)
+    assert shown(extension, faster)[3] == pytest.approx(1.5)
 
 
 def test_stills_before_and_after_the_video_do_not_count(extension, strip):
@@ -312,6 +317,33 @@ def test_a_program_that_is_no_worker(extension, tmp_path, program):
         until(made.ready)
     made.close()
     assert not is_alive(made._pipes.process.pid)
+
+
+DYING = """
+import signal, sys
+signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+sys.path.insert(0, sys.argv[1])
+from selva_in_blender.client import WorkerError
+from selva_in_blender.connection import Connection
+made = Connection([sys.executable, "-c", "import time; time.sleep(0.2)"], [], sys.argv[2])
+made._pipes.process.wait()
+for _ in range(2):
+    try:
+        made.worker.call("doctor")
+    except WorkerError as error:
+        print(error)
+print(signal.sigpending(), signal.pthread_sigmask(signal.SIG_BLOCK, []))
+made.close()
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX: its signals")
+def test_a_dead_worker_does_not_take_blender_along(extension, tmp_path):
+    """Blender's Python does not ignore SIGPIPE."""
+    folder = Path(extension("pipes").__file__).parents[1]
+    command = [sys.executable, "-c", DYING, str(folder), str(tmp_path)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["the worker is gone (exit code 0)"] * 2 + ["set() set()"]
 
 
 def test_a_worker_that_hangs_is_killed_at_the_end(extension, tmp_path, monkeypatch):
