@@ -224,7 +224,7 @@ def finished(run):
         return run.state != "running"
 
     until(stepped)
-    assert longest_s < 0.5, "a step held up the host"
+    assert longest_s < 2, "a step held up the host"
     return run
 
 
