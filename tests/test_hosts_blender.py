@@ -56,7 +56,6 @@ def strip(extension):
         video_frames=240,
         video_fps=24,
         scene_fps=24,
-        retimed=False,
     )
 
 
@@ -93,10 +92,16 @@ def test_frame_by_frame_the_scene_sets_the_speed(extension, strip):
 @pytest.mark.parametrize("rounded", [-1, 0, 1])
 def test_a_retimed_strip_has_the_simplest_speed_that_fits(extension, strip, rounded):
     """Blender's versions differ in how they round a strip's length."""
-    twice = replace(strip, first=111, end=211, trimmed_end=10 + rounded, retimed=True)
+    twice = replace(strip, first=111, end=211, trimmed_end=10 + rounded)
     assert shown(extension, twice) == (111, pytest.approx(20 / 24), pytest.approx(200 / 24), 2)
-    faster = replace(strip, end=101 + 192 + rounded, video_fps=25, video_frames=300, retimed=True)
+    faster = replace(strip, end=101 + 192 + rounded, video_fps=25, video_frames=300)
     assert shown(extension, faster)[3] == pytest.approx(1.5)
+
+
+def test_a_short_strip_has_the_speed_that_fits_best(extension, strip):
+    """Ten frames of 60 a second, at the video's own speed, and one by one."""
+    assert shown(extension, replace(strip, end=105, video_frames=10, video_fps=60))[3] == 1
+    assert shown(extension, replace(strip, end=111, video_frames=10, video_fps=60))[3] == pytest.approx(0.4)
 
 
 def test_stills_before_and_after_the_video_do_not_count(extension, strip):

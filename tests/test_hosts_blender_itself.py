@@ -267,7 +267,7 @@ def test_stems_come_and_one_undo_takes_them_away(window):
     ]
     assert not [line for line in seen["done"]["messages"] if "the video ends" in line]
     assert soundfile.info(work / "stems" / "ball-bouncing-take1.wav").frames == round(77 / 24 * 16000)
-    assert seen["undone"] == {"stems": [], "strips": 1}
+    assert seen["undone"] == {"stems": [], "strips": 1, "more": 0}
 
 
 @needs_window

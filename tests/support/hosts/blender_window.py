@@ -105,6 +105,8 @@ def set_up():
 
 def press_generate():
     with in_sequencer():
+        bpy.ops.ed.undo_push(message="earlier")
+        bpy.context.scene.frame_current += 1
         bpy.ops.ed.undo_push(message="before")
         return list(bpy.ops.selva.generate("INVOKE_DEFAULT"))
 
@@ -168,9 +170,11 @@ def scenario():
     SEEN["done"] = {"stems": stems(), "messages": STATE.messages}
     yield from (None for _ in range(20))
     screenshot("done.png")
+    frame = bpy.context.scene.frame_current
     bpy.ops.ed.undo()
     yield
-    SEEN["undone"] = {"stems": stems(), "strips": len(strips())}
+    more = frame - bpy.context.scene.frame_current
+    SEEN["undone"] = {"stems": stems(), "strips": len(strips()), "more": more}
     bpy.context.scene.selva.steps = 1000
     press_generate()
     yield from told_until_it_generates()

@@ -37,7 +37,6 @@ class StripTimes:
     """Frames of the video that the content has: those of the file without those that were cut off for good."""
     video_fps: float
     scene_fps: float
-    retimed: bool
 
 
 @dataclass(frozen=True)
@@ -83,15 +82,20 @@ def span(times: StripTimes) -> Span:
 
 
 def _video_frames_per_frame(times: StripTimes, length: float) -> float:
-    """Blender tells the strip's length in whole frames only, so the rate that was meant is the simplest that fits."""
-    usual = (times.video_fps / times.scene_fps, 1.0)
-    if times.retimed and length > 1:
-        fastest, slowest = times.video_frames / (length - 1), times.video_frames / (length + 1)
-        speeds = [(_simplest(slowest / rate, fastest / rate), rate) for rate in usual]
-        speed, rate = min(speeds, key=lambda found: found[0].denominator)
-        return float(speed) * rate
-    rate = min(usual, key=lambda rate: abs(times.video_frames / rate - length))
-    return rate if abs(times.video_frames / rate - length) < 1.5 else times.video_frames / length
+    """Blender tells the strip's length in whole frames only, so the speed that was meant is the simplest that fits.
+
+    It is that of the video, or of its frames one by one, times what the user chose.
+    """
+    slowest, fastest = times.video_frames / (length + 1), times.video_frames / max(length - 1, 0.5)
+    rates = (times.video_fps / times.scene_fps, 1.0)
+    speeds = [(_simplest(slowest / rate, fastest / rate), rate) for rate in rates]
+
+    def unlikely(found: tuple[Fraction, float]) -> tuple[int, float]:
+        speed, rate = found
+        return speed.denominator, abs(times.video_frames / (float(speed) * rate) - length)
+
+    speed, rate = min(speeds, key=unlikely)
+    return float(speed) * rate
 
 
 def _simplest(low: float, high: float) -> Fraction:

@@ -64,7 +64,6 @@ def video_span(scene: bpy.types.Scene, strip: Any) -> Span:
             video_frames=_frames(path) - strip.animation_offset_start - strip.animation_offset_end,
             video_fps=strip.fps,
             scene_fps=fps(scene),
-            retimed=keys > 0 or getattr(strip, "speed_factor", 1.0) != 1.0,
         )
     )
 
