@@ -1,6 +1,5 @@
 """Timelines as other programs read them: names, takes, and places exact to a sample at every frame rate."""
 
-import json
 import shutil
 import subprocess
 import sys
@@ -14,12 +13,11 @@ import opentimelineio
 import pytest
 import rpp
 import soundfile
-from click.testing import CliRunner
 from clips import numbered, write_video
+from delivered import generate
 from sequences import FIRST, FRAMES, NAMES, ODD_FRAME, RATE_HZ, RATES, VIDEO_FIRST, make_sequence
 
 from selva_bundle.errors import RequestError
-from selva_runtime.command.cli import main
 from selva_runtime.media.timelines.sequence import Sequence
 from selva_runtime.media.timelines.write import WRITERS, check_timeline, write_timeline
 
@@ -134,18 +132,16 @@ def test_formats_and_their_library(monkeypatch):
         assert check_timeline(f"out{suffix}", Fraction(25)) == Path(f"out{suffix}")
 
 
-def generate(demo_bundle, tmp_path, *arguments):
+def generate_two(demo_bundle, tmp_path, *arguments):
     video = write_video(tmp_path / "a.mp4", map(numbered, range(60)))
-    common = [video, "-o", tmp_path / "out", "--bundle", demo_bundle, "--threads", 1, "--steps", 2, "--json"]
-    result = CliRunner().invoke(main, [*map(str, (*common, "-p", "rain", "-p", "dog barking", *arguments))])
-    return result, json.loads(result.stdout)
+    return generate(demo_bundle, video, tmp_path / "out", "-p", "rain", "-p", "dog barking", *arguments)
 
 
 def test_the_command_writes_timelines(demo_bundle, tmp_path):
     wanted = [tmp_path / f"cut.{suffix}" for suffix in ("otio", "rpp", "mlt", "xml", "fcpxml")]
     options = [word for path in wanted for word in ("--timeline", path)]
     options += ["--takes", 2, "--start", 0.52, "--timecode", "10:00:00:00", "--deliver", "post"]
-    result, report = generate(demo_bundle, tmp_path, *options)
+    result, report = generate_two(demo_bundle, tmp_path, *options)
     assert result.exit_code == 0, result.stderr
     assert report["timelines"] == [str(path) for path in wanted]
     read = opentimelineio.adapters.read_from_file(str(wanted[0]))
@@ -161,12 +157,12 @@ def test_the_command_writes_timelines(demo_bundle, tmp_path):
 
 
 def test_a_start_between_frames_is_a_warning_for_mlt(demo_bundle, tmp_path):
-    _, report = generate(demo_bundle, tmp_path, "--timeline", tmp_path / "a.mlt", "--start", 0.53)
+    _, report = generate_two(demo_bundle, tmp_path, "--timeline", tmp_path / "a.mlt", "--start", 0.53)
     assert any("a.mlt: has whole frames only, so its stems begin -10.0 ms off" in text for text in report["warnings"])
 
 
 def test_a_timeline_that_cannot_be_written_leaves_the_stems(demo_bundle, tmp_path):
-    result, report = generate(demo_bundle, tmp_path, "--timeline", tmp_path / "no" / "a.rpp")
+    result, report = generate_two(demo_bundle, tmp_path, "--timeline", tmp_path / "no" / "a.rpp")
     assert result.exit_code == 2
     assert report["error"].startswith("the stems are written, but not the timeline:")
     assert all(Path(stem["file"]).exists() for stem in report["stems"])
