@@ -138,6 +138,13 @@ def test_opentimelineio_reads_fcpxml(sequence, tmp_path):
     assert [frames(stem.range_of_child(stem[-1])) for stem in stems] == [(FIRST + ODD_FRAME, STEM_FRAMES)] * 3
 
 
+def test_frames_late_in_a_long_video_are_exact(sequence):
+    """After an hour, 29.97 and 30 frames a second are 108 frames apart."""
+    late = 200_003
+    at_late = replace(sequence, start_s=late / sequence.rate, samples=round(late / sequence.rate * RATE_HZ))
+    assert (at_late.start_frame, at_late.stem_frames, at_late.moved_s) == (late, late, 0)
+
+
 @pytest.mark.parametrize("suffix", [".xml", ".fcpxml"])
 def test_a_start_between_frames_goes_to_the_nearest_one(tmp_path, suffix):
     late = replace(make_sequence(tmp_path, Fraction(25)), start_s=Fraction(37, 25) + Fraction(3, 100))
