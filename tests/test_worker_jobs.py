@@ -22,10 +22,8 @@ DEATH_S = 2
 
 
 @pytest.fixture
-def worker(demo_bundle, tmp_path):
-    worker = start(tmp_path, demo_bundle)
-    yield worker
-    worker.close()
+def worker(piped):
+    return piped
 
 
 def hidden(folder: Path) -> list[str]:

@@ -16,27 +16,12 @@ from pathlib import Path
 
 import pytest
 from platforms import needs_linux
-from workers import COMMAND, PROMPTS, STREET, expected_stems, request, samples, serving, start, until
+from workers import COMMAND, PROMPTS, STREET, expected_stems, request, samples, until
 
 import selva_worker.client
 from selva_runtime.command.records import GenerateRequest
 from selva_worker.client import Worker, WorkerError, rendezvous_path
 from selva_worker.requests import GENERATE_OPTIONS
-
-
-@pytest.fixture
-def site(demo_bundle, tmp_path, monkeypatch):
-    """A worker on HTTP, found by its file."""
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
-    with serving(tmp_path, demo_bundle, "--allow", str(tmp_path), "--allow", str(STREET.parent)) as worker:
-        yield worker
-
-
-@pytest.fixture
-def piped(demo_bundle, tmp_path):
-    worker = start(tmp_path, demo_bundle)
-    yield worker
-    worker.close()
 
 
 @pytest.fixture(params=["piped", "site"])
