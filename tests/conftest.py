@@ -1,4 +1,4 @@
-"""Bundles and workers for the tests. Bundles are exported once per run, with random weights; copy one before changing it.
+"""Workers and bundles for the tests. Bundles are exported once per run, with random weights; copy one to change it.
 
 If SELVA_TEST_BUNDLES names a folder they are kept there, for the thousand sessions of `make mutants`.
 """
