@@ -57,7 +57,7 @@ def _read(path: Path) -> list[Job]:
     found: dict[str, Job] = {}
     with suppress(FileNotFoundError), path.open("rb") as file:
         for text in file:
-            with suppress(ValueError, TypeError, KeyError):
+            with suppress(ValueError, TypeError, KeyError, AttributeError):
                 _apply(found, json.loads(text))
     for job in found.values():
         if job.state not in ENDED:
