@@ -8,7 +8,7 @@ from platforms import needs_posix
 
 from selva_worker import job_queue
 from selva_worker.job_queue import JobQueue
-from selva_worker.jobs import CANCELLED, DONE, ENCODE, FAILED, GENERATE, QUEUED, RUNNING, WRITING, Job
+from selva_worker.jobs import CANCELLED, DONE, ENCODE, FAILED, GENERATE, INTERRUPTED, QUEUED, RUNNING, WRITING, Job
 from selva_worker.protocol import Refused
 
 
@@ -58,7 +58,7 @@ def test_the_oldest_ended_jobs_are_forgotten_and_their_keys_with_them(queue, mon
     monkeypatch.setattr(job_queue, "MAX_ENDED", 3)
     waiting = queue.submit(job(9))
     found = [queue.submit(job(number, key=str(number))) for number in range(5)]
-    for each, state in zip(found, (DONE, FAILED, CANCELLED, DONE, DONE), strict=True):
+    for each, state in zip(found, (INTERRUPTED, FAILED, CANCELLED, DONE, DONE), strict=True):
         queue.change(each, state=state)
     assert list(queue) == [waiting, *found[2:]]
     with pytest.raises(Refused, match="there is no job"):
@@ -78,12 +78,13 @@ def test_jobs_that_wait_are_counted(queue, monkeypatch):
 
 
 def test_what_had_not_ended_is_interrupted_and_runs_again_with_its_key(queue, path):
-    made = [queue.submit(job(number, key=str(number))) for number in range(4)]
+    made = [queue.submit(job(number, key=str(number), urgent=number == 2)) for number in range(4)]
     queue.change(made[1], state=RUNNING)
     queue.change(made[2], state=WRITING)
     queue.change(made[3], state=DONE, result={"stems": [1]})
     again = JobQueue(path)
     assert [each.id for each in again] == [each.id for each in made]
+    assert [(each.submitted_s, each.urgent) for each in again] == [(each.submitted_s, each.urgent) for each in made]
     assert [each.state for each in again] == ["interrupted"] * 3 + ["done"]
     assert again[made[3].id].result == {"stems": [1]}
     assert again.next() is None

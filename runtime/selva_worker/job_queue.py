@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from selva_worker.jobs import ENDED, INTERRUPTED, QUEUED, Job
+from selva_worker.client import ENDED
+from selva_worker.jobs import INTERRUPTED, QUEUED, Job
 from selva_worker.journal import Journal
 from selva_worker.protocol import KEY_TAKEN, QUEUE_FULL, UNKNOWN_JOB, Refused
 

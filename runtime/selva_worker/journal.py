@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from selva_bundle.atomic import atomic_write
-from selva_worker.jobs import ENDED, INTERRUPTED, Job
+from selva_worker.client import ENDED
+from selva_worker.jobs import INTERRUPTED, Job
 
 _NEW = ("kind", "request", "key", "urgent", "submitted_s")
 _CHANGING = ("id", "state", "result", "error")
