@@ -143,6 +143,17 @@ def test_a_job_that_does_not_stop_is_ended_with_its_engine(worker, tmp_path):
     assert hidden(tmp_path / "stems") == []
 
 
+@needs_linux
+def test_an_engine_that_loads_is_ended_at_once(worker, tmp_path):
+    job = worker.submit(endless(tmp_path))["id"]
+    until_phase(worker, job, "load")
+    os.kill(worker.call("doctor")["engine"]["pid"], signal.SIGSTOP)
+    began_s = time.monotonic()
+    worker.cancel(job)
+    assert worker.wait(job)["state"] == "cancelled"
+    assert time.monotonic() - began_s < 1
+
+
 def test_an_engine_that_is_killed_leaves_no_part_of_a_timeline(worker, tmp_path):
     (tmp_path / "lines").mkdir()
     job = worker.submit({**endless(tmp_path), "timelines": [str(tmp_path / "lines" / "film.rpp")]})["id"]

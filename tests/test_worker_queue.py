@@ -4,7 +4,7 @@ import json
 import stat
 
 import pytest
-from platforms import needs_posix
+from platforms import file_size_limit, needs_posix
 
 from selva_worker import job_queue
 from selva_worker.job_queue import JobQueue
@@ -117,6 +117,21 @@ def test_lines_that_are_no_entries_are_left_out(queue, path):
 @needs_posix
 def test_only_its_user_reads_the_journal(queue, path):
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+@needs_posix
+def test_a_full_disk_refuses_new_jobs_and_hurts_no_other(queue, path):
+    known = queue.submit(job(1, key="a"))
+    with file_size_limit(path.stat().st_size + 10):
+        with pytest.raises(Refused, match="the journal cannot be written"):
+            queue.submit(job(2, key="b"))
+        queue.change(known, state=RUNNING)
+    assert list(queue) == [known]
+    queue.change(known, state=DONE)
+    second = queue.submit(job(2, key="b"))
+    again = JobQueue(path)
+    assert [(each.id, each.state) for each in again] == [(known.id, DONE), (second.id, INTERRUPTED)]
+    again.close()
 
 
 def test_a_summary_is_short(queue):

@@ -6,7 +6,9 @@ short; such a last line is left out. At its start the journal is written anew wi
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -35,14 +37,29 @@ class Journal:
             file.writelines(_line(job, _NEW + _CHANGING) for job in self.jobs)
         path.chmod(0o600)
         self._file = path.open("ab", buffering=0)
+        self._is_torn = False
+        """Whether the last line may be without its end."""
 
     def add(self, job: Job) -> None:
-        """Append a new job."""
-        self._file.write(_line(job, _NEW + _CHANGING))
+        """Append a new job.
+
+        Raises:
+            OSError: it cannot be written, so the job must not be taken.
+        """
+        self._append(_line(job, _NEW + _CHANGING))
 
     def change(self, job: Job) -> None:
-        """Append the state of a known job."""
-        self._file.write(_line(job, _CHANGING))
+        """Append the state of a known job. If the disk is full, a job that ended is interrupted for the next start."""
+        with suppress(OSError):
+            self._append(_line(job, _CHANGING))
+
+    def _append(self, line: bytes) -> None:
+        if self._is_torn:
+            line = b"\n" + line
+        self._is_torn = True
+        if self._file.write(line) < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._is_torn = False
 
     def close(self) -> None:
         """Close the file."""
