@@ -57,11 +57,12 @@ def changed(name: bytes, *values: bytes) -> list[tuple[bytes, bytes]]:
         (changed(b"content-length", b"2", b"3"), 411),
         (changed(b"content-length", b"-2"), 411),
         (changed(b"content-length", b"2 "), 411),
+        (changed(b"transfer-encoding", b"chunked"), 411),
         (changed(b"content-length", b"1048576"), 200),
         (changed(b"content-length", b"1048577"), 413),
         (changed(b"content-length", b"9" * 5000), 413),
     ],
-    ids=range(20),
+    ids=range(21),
 )
 def test_the_gate(headers, expected):
     assert status(headers) == expected
@@ -114,6 +115,8 @@ def test_folders(tmp_path):
     (tmp_path / "film.mp4").touch()
     (tmp_path / "a").mkdir()
     allowed = AllowedFolders([str(tmp_path / "a"), str(tmp_path / "a")])
+    (tmp_path / "a" / "b").mkdir()
+    allowed.add(str(tmp_path / "a" / "b"))
     assert allowed.folders == [str(tmp_path / "a")]
     assert allowed.resolved(str(tmp_path / "a" / "b" / ".." / "c")) == str(tmp_path / "a" / "c")
     for wrong in (str(tmp_path / "film.mp4"), str(tmp_path / "absent")):

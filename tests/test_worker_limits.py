@@ -65,6 +65,7 @@ def post(head: str, piece: bytes) -> tuple[int, int]:
     [
         (f"Content-Length: {GIGABYTE}", PIECE, 413),
         ("Transfer-Encoding: chunked", f"{len(PIECE):x}\r\n".encode() + PIECE + b"\r\n", 411),
+        ("Content-Length: 2\r\nTransfer-Encoding: chunked", f"{len(PIECE):x}\r\n".encode() + PIECE + b"\r\n", 411),
         ("Content-Length: 2", b"{}" + PIECE, 200),  # and a second request that is none
     ],
 )

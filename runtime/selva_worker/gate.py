@@ -55,8 +55,8 @@ class Gate:
         if [value.split(b";")[0].strip().lower() for value in given.get(b"content-type", [])] != [b"application/json"]:
             return 415, "the body must be application/json"
         lengths = given.get(b"content-length", [])
-        if len(lengths) != 1 or not lengths[0].isdigit():
-            return 411, "the request needs a Content-Length"
+        if len(lengths) != 1 or not lengths[0].isdigit() or b"transfer-encoding" in given:
+            return 411, "the request needs a Content-Length and no Transfer-Encoding"
         if int(lengths[0][:20]) > MAX_REQUEST_BYTES:
             return 413, f"the request is longer than {MAX_REQUEST_BYTES} bytes"
         return None
