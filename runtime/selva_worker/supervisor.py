@@ -184,7 +184,7 @@ class Supervisor:
         else:
             self._current = job
             loading = _progress(_LOADING) if self.engine.loaded is None else None
-            self.jobs.change(job, state=RUNNING, progress=loading, messages=[], error=None)
+            self.jobs.change(job, state=RUNNING, progress=loading, error=None)
             self.engine.send({"id": job.id, "kind": job.kind, "request": job.request})
         self._announce()
 
