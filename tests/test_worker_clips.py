@@ -5,16 +5,14 @@ import shutil
 
 import pytest
 from clips import numbered, write_video
-from workers import PROMPTS, STREET, expected_stems, request, samples, start
+from workers import PROMPTS, STREET, expected_stems, request, samples
 
 from selva_worker.remembering_session import RememberingSession
 
 
 @pytest.fixture
-def worker(demo_bundle, tmp_path):
-    worker = start(tmp_path, demo_bundle, "--cache", "none")
-    yield worker
-    worker.close()
+def worker(piped):
+    return piped
 
 
 @pytest.fixture

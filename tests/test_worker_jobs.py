@@ -22,14 +22,12 @@ DEATH_S = 2
 
 
 @pytest.fixture
-def worker(demo_bundle, tmp_path):
-    worker = start(tmp_path, demo_bundle)
-    yield worker
-    worker.close()
+def worker(piped):
+    return piped
 
 
 def hidden(folder: Path) -> list[str]:
-    return [path.name for path in folder.rglob("*") if path.name.startswith(".") or path.suffix == ".part"]
+    return [path.name for path in folder.rglob("*") if path.name.startswith(".")]
 
 
 def test_stems_are_those_of_a_session(worker, demo_bundle, tmp_path):
@@ -87,6 +85,7 @@ def test_no_process_is_left_and_the_job_is_interrupted(demo_bundle, tmp_path, ki
         assert is_alive(engine)
         os.kill(host.pid if killed == "host" else supervisor, signal.SIGKILL)
         until(lambda: not is_alive(supervisor) and not is_alive(engine), within_s=DEATH_S)
+        assert hidden(tmp_path) == []
         host.kill()
     again = start(tmp_path, demo_bundle)
     (job,) = again.jobs()
@@ -143,6 +142,25 @@ def test_a_job_that_does_not_stop_is_ended_with_its_engine(worker, tmp_path):
     assert worker.wait(job)["state"] == "cancelled"
     assert 1 < time.monotonic() - began_s < 2
     assert hidden(tmp_path / "stems") == []
+
+
+def test_a_worker_that_leaves_in_the_middle_of_a_job_tidies_up(demo_bundle, tmp_path):
+    worker = start(tmp_path, demo_bundle)
+    until_phase(worker, worker.submit(endless(tmp_path))["id"], "step")
+    assert len(hidden(tmp_path / "stems")) == 16
+    worker.close()
+    assert hidden(tmp_path / "stems") == []
+
+
+@needs_linux
+def test_an_engine_that_loads_is_ended_at_once(worker, tmp_path):
+    job = worker.submit(endless(tmp_path))["id"]
+    until_phase(worker, job, "load")
+    os.kill(worker.call("doctor")["engine"]["pid"], signal.SIGSTOP)
+    began_s = time.monotonic()
+    worker.cancel(job)
+    assert worker.wait(job)["state"] == "cancelled"
+    assert time.monotonic() - began_s < 1
 
 
 def test_an_engine_that_is_killed_leaves_no_part_of_a_timeline(worker, tmp_path):

@@ -16,27 +16,13 @@ from pathlib import Path
 
 import pytest
 from platforms import needs_linux
-from workers import COMMAND, PROMPTS, STREET, expected_stems, request, samples, serving, start, until
+from workers import COMMAND, PROMPTS, STREET, expected_stems, request, samples, until
 
 import selva_worker.client
 from selva_runtime.command.records import GenerateRequest
+from selva_worker import protocol
 from selva_worker.client import Worker, WorkerError, rendezvous_path
 from selva_worker.requests import GENERATE_OPTIONS
-
-
-@pytest.fixture
-def site(demo_bundle, tmp_path, monkeypatch):
-    """A worker on HTTP, found by its file."""
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
-    with serving(tmp_path, demo_bundle, "--allow", str(tmp_path), "--allow", str(STREET.parent)) as worker:
-        yield worker
-
-
-@pytest.fixture
-def piped(demo_bundle, tmp_path):
-    worker = start(tmp_path, demo_bundle)
-    yield worker
-    worker.close()
 
 
 @pytest.fixture(params=["piped", "site"])
@@ -239,3 +225,12 @@ def test_the_client_is_one_file_for_older_pythons():
 def test_a_job_takes_every_option_that_the_start_did_not_fix():
     fixed = {"bundle", "backend", "threads", "compute_precision", "cache", "keep_partial"}
     assert set(GENERATE_OPTIONS) == {field.name for field in fields(GenerateRequest)} - fixed
+
+
+def test_every_method_option_and_code_is_documented(piped):
+    text = (Path(__file__).parents[1] / "docs" / "worker.md").read_text(encoding="utf-8")
+    known = piped.call("initialize")
+    names = [*known["methods"], *known["generate_options"], *known["clip_options"], *piped.call("doctor")["settings"]]
+    assert [name for name in names if f"`{name}`" not in text and f"`--{name}`" not in text] == []
+    codes = (protocol.OUTSIDE, protocol.QUEUE_FULL, protocol.UNKNOWN_JOB, protocol.KEY_TAKEN, protocol.BUSY)
+    assert [code for code in codes if str(code) not in text] == []
