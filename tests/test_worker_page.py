@@ -11,6 +11,7 @@ import wave
 import zipfile
 from pathlib import Path
 
+import av
 import pytest
 from workers import COMMAND, STREET, until
 
@@ -27,12 +28,18 @@ WAIT_MS = 30_000
 IN_SYNC_MS = 40
 
 
+def start_worker(tmp_path: Path) -> subprocess.Popen:
+    options = ["--state", str(tmp_path / "state"), "--bundle", str(DEMO_BUNDLE), "--backend", "cpu", "--threads", "1"]
+    command = [*COMMAND, *options, "--allow", str(STREET.parent), "--allow", str(tmp_path)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    until(Worker.find)
+    return process
+
+
 @pytest.fixture
 def process(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
-    options = ["--state", str(tmp_path / "state"), "--bundle", str(DEMO_BUNDLE), "--backend", "cpu", "--threads", "1"]
-    with subprocess.Popen([*COMMAND, *options, "--allow", str(STREET.parent)], stderr=subprocess.DEVNULL) as process:
-        until(Worker.find)
+    with start_worker(tmp_path) as process:
         yield process
         process.terminate()
 
@@ -60,12 +67,16 @@ def page(browser, process, said):
     page.set_default_timeout(WAIT_MS)
     page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
     page.on("pageerror", lambda error: said.append(str(error)))
+    visit(page)
+    yield page
+    context.close()
+
+
+def visit(page) -> None:
     place = json.loads(Path(rendezvous_path()).read_text())
     page.goto(f"http://127.0.0.1:{place['port']}/#token={place['token']}")
     page.wait_for_selector("body[data-ready]")
     assert page.url == f"http://127.0.0.1:{place['port']}/"
-    yield page
-    context.close()
 
 
 def drop(page) -> None:
@@ -296,6 +307,64 @@ def test_cancel_and_a_failure_and_trying_again(page, tmp_path):
     page.wait_for_selector(".job[data-state=failed]")
     assert page.locator(".job").count() == 1
     assert "1 cancelled" in page.text_content("#history")
+
+
+def test_history_outlives_the_worker(page, process, said, tmp_path):
+    generate(page)
+    page.get_by_role("button", name="Keep").first.click()
+    until((tmp_path / "state" / "page" / "marks.json").exists)
+    process.terminate()
+    process.wait()
+    page.wait_for_selector("#banner:not([hidden])")
+    with start_worker(tmp_path) as again:
+        visit(page)
+        said.clear()  # of the time between the two
+        page.get_by_role("button", name="Open street.mp4").click()
+        loaded(page, 2)
+        assert page.input_value("#prompts") == PROMPTS
+        assert page.input_value("#out-point") == "2.00"
+        assert page.locator(".take[data-mark=kept]").count() == 1
+        shutil.rmtree(tmp_path / "state" / "page" / "videos")
+        page.reload()
+        loaded(page, 2)  # without the picture
+        assert "is not there any more" in page.text_content("#no-picture")
+        page.click("#play")
+        assert max(levels(page, 0.8)) > 0.05
+        assert [text for text in said if "404" not in text] == []
+        said.clear()
+        page.close()
+        again.terminate()
+
+
+def test_a_video_that_the_browser_cannot_show_gets_its_stems(page, tmp_path):
+    film = tmp_path / "old.avi"
+    with av.open(str(film), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25, width=64, height=64)
+        for _ in range(30):
+            container.mux(stream.encode(av.VideoFrame(64, 64, "yuv420p")))
+        container.mux(stream.encode(None))
+    page.set_input_files("#file", film)
+    page.wait_for_selector("#no-picture:not([hidden])")
+    assert "cannot show this video" in page.text_content("#no-picture")
+    page.fill("#prompts", "lamp beeping")
+    page.evaluate("options.open = true")
+    page.fill("#steps", "2")
+    page.click("#generate")
+    loaded(page, 1)
+    page.click("#play")
+    assert page.get_attribute("#play", "aria-label") == "Pause"
+    levels(page, 0.5)
+    assert float(page.input_value("#seek")) > 0.2
+
+
+def test_copying_can_be_stopped(page, said, tmp_path):
+    page.route("**/v1/page/videos/**", lambda route: None)  # it never ends
+    page.set_input_files("#file", STREET)
+    page.click("#upload-cancel")
+    page.wait_for_selector("#uploading", state="hidden")
+    assert page.is_hidden("#stage")
+    page.unroute("**/v1/page/videos/**")
+    drop(page)
 
 
 def test_a_worker_that_is_gone_is_told_and_stems_still_play(page, process, said):

@@ -77,6 +77,7 @@ class Page {
       const job = await api.call("job.submit", { request: asked, key: out, urgent: true });
       this.#mine.add(job.id);
       this.hear(job);
+      find("jobs").scrollIntoView({ block: "nearest" });
       announce("The job is waiting");
     } catch (error) {
       complain(`Not started: ${error.message}`);
