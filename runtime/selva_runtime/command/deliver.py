@@ -148,12 +148,14 @@ class _Run:
         self.rate_hz = self._checked_rate()
         for number in asked.mux:
             check_whole(number, "mux", 1, len(self.request.prompts))
-        self.wanted_timelines = [check_timeline(path) for path in asked.timelines]
         self.video = VideoFile(asked.video)
         with ExitStack() as opened:
             opened.enter_context(self.video)
             self.frame_rate = frame_rate(self.video.stream)
-            self.timecode = self._first_timecode()
+            self.wanted_timelines = [check_timeline(path, self.frame_rate) for path in asked.timelines]
+            self.own_timecode = self.timecode = self._own_timecode()
+            if asked.timecode is not None:
+                self.timecode = parse_timecode(asked.timecode, self.frame_rate)
             opened.pop_all()
 
     def report(self) -> GenerateReport:
@@ -185,7 +187,7 @@ class _Run:
         cancelled = False
         post = None
         if self.asked.deliver == _POST:
-            post = Post(scene=self.video.path.stem, timecode=self._first_frame(), start_s=clip.start_s)
+            post = Post(scene=self.video.path.stem, timecode=self._or_zero(self.timecode), start_s=clip.start_s)
         with StemFiles(folder, self.request, self.info, self.rate_hz, post) as files:
             try:
                 notes = self._generate(clip, files)
@@ -260,20 +262,18 @@ class _Run:
             raise RequestError("--timecode has no place in a plain WAV; add --deliver post")
         return check_rate(self.info.sample_rate_hz if asked.sample_rate_hz is None else asked.sample_rate_hz)
 
-    def _first_timecode(self) -> Timecode | None:
-        """Return the timecode of the first frame: the one that was asked for, or the video's own."""
-        if self.asked.timecode is not None:
-            return parse_timecode(self.asked.timecode, self.frame_rate)
+    def _own_timecode(self) -> Timecode | None:
+        """Return the timecode that the video's file has for its first frame."""
         found = source_timecode(self.video)
         try:
             return None if found is None else parse_timecode(found, self.frame_rate)
         except RequestError as error:
-            if self.asked.deliver == _POST:
+            if self.asked.deliver == _POST and self.asked.timecode is None:
                 self._warn(f"{self.video.path.name}: its timecode is not used ({error}); name one with --timecode")
             return None
 
-    def _first_frame(self) -> Timecode:
-        return self.timecode or Timecode(frame=0, rate=self.frame_rate)
+    def _or_zero(self, timecode: Timecode | None) -> Timecode:
+        return timecode or Timecode(frame=0, rate=self.frame_rate)
 
     def _checked_region(self) -> tuple[float, float] | None:
         """Check the options that belong to a region."""
@@ -366,7 +366,9 @@ class _Run:
         sequence = Sequence(
             name=self.video.path.stem,
             video=self.video.path,
-            first=self._first_frame(),
+            size=(self.video.stream.width, self.video.stream.height),
+            first=self._or_zero(self.timecode),
+            video_first=self._or_zero(self.own_timecode),
             frames=round(whole_s * self.frame_rate),
             tracks=tuple(
                 StemTrack(name=prompt, takes=tuple(Path(stem.file) for stem in stems[index * takes :][:takes]))
