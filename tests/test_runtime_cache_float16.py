@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 
 from selva_runtime import Session
-from selva_runtime.cache import Cache
 from selva_runtime.command.deliver import DEMO_BUNDLE
 from selva_runtime.flow import draw_noise
 
@@ -14,21 +13,16 @@ MIN_DB = 60
 STREET = Path(__file__).parents[1] / "examples" / "street.mp4"
 
 
-def test_clips_need_float32(tmp_path):
+def test_clips_need_float32():
     """float16 keeps most stems within 66 to 100 dB, but this prompt with this noise within 47 dB only."""
-    session, cache = Session(DEMO_BUNDLE, backend="cpu", threads=1), Cache(tmp_path)
+    session = Session(DEMO_BUNDLE, backend="cpu", threads=1)
     clip = session.encode(STREET)
     noise = draw_noise(0, 5, 0, session._rules.lengths(clip.duration_s).latent, session._rules.latent_width)[None]
 
-    def kept(dtype: str) -> np.ndarray:
-        with cache.writer("clip", {"dtype": dtype}, dtype=dtype) as writer:
-            writer.append(np.asarray(clip.tokens))
-            return np.asarray(writer.commit({}))
-
-    np.testing.assert_array_equal(kept("float32"), clip.tokens)
+    half = np.asarray(clip.tokens).astype(np.float16)
     exact, rounded = (
         session.generate(each, ["bell ringing"], noise=noise)[0].audio
-        for each in (clip, replace(clip, tokens=kept("float16")))
+        for each in (clip, replace(clip, tokens=half.astype(np.float32)))
     )
     error_db = 10 * np.log10(np.square(exact).sum() / np.square(exact - rounded).sum())
     assert 40 < error_db < MIN_DB, "if float16 is enough for every prompt, clips can be half as large"

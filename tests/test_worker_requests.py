@@ -15,36 +15,18 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from workers import COMMAND, PROMPTS, STREET, endless, expected_stems, request, samples, start, until
+from platforms import needs_linux
+from workers import COMMAND, PROMPTS, STREET, expected_stems, request, samples, until
 
 import selva_worker.client
 from selva_runtime.command.records import GenerateRequest
+from selva_worker import protocol
 from selva_worker.client import Worker, WorkerError, rendezvous_path
-from selva_worker.job_queue import MAX_QUEUED
 from selva_worker.requests import GENERATE_OPTIONS
 
 
-@pytest.fixture
-def site(demo_bundle, tmp_path, monkeypatch):
-    """A worker on HTTP, found by its file."""
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
-    options = ["--state", str(tmp_path / "state"), "--bundle", str(demo_bundle), "--backend", "cpu", "--threads", "1"]
-    command = [*COMMAND, *options, "--allow", str(tmp_path), "--allow", str(STREET.parent)]
-    with subprocess.Popen(command) as process:
-        yield until(Worker.find)
-        process.terminate()
-    assert not Path(rendezvous_path()).exists()
-
-
-@pytest.fixture
-def piped(demo_bundle, tmp_path):
-    worker = start(tmp_path, demo_bundle)
-    yield worker
-    worker.close()
-
-
 @pytest.fixture(params=["piped", "site"])
-def worker(request):
+def worker(request, demo_bundle):  # named here, so that it is exported
     return request.getfixturevalue(request.param)
 
 
@@ -147,6 +129,15 @@ def test_pipes_refuse(demo_bundle, tmp_path, text, code):
     assert good["result"] == []
 
 
+@needs_linux
+def test_the_supervisor_stays_light(worker, tmp_path):
+    worker.wait(worker.submit(request(tmp_path))["id"])
+    supervisor = worker.call("doctor")["supervisor"]
+    assert supervisor["memory_bytes"] < 40e6
+    libraries = Path(f"/proc/{supervisor['pid']}/maps").read_text()
+    assert not [name for name in ("numpy", "onnxruntime", "/av/", "tokenizers") if name in libraries]
+
+
 def test_paths_outside_are_refused(worker, tmp_path_factory, tmp_path):
     outside = tmp_path_factory.mktemp("outside")
     (tmp_path / "link").symlink_to(outside)
@@ -163,24 +154,15 @@ def test_paths_outside_are_refused(worker, tmp_path_factory, tmp_path):
         with pytest.raises(WorkerError, match="is outside the allowed folders") as caught:
             worker.submit(request(tmp_path, **change))
         assert caught.value.code == -32001
+    for clip in ({"video": "/etc/passwd"}, {"video": str(STREET), "cuts": "/etc/passwd"}):
+        with pytest.raises(WorkerError, match="is outside the allowed folders"):
+            worker.call("clip.open", clip=clip)
     for change in ({"out": "stems"}, {"video": "a\0b"}, {"video": 1}, {"prompts": "rain"}, {"bundle": "/etc"}):
         with pytest.raises(WorkerError) as caught:
             worker.submit(request(tmp_path, **change))
         assert caught.value.code == -32602
     worker.call("initialize", folders=[str(outside)])
     assert worker.wait(worker.submit(request(tmp_path, out=str(outside)))["id"])["state"] == "done"
-
-
-def test_the_queue_is_bounded(piped, tmp_path):
-    first = piped.submit(endless(tmp_path))["id"]
-    until(lambda: piped.get(first)["state"] == "running")
-    queued = [piped.submit(request(tmp_path))["id"] for _ in range(MAX_QUEUED)]
-    for _ in range(50):
-        with pytest.raises(WorkerError, match="jobs are waiting") as caught:
-            piped.submit(request(tmp_path))
-        assert caught.value.code == -32002
-    piped.cancel(queued[0])
-    piped.submit(request(tmp_path))
 
 
 def test_changes_come_as_events(site, tmp_path):
@@ -243,3 +225,12 @@ def test_the_client_is_one_file_for_older_pythons():
 def test_a_job_takes_every_option_that_the_start_did_not_fix():
     fixed = {"bundle", "backend", "threads", "compute_precision", "cache", "keep_partial"}
     assert set(GENERATE_OPTIONS) == {field.name for field in fields(GenerateRequest)} - fixed
+
+
+def test_every_method_option_and_code_is_documented(piped):
+    text = (Path(__file__).parents[1] / "docs" / "worker.md").read_text(encoding="utf-8")
+    known = piped.call("initialize")
+    names = [*known["methods"], *known["generate_options"], *known["clip_options"], *piped.call("doctor")["settings"]]
+    assert [name for name in names if f"`{name}`" not in text and f"`--{name}`" not in text] == []
+    codes = (protocol.OUTSIDE, protocol.QUEUE_FULL, protocol.UNKNOWN_JOB, protocol.KEY_TAKEN, protocol.BUSY)
+    assert [code for code in codes if str(code) not in text] == []

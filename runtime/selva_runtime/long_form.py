@@ -6,13 +6,14 @@ earlier windows are held (`flow.Held`), and the new ones are merged into those o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from selva_bundle.lengths import LongForm
+from selva_bundle.lengths import LongForm, SequenceRules
 from selva_runtime.flow import Held
 from selva_runtime.generation import Features, Generation
 from selva_runtime.results import StemPart
@@ -44,13 +45,13 @@ def parts(
         return
     grown = _grow(generation, windows, features, form, noise)
     if loop:
-        yield from _decode_loop(generation, grown, windows[0].lengths.latent)
+        yield from _decode_loop(generation, grown, decoded_at_once(generation.rules, form))
         return
-    done = 0
+    done, most = 0, decoded_at_once(generation.rules, form)
     for latents, final in grown:
-        stop = final if final == generation.latent else max(done, final - CONTEXT)
-        if stop > done:
-            yield from decode_part(generation, latents[:, :final], done, stop)
+        stop = final if final == generation.latent else final - CONTEXT
+        if stop > done and final >= most:
+            yield from decode_part(generation, latents[:, :final], done, stop, most)
             done = stop
 
 
@@ -79,10 +80,24 @@ def replaced(
     return latents
 
 
-def decode_part(generation: Generation, latents: Float32, first: int, stop: int) -> Iterator[StemPart]:
-    """Yield the sound of the latents (stems, latent, width) from the place `first` to `stop`."""
-    begin = max(0, first - CONTEXT)
-    return generation.decode(latents[:, begin : stop + CONTEXT], first - begin, first, stop)
+def decode_part(generation: Generation, latents: Float32, first: int, stop: int, most: int) -> Iterator[StemPart]:
+    """Yield the sound of the latents (stems, latent, width) from the place `first` to `stop`.
+
+    The decoder sees `most` latents at a time, always as many: some backends set themselves up for each length.
+    """
+    known = latents.shape[1]
+    while first < stop:
+        reach = max(0, first - CONTEXT) + most
+        end = min(stop, reach if reach >= known else reach - CONTEXT)
+        begin = max(0, min(end + CONTEXT, known) - most)
+        yield from generation.decode(latents[:, begin : begin + most], first - begin, first, end)
+        first = end
+
+
+def decoded_at_once(rules: SequenceRules, form: LongForm) -> int:
+    """Latent vectors that the decoder sees at a time: what a window adds, with context."""
+    added = form.window_segments - form.anchor_segments + 1 - form.overlap_segments
+    return math.ceil(added * unit_length(rules)) + 2 * CONTEXT
 
 
 def splice(audio: Float32, new: Float32, first_sample: int) -> None:
@@ -192,7 +207,7 @@ def _merge(latents: Float32, window: Window, ended: Float32, weights: Float32) -
 def _decode_loop(generation: Generation, grown: Iterator[tuple[Float32, int]], most: int) -> Iterator[StemPart]:
     """Yield the parts of a loop once all is there, because the sound of its begin depends on its end."""
     *_, (latents, length) = grown
-    for first in range(0, length, most):
-        stop = min(first + most, length)
-        places = np.arange(first - CONTEXT, stop + CONTEXT) % length
+    for first in range(0, length, most - 2 * CONTEXT):
+        stop = min(first + most - 2 * CONTEXT, length)
+        places = np.arange(first - CONTEXT, first - CONTEXT + most) % length
         yield from generation.decode(latents[:, places], CONTEXT, first, stop)

@@ -9,10 +9,9 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from fractions import Fraction
-from threading import Event, RLock
+from threading import Event
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -20,28 +19,26 @@ import numpy as np
 import numpy.typing as npt
 
 from selva_bundle.bundle import Bundle
-from selva_bundle.errors import BackendError, CacheError, RequestError
+from selva_bundle.errors import RequestError
 from selva_bundle.lengths import LongForm, exact_seconds
 from selva_bundle.ports import VIDEO_BACKBONE, VIDEO_SELECT
 from selva_runtime.backends.choose import make_executor
-from selva_runtime.backends.executor import EXACT, POLL_S, Tensor, check_cancel, check_process, concatenate
+from selva_runtime.backends.executor import EXACT, Tensor, concatenate
 from selva_runtime.backends.gpu.device_array import DeviceArray
-from selva_runtime.backends.gpu.foreign import is_foreign, stream_handle
+from selva_runtime.backends.gpu.foreign import stream_handle
 from selva_runtime.cache import Cache
-from selva_runtime.clip_cache import ClipCache, file_identity
-from selva_runtime.encoding import Encoding, KnownCuts
+from selva_runtime.clip_encoder import AUTO, NO_CUTS, ClipEncoder
 from selva_runtime.flow import EULER
 from selva_runtime.generation import Generation
-from selva_runtime.long_form import decode_part, parts, replaced, splice
+from selva_runtime.long_form import decode_part, decoded_at_once, parts, replaced, splice
 from selva_runtime.lru_cache import LruCache
 from selva_runtime.progress import Progress, no_progress
 from selva_runtime.request import StemRequest, check_region, check_span
 from selva_runtime.results import Clip, SessionInfo, Stem, StemPart
 from selva_runtime.text import TextEncoder
+from selva_runtime.turns import Turns
 from selva_runtime.windows import Grid, Window, joins_s, one_pass, plan, region_windows
 
-AUTO, NO_CUTS = "auto", "none"
-"""What `cuts` may be, besides a list of seconds."""
 FIRST = "first"
 WINDOWS, ONE_PASS = "windows", "one-pass"
 """What `long` may be, besides a `LongForm`."""
@@ -82,8 +79,14 @@ class Session:
         keep = self._executor.keeps_text_towers if keep_text_towers is None else keep_text_towers
         self._text = TextEncoder(self._bundle, self._executor, keep=keep, cache=self._cache, precision=precision)
         self._selections: WeakKeyDictionary[Clip, LruCache[str, Tensor]] = WeakKeyDictionary()
-        self._process = os.getpid()
-        self._turn = RLock()
+        self._turns = Turns(self._executor)
+        self._encoder = ClipEncoder(
+            bundle=self._bundle,
+            executor=self._executor,
+            cache=self._cache,
+            precision=precision,
+            turns=self._turns,
+        )
 
     @property
     def info(self) -> SessionInfo:
@@ -103,7 +106,7 @@ class Session:
             fps=self._rules.fps,
             min_duration_s=self._rules.min_duration_s,
             max_duration_s=self._rules.max_duration_s,
-            window_s=self._window_s,
+            window_s=self._encoder.window_s,
             long_form=manifest.long_form,
             defaults=manifest.defaults,
         )
@@ -144,48 +147,16 @@ class Session:
             BackendError: the backend failed, or the session was opened before a fork.
             Cancelled: `cancel` was set.
         """
-        from selva_runtime.media.fingerprint import fingerprint
-        from selva_runtime.media.video import VideoFile, read_clip
-
         check_span(start_s, duration_s, self._rules.min_duration_s)
-        start_s, duration_s = float(start_s), None if duration_s is None else float(duration_s)
-        shown = self._cut_frames(cuts, start_s)
-        with path if isinstance(path, VideoFile) else VideoFile(path) as video, ExitStack() as opened:
-            key: dict[str, object] = {"start_s": start_s, "duration_s": duration_s, "frame_rule": frame_rule}
-            unread = file_identity(video.path)
-            if self._cache is not None:
-                key["video"] = fingerprint(video, start_s=start_s, duration_s=duration_s, cancelled=cancel)
-            cached = ClipCache(self._cache, {**key, "cuts": shown, **self._encodes_with()})
-            if (found := cached.find(path)) is not None and (ready := self._ready(found, cancel)) is not None:
-                return ready
-            encoding = self._encoding(opened, cached, shown, progress, cancel)
-            part = read_clip(
-                video,
-                size=self._rules.image_size,
-                fps=self._rules.fps,
-                start_s=start_s,
-                duration_s=duration_s,
-                min_duration_s=self._rules.min_duration_s,
-                frame_rule=frame_rule,
-                keep_frames=False,
-                on_progress=encoding.decoded,
-                on_rows=encoding.push,
-                cancelled=cancel,
-            )
-            tokens, shots = encoding.finish(part.duration_s)
-            clip = Clip(
-                duration_s=part.duration_s,
-                start_s=start_s,
-                tokens=np.empty(0, np.float32),
-                source=os.fspath(path),
-                source_duration_s=part.source_duration_s,
-                video_start_s=part.video_start_s,
-                warnings=(*part.warnings, *encoding.warnings),
-                backbone=self._bundle.graph_hash(VIDEO_BACKBONE),
-                shots=shots,
-            )
-            with self._taking_turns(cancel):  # the tokens may be on a device
-                return cached.keep(clip, tokens, store=file_identity(video.path) == unread)
+        return self._encoder.from_file(
+            path,
+            start_s=float(start_s),
+            duration_s=None if duration_s is None else float(duration_s),
+            cuts=cuts,
+            frame_rule=frame_rule,
+            progress=progress,
+            cancel=cancel,
+        )
 
     def encode_frames(
         self,
@@ -210,31 +181,9 @@ class Session:
             Cancelled: `cancel` was set.
         """
         check_span(0.0, duration_s, self._rules.min_duration_s)
-        size, lengths = self._rules.image_size, self._rules.lengths(duration_s)
-        with self._taking_turns(cancel), ExitStack() as opened:
+        with self._turns.take(cancel):
             self._wait_for(stream)
-            if is_foreign(frames):
-                frames = self._executor.adopt(frames)
-            if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != (3, size, size):
-                raise RequestError(f"frames are {frames.dtype} {frames.shape}; give uint8 (frames, 3, {size}, {size})")
-            if len(frames) < lengths.frames:
-                raise RequestError(f"{len(frames)} frames do not last {duration_s} s; give {lengths.frames}")
-            not_cached = ClipCache(None, {})
-            encoding = self._encoding(opened, not_cached, self._cut_frames(cuts, 0.0), progress, cancel)
-            encoding.expect(lengths.frames)
-            tokens, shots = encoding.whole(frames[: lengths.frames], duration_s)
-            clip = Clip(
-                duration_s=duration_s,
-                start_s=0.0,
-                tokens=np.empty(0, np.float32),
-                source=None,
-                source_duration_s=None,
-                video_start_s=None,
-                warnings=tuple(encoding.warnings),
-                backbone=self._bundle.graph_hash(VIDEO_BACKBONE),
-                shots=shots,
-            )
-            return not_cached.keep(clip, tokens, store=False)
+            return self._encoder.from_frames(frames, duration_s, cuts=cuts, progress=progress, cancel=cancel)
 
     def prompt_warnings(self, prompt: str) -> tuple[str, ...]:
         """Warn about what the model ignores in a prompt: words past its window, and unknown words or characters."""
@@ -343,7 +292,7 @@ class Session:
         found: list[list[StemPart]] = [[] for _ in generation.stems]
         for part in self._run(generation, windows, form, noise, loop=loop, stream=stream):
             found[part.stem].append(part)
-        with self._taking_turns(cancel):
+        with self._turns.take(cancel):
             stems = [self._stem(each, generation) for each in found]
             self._executor.finish()
         return stems
@@ -422,12 +371,12 @@ class Session:
         stop = math.floor(exact_seconds(end_s) * latents_per_s) if end_s < clip.duration_s else grid.latent
         opening = planned[0] if len(planned) == 1 else None
         windows = region_windows(grid, first, stop, opening=opening)
-        with self._taking_turns(cancel):
+        with self._turns.take(cancel):
             latents = replaced(generation, windows, form, generation.noise(None), stem.latents[None])
-            (part,) = decode_part(generation, latents, first, stop)
+            heard = list(decode_part(generation, latents, first, stop, decoded_at_once(self._rules, form)))
             self._executor.finish()
         audio = stem.audio.copy()
-        splice(audio, part.audio, part.first_sample)
+        splice(audio, np.concatenate([part.audio for part in heard]), heard[0].first_sample)
         return replace(
             stem,
             audio=audio,
@@ -515,10 +464,10 @@ class Session:
         return self._in_turns(made, generation.cancel, stream)
 
     def _in_turns(self, made: Iterator[StemPart], cancel: Event | None, stream: Any) -> Iterator[StemPart]:
-        with self._taking_turns(cancel):
+        with self._turns.take(cancel):
             self._wait_for(stream)
         while True:
-            with self._taking_turns(cancel):
+            with self._turns.take(cancel):
                 part = next(made, None)
                 if part is None:
                     self._executor.finish()
@@ -541,84 +490,9 @@ class Session:
             device_audio=device_audio if isinstance(device_audio, DeviceArray) else None,
         )
 
-    def _encodes_with(self) -> dict[str, object]:
-        """What the tokens of a video depend on besides the video."""
-        rules, executor = self._rules, self._executor
-        return {
-            "frames": [rules.image_size, rules.fps, rules.segment_frames, rules.segment_step],
-            "window_s": self._window_s,
-            "backbone": self._bundle.graph_hash(VIDEO_BACKBONE),
-            "backend": executor.backend,
-            "precision": self._compute_precision,
-        }
-
-    def _ready(self, clip: Clip, cancel: Event | None) -> Clip | None:
-        """Load the tokens of a cached clip if it is short. None if they are damaged."""
-        if not self._is_short(clip.duration_s):
-            return clip
-        try:
-            with self._taking_turns(cancel):
-                return replace(clip, tokens=self._executor.put(np.asarray(clip.tokens)))
-        except CacheError:
-            return None
-
-    def _encoding(
-        self,
-        opened: ExitStack,
-        cached: ClipCache,
-        cuts: list[int] | str,
-        progress: Progress | None,
-        cancel: Event | None,
-    ) -> Encoding:
-        from selva_runtime.media.cuts import CutDetector
-
-        known = None if cuts == NO_CUTS else CutDetector() if isinstance(cuts, str) else KnownCuts(cuts=cuts)
-        return Encoding(
-            self._executor,
-            self._rules,
-            self._window_s,
-            cuts=known,
-            open_writer=lambda: opened.enter_context(cached.writer()),
-            turn=lambda: self._taking_turns(cancel),
-            progress=progress or no_progress,
-            cancel=cancel,
-        )
-
-    def _cut_frames(self, cuts: str | Sequence[float], start_s: float) -> list[int] | str:
-        """Check `cuts`. Return the frames of the clip that they begin, or "auto" or "none"."""
-        if isinstance(cuts, str):
-            if cuts not in (AUTO, NO_CUTS):
-                raise RequestError(f"cuts is {cuts!r}; give {AUTO!r}, {NO_CUTS!r} or the seconds of the cuts")
-            return cuts
-        try:
-            frames = {round((exact_seconds(cut) - exact_seconds(start_s)) * self._rules.fps) for cut in cuts}
-        except (TypeError, ValueError, OverflowError) as error:
-            raise RequestError(f"cuts is {cuts!r}; give the seconds of the cuts as numbers") from error
-        return sorted(frame for frame in frames if frame > 0)
-
-    @property
-    def _window_s(self) -> float:
-        """Longest clip in a single window."""
-        return self._bundle.manifest.defaults.duration_s
-
     def _is_short(self, duration_s: float) -> bool:
         """Whether a clip of this length is generated in a single window."""
-        return exact_seconds(duration_s) <= exact_seconds(self._window_s)
-
-    @contextmanager
-    def _taking_turns(self, cancel: Event | None) -> Iterator[None]:
-        """Wait until no other thread's call runs. Raises `BackendError` after a fork, and `Cancelled`."""
-        check_process(self._process)
-        while not self._turn.acquire(timeout=POLL_S):
-            check_cancel(cancel)
-        try:
-            yield
-        except BaseException:
-            with suppress(BackendError):  # the first error counts
-                self._executor.finish()  # queued work may still read the caller's memory
-            raise
-        finally:
-            self._turn.release()
+        return exact_seconds(duration_s) <= exact_seconds(self._encoder.window_s)
 
     def _wait_for(self, stream: Any) -> None:
         if stream is not None:

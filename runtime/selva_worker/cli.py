@@ -10,6 +10,7 @@ import click
 
 from selva_runtime.command.base import SETTINGS, OneLineCommand
 from selva_worker import stdio
+from selva_worker.client import Worker
 from selva_worker.folders import AllowedFolders
 from selva_worker.state_folder import StateFolder
 from selva_worker.supervisor import Supervisor
@@ -17,6 +18,9 @@ from selva_worker.supervisor import Supervisor
 
 @click.command("selva-worker", cls=OneLineCommand, context_settings=SETTINGS)
 @click.option("--stdio", "over_stdio", is_flag=True, help="Serve the host that started this, on pipes, not HTTP.")
+@click.option(
+    "--open", "open_browser", is_flag=True, help="Open the page in a browser: of the worker that runs, or a new one."
+)
 @click.option(
     "--allow", "folders", multiple=True, metavar="DIR", help="Clients may read and write below this folder. Repeatable."
 )
@@ -33,14 +37,26 @@ from selva_worker.supervisor import Supervisor
     default=300.0,
     help="Seconds without a job after which the model leaves the memory; inf: never.",
 )
-def main(over_stdio: bool, folders: tuple[str, ...], state: str | None, idle_unload_s: float, **settings: Any) -> None:
+def main(
+    over_stdio: bool,
+    open_browser: bool,
+    folders: tuple[str, ...],
+    state: str | None,
+    idle_unload_s: float,
+    **settings: Any,
+) -> None:
     """Keep the model in memory and generate stems for editors, audio workstations and scripts.
 
     \b
     selva-worker --stdio --allow ~/films
+    selva-worker --open
     """
     if math.isnan(idle_unload_s):
         raise click.UsageError("--idle-unload is not a number")
+    if open_browser and over_stdio:
+        raise click.UsageError("--open needs HTTP; leave out --stdio")
+    if open_browser and _opened_running():
+        return
     place = StateFolder(state)
     supervisor = Supervisor(settings, place.path, AllowedFolders(list(folders)), idle_unload_s=idle_unload_s)
     try:
@@ -49,6 +65,17 @@ def main(over_stdio: bool, folders: tuple[str, ...], state: str | None, idle_unl
         else:
             from selva_worker import web
 
-            web.serve(supervisor)
+            web.serve(supervisor, open_browser=open_browser)
     finally:
         supervisor.close()
+
+
+def _opened_running() -> bool:
+    """Open the page of the worker that runs, if there is one."""
+    from selva_worker.page.opening import open_page, running_page
+
+    if Worker.find() is None:
+        return False
+    click.echo("A worker runs already: its page is opened, and it keeps its own options.", err=True)
+    open_page(running_page())
+    return True

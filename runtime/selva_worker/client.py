@@ -26,6 +26,9 @@ PROTOCOL = 1
 """Version of the methods and of what they take and return."""
 ENDED = ("done", "failed", "cancelled", "interrupted")
 """The states in which a job stays."""
+MAX_REQUEST_BYTES = 1 << 20
+"""The longest request that a worker reads."""
+_TOO_LONG, _ID_BYTES = -32600, 20
 _TIMEOUT_S = 30.0
 
 
@@ -105,7 +108,10 @@ class Worker:
         Raises:
             WorkerError: the worker refused, or is gone.
         """
-        reply = self._transport.call({"jsonrpc": "2.0", "id": 0, "method": method, "params": params})
+        message = {"jsonrpc": "2.0", "id": 0, "method": method, "params": params}
+        if len(json.dumps(message)) > MAX_REQUEST_BYTES - _ID_BYTES:
+            raise WorkerError(f"the request is longer than {MAX_REQUEST_BYTES} bytes", _TOO_LONG)
+        reply = self._transport.call(message)
         if "error" in reply:
             raise WorkerError(reply["error"]["message"], reply["error"]["code"])
         return reply["result"]

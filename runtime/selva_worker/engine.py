@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 from selva_bundle.atomic import TEMPORARY
 from selva_bundle.errors import Cancelled, SelvaError
 from selva_worker.jobs import ENCODE, GENERATE
+from selva_worker.leftovers import remove_leftovers
 
 if TYPE_CHECKING:
-    from selva_runtime.session import Session
+    from selva_worker.remembering_session import RememberingSession
 
 _REPORT_S = 0.1
 """Progress within a phase is reported no more often."""
@@ -32,9 +33,11 @@ class Engine:
 
     def __init__(self, settings: dict[str, Any], send: Callable[[dict[str, Any]], None]) -> None:
         self._settings, self._send = settings, send
-        self._session: Session | None = None
+        self._session: RememberingSession | None = None
         self._todo: SimpleQueue[dict[str, Any]] = SimpleQueue()
         self._cancelled: dict[str, Event] = {}
+        self._request: dict[str, Any] = {}
+        """Of the current job."""
 
     def listen(self) -> None:
         """Take messages until the supervisor is gone, then end the process."""
@@ -45,6 +48,7 @@ class Engine:
                     event.set()
             else:
                 self.take(message)
+        remove_leftovers(self._request, TEMPORARY)
         os._exit(0)  # the main thread may be anywhere
 
     def take(self, message: dict[str, Any]) -> None:
@@ -56,6 +60,7 @@ class Engine:
         """Do jobs for ever."""
         while True:
             message = self._todo.get()
+            self._request = message["request"]
             self._do(message["id"], message["kind"], message["request"])
             del self._cancelled[message["id"]]
 
@@ -66,30 +71,29 @@ class Engine:
             result = self._result(session, kind, request, report)
         except Cancelled:
             self._send({"job": job, "cancelled": True})
-        except (SelvaError, OSError) as error:
-            self._send({"job": job, "failed": str(error)})
-        except MemoryError:
-            self._send({"job": job, "failed": "out of memory"})
         except Exception as error:
-            sys.excepthook(type(error), error, error.__traceback__)  # to the log
-            self._send({"job": job, "failed": f"unexpected error: {type(error).__name__}: {error}"})
+            if self._session is not None:
+                self._session.forget()  # the clip may be what failed
+            self._send({"job": job, "failed": _explained(error)})
         else:
             self._send({"job": job, "result": result})
 
-    def _opened(self, report: _Reporter) -> Session:
+    def _opened(self, report: _Reporter) -> RememberingSession:
         """Open the session if this is the first job."""
         if self._session is None:
             report.phase("load")
             from selva_runtime.command.deliver import default_bundle
-            from selva_runtime.session import Session
+            from selva_worker.remembering_session import RememberingSession
 
             settings = dict(self._settings)
             self._settings["bundle"] = settings["bundle"] = str(settings["bundle"] or default_bundle())
-            self._session = Session(**settings)
+            self._session = RememberingSession(**settings)
             self._send({"loaded": {**asdict(self._session.info), "bundle": settings["bundle"]}})
         return self._session
 
-    def _result(self, session: Session, kind: str, request: dict[str, Any], report: _Reporter) -> dict[str, Any]:
+    def _result(
+        self, session: RememberingSession, kind: str, request: dict[str, Any], report: _Reporter
+    ) -> dict[str, Any]:
         if kind == GENERATE:
             from selva_runtime.command.deliver import generate_files
             from selva_runtime.command.records import GenerateRequest
@@ -98,10 +102,13 @@ class Engine:
                 name: tuple(value) if isinstance(value, list) else value for name, value in request.items()
             }
             asked = GenerateRequest(**given, bundle=self._settings["bundle"])
-            made = generate_files(asked, session=session, progress=report, cancel=report.cancel)
+            made = generate_files(asked, session=session, say=report.say, progress=report, cancel=report.cancel)
             return asdict(made)
         if kind == ENCODE:
-            clip = session.encode(request.pop("video"), **request, progress=report, cancel=report.cancel)
+            from selva_runtime.command.checks import read_cuts_option
+
+            cuts = read_cuts_option(request.pop("cuts", "auto"))
+            clip = session.encode(request.pop("video"), cuts=cuts, **request, progress=report, cancel=report.cancel)
             return {
                 "duration_s": clip.duration_s,
                 "start_s": clip.start_s,
@@ -111,6 +118,16 @@ class Engine:
             }
         session.verify(report)
         return {}
+
+
+def _explained(error: Exception) -> str:
+    """Return a failure in one line. One that nobody foresaw goes to the log too."""
+    if isinstance(error, MemoryError):
+        return "out of memory"
+    if isinstance(error, (SelvaError, OSError)):
+        return str(error)
+    sys.excepthook(type(error), error, error.__traceback__)
+    return f"unexpected error: {type(error).__name__}: {error}"
 
 
 class _Reporter:
@@ -123,16 +140,20 @@ class _Reporter:
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         now_s = time.monotonic()
-        if stage != self._last or now_s - self._last_s >= _REPORT_S:
+        if stage != self._last or done == total or now_s - self._last_s >= _REPORT_S:
             self._last_s = now_s
-            self.phase(stage, done / total if total else None)
+            self.phase(stage, done, total)
         if self.cancel.is_set():
             raise Cancelled("cancelled")
 
-    def phase(self, stage: str, fraction: float | None = None) -> None:
+    def phase(self, stage: str, done: int | None = None, total: int | None = None) -> None:
         """Report a phase."""
         self._last = stage
-        self._send({"job": self._job, "phase": stage, "fraction": fraction})
+        self._send({"job": self._job, "phase": stage, "done": done, "total": total})
+
+    def say(self, kind: str, text: str) -> None:
+        """Report a line for the user."""
+        self._send({"job": self._job, "say": kind, "text": text})
 
 
 def main() -> None:

@@ -8,10 +8,11 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from selva_worker.client import ENDED
+
 QUEUED, RUNNING, WRITING = "queued", "running", "writing"
-DONE, FAILED, CANCELLED, INTERRUPTED = "done", "failed", "cancelled", "interrupted"
+DONE, FAILED, CANCELLED, INTERRUPTED = ENDED
 ACTIVE = (RUNNING, WRITING)
-ENDED = (DONE, FAILED, CANCELLED, INTERRUPTED)
 GENERATE, ENCODE, LOAD = "generate", "encode", "load"
 """Kinds of jobs."""
 
@@ -32,7 +33,10 @@ class Job:
     submitted_s: float = field(default_factory=time.time)
     """Unix time."""
     progress: dict[str, Any] | None = None
-    """{"phase", "fraction"}. The fraction is None while nobody can know it, as when the model loads."""
+    """{"phase", "fraction", "done", "total"}. The numbers are None while nobody can know them, as when the model
+    loads."""
+    messages: list[dict[str, str]] = field(default_factory=list)
+    """{"kind", "text"} of what the user should read: "notice" or "warning", and a line."""
     result: dict[str, Any] | None = None
     """The engine's report, once the job is done."""
     error: dict[str, Any] | None = None
@@ -46,9 +50,9 @@ class Job:
         return asdict(self)
 
     def summary(self) -> dict[str, Any]:
-        """Return the same without the request and the result, which may be long."""
+        """Return the same without the request, the messages and the result, which may be long."""
         seen = asdict(self)
-        del seen["request"], seen["result"]
+        del seen["request"], seen["messages"], seen["result"]
         return seen
 
     def is_same_work(self, other: Job) -> bool:

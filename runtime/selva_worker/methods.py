@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from selva_runtime.command.versions import versions
+from selva_worker.bundle_facts import bundle_facts
 from selva_worker.client import PROTOCOL
 from selva_worker.engine_process import memory_bytes
 from selva_worker.jobs import ACTIVE, ENCODE, GENERATE, LOAD, QUEUED, Job
@@ -63,6 +64,7 @@ class Methods:
         return {
             "protocol": PROTOCOL,
             "version": versions().get("selva-deploy"),
+            "bundle": bundle_facts(self._supervisor.settings["bundle"]),
             "methods": list(self._table),
             "generate_options": list(GENERATE_OPTIONS),
             "clip_options": list(ENCODE_OPTIONS),

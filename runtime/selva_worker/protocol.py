@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from selva_bundle.errors import SelvaError
+from selva_worker.client import MAX_REQUEST_BYTES
 
-MAX_REQUEST_BYTES = 1 << 20
 PARSE_ERROR, INVALID_REQUEST, UNKNOWN_METHOD, INVALID_PARAMS, FAILED = -32700, -32600, -32601, -32602, -32603
 OUTSIDE, QUEUE_FULL, UNKNOWN_JOB, KEY_TAKEN, BUSY = -32001, -32002, -32003, -32004, -32005
 """Codes of this protocol's own errors."""

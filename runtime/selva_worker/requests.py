@@ -60,7 +60,7 @@ GENERATE_OPTIONS: Mapping[str, Callable[[object], bool]] = {
 }
 """What `job.submit` may ask for, by the names in `GenerateRequest`. The worker's start fixed the other fields."""
 ENCODE_OPTIONS = {name: GENERATE_OPTIONS[name] for name in ("video", "start_s", "duration_s", "cuts", "frame_rule")}
-_FOUND_OR_NOT = ("auto", "none")
+FOUND_OR_NOT = ("auto", "none")
 """What `cuts` may be, besides a file."""
 
 
@@ -71,22 +71,25 @@ def checked_generate(request: Any, folders: AllowedFolders) -> dict[str, Any]:
         Refused: a name or type is wrong, or a path is outside the allowed folders.
     """
     found = _checked(request, GENERATE_OPTIONS, ("video", "prompts", "out"))
-    for name in ("video", "out", "cuts"):
-        if name in found and not (name == "cuts" and found[name] in _FOUND_OR_NOT):
-            found[name] = folders.resolved(found[name])
     if "timelines" in found:
         found["timelines"] = [folders.resolved(path) for path in found["timelines"]]
-    return found
+    return _resolved(found, folders)
 
 
 def checked_encode(request: Any, folders: AllowedFolders) -> dict[str, Any]:
-    """Return the request with its path resolved.
+    """Return the request with its paths resolved.
 
     Raises:
-        Refused: a name or type is wrong, or the path is outside the allowed folders.
+        Refused: a name or type is wrong, or a path is outside the allowed folders.
     """
-    found = _checked(request, ENCODE_OPTIONS, ("video",))
-    return {**found, "video": folders.resolved(found["video"])}
+    return _resolved(_checked(request, ENCODE_OPTIONS, ("video",)), folders)
+
+
+def _resolved(found: dict[str, Any], folders: AllowedFolders) -> dict[str, Any]:
+    for name in ("video", "out", "cuts"):
+        if name in found and not (name == "cuts" and found[name] in FOUND_OR_NOT):
+            found[name] = folders.resolved(found[name])
+    return found
 
 
 def _checked(request: Any, options: Mapping[str, Callable[[object], bool]], needed: tuple[str, ...]) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 from threading import Event, Lock, Thread
 from typing import BinaryIO
 
+from selva_worker.client import MAX_REQUEST_BYTES
 from selva_worker.methods import Methods
-from selva_worker.protocol import MAX_REQUEST_BYTES, answer, failure, line, too_long
+from selva_worker.protocol import answer, failure, line, too_long
 from selva_worker.supervisor import Supervisor
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from threading import TIMEOUT_MAX, Condition, Thread
 from typing import Any
@@ -17,7 +16,8 @@ from typing import Any
 from selva_worker.engine_process import EngineProcess
 from selva_worker.folders import AllowedFolders
 from selva_worker.job_queue import JobQueue
-from selva_worker.jobs import ACTIVE, CANCELLED, DONE, FAILED, GENERATE, INTERRUPTED, QUEUED, RUNNING, WRITING, Job
+from selva_worker.jobs import ACTIVE, CANCELLED, DONE, FAILED, INTERRUPTED, QUEUED, RUNNING, WRITING, Job
+from selva_worker.leftovers import remove_leftovers
 from selva_worker.protocol import BUSY, Refused
 
 HARD_CANCEL_S = 2.0
@@ -26,6 +26,8 @@ _MARGIN_S = 0.3
 """The time that ending an engine takes."""
 _DEATH_S = 1.0
 """How long the supervisor waits for the end of an engine before it ends itself."""
+MAX_MESSAGES = 100
+"""So many of a job are kept, the first ones."""
 _LOADING, _WRITES = "load", "write"
 """Phases that the engine reports."""
 
@@ -181,7 +183,7 @@ class Supervisor:
             self.jobs.change(job, state=FAILED, error=self._error(f"the engine cannot be started: {error}"))
         else:
             self._current = job
-            loading = {"phase": _LOADING, "fraction": None} if self.engine.loaded is None else None
+            loading = _progress(_LOADING) if self.engine.loaded is None else None
             self.jobs.change(job, state=RUNNING, progress=loading, error=None)
             self.engine.send({"id": job.id, "kind": job.kind, "request": job.request})
         self._announce()
@@ -196,9 +198,13 @@ class Supervisor:
             if job is None or message.get("job") != job.id:
                 return
             if "phase" in message:
-                progress = {"phase": message["phase"], "fraction": message["fraction"]}
+                progress = _progress(message["phase"], message["done"], message["total"])
                 writes = message["phase"] == _WRITES and job.state != WRITING
                 self.jobs.change(job, progress=progress, **({"state": WRITING} if writes else {}))
+                self._announce()
+            elif "say" in message:
+                said = {"kind": message["say"], "text": message["text"]}
+                self.jobs.change(job, messages=[*job.messages, said][:MAX_MESSAGES])
                 self._announce()
             elif "result" in message:
                 self._end(state=DONE, result=message["result"])
@@ -240,8 +246,14 @@ class Supervisor:
 
     def _tidy(self, engine: EngineProcess) -> None:
         """Remove the unfinished files of the current job, whose engine is dead."""
-        if self._current is None or self._current.kind != GENERATE or not engine.temporary:
-            return
-        with suppress(OSError):
-            for path in Path(self._current.request["out"]).glob(f"{engine.temporary}-*"):
-                path.unlink(missing_ok=True)
+        if self._current is not None and engine.temporary:
+            remove_leftovers(self._current.request, engine.temporary)
+
+
+def _progress(phase: str, done: int | None = None, total: int | None = None) -> dict[str, Any]:
+    return {
+        "phase": phase,
+        "fraction": done / total if done is not None and total else None,
+        "done": done,
+        "total": total,
+    }

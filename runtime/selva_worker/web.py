@@ -16,6 +16,9 @@ from starlette.routing import Route
 
 from selva_worker.gate import Gate
 from selva_worker.methods import Methods
+from selva_worker.page.opening import forget_page, open_page, page_url
+from selva_worker.page.routes import PageRoutes
+from selva_worker.page.store import PageStore
 from selva_worker.protocol import Refused, answer
 from selva_worker.rendezvous import Rendezvous
 from selva_worker.supervisor import Supervisor
@@ -27,10 +30,11 @@ _KEEP_ALIVE_S = 15.0
 class _Site:
     """The routes. What blocks on the supervisor's lock does so for microseconds."""
 
-    def __init__(self, supervisor: Supervisor, methods: Methods) -> None:
+    def __init__(self, supervisor: Supervisor, methods: Methods, store: PageStore) -> None:
         self._supervisor, self._methods = supervisor, methods
         self.stopping = asyncio.Event()
         self.routes = [
+            *PageRoutes(supervisor, store).routes,
             Route("/v1/rpc", self.call, methods=["POST"]),
             Route("/v1/jobs/{job}", self.job, methods=["GET"]),
             Route("/v1/events", self.events, methods=["GET"]),
@@ -77,15 +81,22 @@ class _Site:
             leave()
 
 
-def serve(supervisor: Supervisor) -> None:
-    """Answer requests until a client calls `shutdown`."""
+def serve(supervisor: Supervisor, *, open_browser: bool) -> None:
+    """Answer requests until a client calls `shutdown`.
+
+    Raises:
+        OutputError: the page's folder or the rendezvous file cannot be written.
+    """
+    store = PageStore(supervisor.log.parent)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port, token = listener.getsockname()[1], secrets.token_urlsafe(32)
-        asyncio.run(_serve(supervisor, listener, port, token))
+        asyncio.run(_serve(supervisor, store, listener, port, token, open_browser=open_browser))
 
 
-async def _serve(supervisor: Supervisor, listener: socket.socket, port: int, token: str) -> None:
+async def _serve(
+    supervisor: Supervisor, store: PageStore, listener: socket.socket, port: int, token: str, *, open_browser: bool
+) -> None:
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
@@ -96,7 +107,7 @@ async def _serve(supervisor: Supervisor, listener: socket.socket, port: int, tok
         site.stopping.set()
         supervisor.tell()
 
-    site = _Site(supervisor, Methods(supervisor, stop))
+    site = _Site(supervisor, Methods(supervisor, stop), store)
     config = uvicorn.Config(
         Gate(Starlette(routes=site.routes), token, port),
         log_level="critical",
@@ -110,6 +121,10 @@ async def _serve(supervisor: Supervisor, listener: socket.socket, port: int, tok
     server = uvicorn.Server(config)
     place = Rendezvous(port, token)
     try:
+        if open_browser:
+            listener.listen()  # the browser may be faster
+            open_page(page_url(port, token))
         await server.serve([listener])
     finally:
+        forget_page(page_url(port, token))
         place.close()

@@ -1,8 +1,11 @@
 """Workers for the tests, and what the tests ask of them."""
 
+import os
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +13,31 @@ import soundfile
 
 from selva_runtime import Session
 from selva_runtime.media.audio import WavWriter
-from selva_worker.client import Worker
+from selva_worker.client import Worker, rendezvous_path
 
 STREET = Path(__file__).resolve().parents[2] / "examples" / "street.mp4"
 PROMPTS = ["dog barking", "rain"]
 COMMAND = (sys.executable, "-m", "selva_worker")
 
 
+def settings(folder: Path, bundle: Path) -> list[str]:
+    return ["--state", str(folder / "state"), "--bundle", str(bundle), "--backend", "cpu", "--threads", "1"]
+
+
 def start(folder: Path, bundle: Path, *options: str, **more: Any) -> Worker:
     """Starts a worker whose state is in `folder`/state and that may read the example and write to `folder`."""
-    given = ["--state", str(folder / "state"), "--bundle", str(bundle), "--backend", "cpu", "--threads", "1", *options]
+    given = [*settings(folder, bundle), *options]
     return Worker.start(COMMAND, allow=[str(folder), str(STREET.parent)], options=given, **more)
+
+
+@contextmanager
+def serving(folder: Path, bundle: Path, *options: str) -> Iterator[Worker]:
+    """A worker on HTTP with its state in `folder`/state, found by its file. Set XDG_RUNTIME_DIR before."""
+    given = [*settings(folder, bundle), *options]
+    with subprocess.Popen([*COMMAND, *given]) as process:
+        yield until(Worker.find)
+        process.terminate()
+    assert not os.path.exists(rendezvous_path())
 
 
 def request(folder: Path, **changes: Any) -> dict[str, Any]:

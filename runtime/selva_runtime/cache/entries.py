@@ -16,13 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from selva_runtime.cache.files import HEAD, TAIL_MAGIC, OpenFile, PartFile
 
 SUFFIX = ".selva"
-FLOAT16, FLOAT32 = DTYPES = ("float16", "float32")
 _TAIL = struct.Struct("<QI")
 """Bytes of the description, and its CRC-32."""
 _MAX_DESCRIPTION_BYTES = 1 << 28
@@ -33,7 +29,6 @@ class Block:
     """Some consecutive rows in the file."""
 
     rows: int
-    dtype: str
     checksum: int
     """CRC-32 of the stored bytes: it notices every flipped bit, at 2.7 GB/s."""
     offset: int
@@ -88,7 +83,7 @@ class NewEntry:
             "key": self._key,
             "facts": facts,
             "row_shape": row_shape,
-            "blocks": [(block.rows, block.dtype, block.checksum) for block in blocks],
+            "blocks": [(block.rows, block.checksum) for block in blocks],
         }
         content = json.dumps(description).encode()
         self.file.write(content + _TAIL.pack(len(content), zlib.crc32(content)) + TAIL_MAGIC)
@@ -143,21 +138,12 @@ def read_description(file: OpenFile) -> Description:
 def _parsed(found: Any) -> Description:
     row_shape = tuple(int(length) for length in found["row_shape"])
     blocks, offset = [], len(HEAD)
-    for rows, dtype, checksum in found["blocks"]:
-        if dtype not in DTYPES or rows < 1:
-            raise ValueError(f"{rows} rows of {dtype}")
-        size = rows * math.prod(row_shape) * (2 if dtype == FLOAT16 else 4)
-        blocks.append(Block(rows=rows, dtype=dtype, checksum=checksum, offset=offset, size=size))
+    for rows, checksum in found["blocks"]:
+        if rows < 1:
+            raise ValueError(f"a block has {rows} rows")
+        size = 4 * rows * math.prod(row_shape)
+        blocks.append(Block(rows=rows, checksum=checksum, offset=offset, size=size))
         offset += size
     return Description(
         kind=found["kind"], key=found["key"], facts=found["facts"], row_shape=row_shape, blocks=tuple(blocks)
     )
-
-
-def stored(values: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[Any]:
-    """Return the values in the type that they are stored in: float16 only if none becomes infinite."""
-    if dtype == FLOAT32:
-        return values
-    with np.errstate(over="ignore"):
-        half = values.astype(np.float16)
-    return half if np.isfinite(half).all() else values

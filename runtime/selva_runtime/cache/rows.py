@@ -1,7 +1,7 @@
 """Rows of an array in a file: written while their number is unknown, read by slices, so that memory stays small.
 
-The rows are stored in blocks, each with a checksum that is compared at every read. A block is float16 where that was
-asked for and float16 can hold its values, else float32. What does not fit on the disk stays in memory.
+The rows are float32, in blocks with a checksum that is compared at every read. What does not fit on the disk stays in
+memory.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from selva_bundle.errors import CacheError
-from selva_runtime.cache.entries import DTYPES, FLOAT32, Block, NewEntry, stored
+from selva_runtime.cache.entries import Block, NewEntry
 from selva_runtime.cache.files import HEAD, OpenFile, remove_same, unnamed_file
 from selva_runtime.cache.settings import size_text
 
@@ -75,8 +75,8 @@ class Rows:
         for block in self._blocks:
             self._read(block)
 
-    def _read(self, block: Block) -> npt.NDArray[Any]:
-        """(rows, …) of one block, float16 or float32."""
+    def _read(self, block: Block) -> Float32:
+        """(rows, …) of one block."""
         content = block.content
         if content is None:
             assert self._file is not None
@@ -88,7 +88,7 @@ class Rows:
                 if self._path is not None:
                     remove_same(self._path, self._file)
                 raise CacheError("the encoded clip on the disk is damaged; encode the video again")
-        return np.frombuffer(content, block.dtype).reshape(block.rows, *self.shape[1:])
+        return np.frombuffer(content, np.float32).reshape(block.rows, *self.shape[1:])
 
 
 class RowWriter:
@@ -100,14 +100,11 @@ class RowWriter:
     def __init__(
         self,
         file: OpenFile | None,
-        dtype: str,
         warn: Callable[[str], None],
         entry: NewEntry | None = None,
         on_stored: Callable[[Path], None] | None = None,
     ) -> None:
-        if dtype not in DTYPES:
-            raise ValueError(f"rows are stored as {' or '.join(DTYPES)}, not {dtype}")
-        self._file, self._dtype, self._warn, self._entry, self._on_stored = file, dtype, warn, entry, on_stored
+        self._file, self._warn, self._entry, self._on_stored = file, warn, entry, on_stored
         self._full = file is None
         self._end = 0 if entry is None else len(HEAD)
         self._row_shape: tuple[int, ...] | None = None
@@ -133,7 +130,7 @@ class RowWriter:
             raise ValueError(f"rows are {rows.dtype} {rows.shape[1:]}; give float32 {self._row_shape}")
         step = max(1, _BLOCK_BYTES // max(1, rows[:1].nbytes))
         for start in range(0, len(rows), step):
-            self._append_block(stored(rows[start : start + step], self._dtype))
+            self._append_block(rows[start : start + step])
 
     def commit(self, facts: Mapping[str, Any]) -> Rows:
         """Make the rows an entry with these facts, if they are for one, and return them.
@@ -158,7 +155,7 @@ class RowWriter:
             self._on_stored(entry.path)
         return Rows(file, self._row_shape, self._blocks, entry.path)
 
-    def _append_block(self, values: npt.NDArray[Any]) -> None:
+    def _append_block(self, values: Float32) -> None:
         content = np.ascontiguousarray(values).data.cast("B")
         if self._entry is not None and self._end + len(content) > self._entry.limit_bytes:
             self._warn(f"does not keep what is larger than its limit of {size_text(self._entry.limit_bytes)}")
@@ -166,7 +163,6 @@ class RowWriter:
         written = self._write(content)
         block = Block(
             rows=len(values),
-            dtype=values.dtype.name,
             checksum=zlib.crc32(content),
             offset=self._end,
             size=len(content),
@@ -196,7 +192,7 @@ class RowWriter:
 
 
 def temporary_rows(
-    folder: str | os.PathLike[str] | None = None, *, dtype: str = FLOAT32, warn: Callable[[str], None] = warnings.warn
+    folder: str | os.PathLike[str] | None = None, *, warn: Callable[[str], None] = warnings.warn
 ) -> RowWriter:
     """Return a writer into a file without a name, which vanishes with the process. None: a folder for large files.
 
@@ -207,7 +203,7 @@ def temporary_rows(
         warn(f"the temporary file {problem}")
 
     try:
-        return RowWriter(unnamed_file(folder), dtype, warn_of_file)
+        return RowWriter(unnamed_file(folder), warn_of_file)
     except OSError as error:
         warn_of_file(f"cannot be made ({error.strerror or error}), so the clip stays in memory")
-        return RowWriter(None, dtype, warn_of_file)
+        return RowWriter(None, warn_of_file)

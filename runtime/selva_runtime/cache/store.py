@@ -18,7 +18,6 @@ from typing import Any
 
 from selva_bundle.errors import CacheError
 from selva_runtime.cache.entries import (
-    FLOAT32,
     SUFFIX,
     DamageError,
     Description,
@@ -115,19 +114,16 @@ class Cache:
             self._cannot_use(error)
         return None
 
-    def writer(self, kind: str, key: Mapping[str, object], *, dtype: str = FLOAT32) -> RowWriter:
-        """Return a writer of an entry. With "float16" it is half as large, and rounded.
-
-        If the entry cannot be stored, the rows are written to a temporary file.
-        """
+    def writer(self, kind: str, key: Mapping[str, object]) -> RowWriter:
+        """Return a writer of an entry. If that cannot be stored, the rows are written to a temporary file."""
         text = key_text(key)
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             entry = NewEntry(self.folder, kind, text, self.limit_bytes)
         except OSError as error:
             self._cannot_use(error)
-            return temporary_rows(dtype=dtype, warn=self._tell)
-        return RowWriter(entry.file, dtype, self._warn, entry, on_stored=self.make_room)
+            return temporary_rows(warn=self._tell)
+        return RowWriter(entry.file, self._warn, entry, on_stored=self.make_room)
 
     def files(self) -> list[StoredFile]:
         """List the entries, the least recently used first.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from selva_bundle.errors import RequestError
+from selva_runtime.clip_encoder import AUTO, NO_CUTS
 from selva_runtime.command.messages import Messages
 from selva_runtime.command.records import GenerateRequest
 from selva_runtime.media.audio import check_rate
@@ -17,7 +19,7 @@ from selva_runtime.media.timelines.otio import OTIOZ
 from selva_runtime.media.timelines.write import check_timeline
 from selva_runtime.media.video import VideoFile, header_length
 from selva_runtime.request import MAX_DURATION_S, MAX_SEED, check_region, check_span, check_whole
-from selva_runtime.session import AUTO, NO_CUTS, ONE_PASS, WINDOWS, Session
+from selva_runtime.session import ONE_PASS, WINDOWS, Session
 from selva_runtime.text import check_prompt
 
 NOTHING_S = 0.1
@@ -26,6 +28,17 @@ _WAV_BYTES_PER_SAMPLE = 3
 _FLOAT_BYTES_PER_SAMPLE = 4
 _WAV_HEADER_BYTES = 4096
 _WAV, _POST = "wav", "post"
+
+
+def read_cuts_option(cuts: str | os.PathLike[str]) -> str | list[float]:
+    """Return "auto" or "none" as it is, or the seconds in the file that is named.
+
+    Raises:
+        RequestError: the file cannot be read, or is no list of times.
+    """
+    if str(cuts) in (AUTO, NO_CUTS):
+        return str(cuts)
+    return [time_ms / 1000 for time_ms in read_cuts(cuts, 1000)]
 
 
 class CheckedRequest:
@@ -53,9 +66,7 @@ class CheckedRequest:
         check_frame_rule(asked.frame_rule)
         if asked.long not in (WINDOWS, ONE_PASS):
             raise RequestError(f"long is {asked.long!r}; give {WINDOWS} or {ONE_PASS}")
-        self.cuts: str | list[float] = str(asked.cuts)
-        if self.cuts not in (AUTO, NO_CUTS):
-            self.cuts = [time_ms / 1000 for time_ms in read_cuts(asked.cuts, 1000)]
+        self.cuts = read_cuts_option(asked.cuts)
         if asked.long == ONE_PASS:
             self.cuts = NO_CUTS
         self.region = self._checked_region()

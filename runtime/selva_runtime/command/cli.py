@@ -6,12 +6,18 @@ import json
 import os
 import sys
 from dataclasses import asdict
-from threading import Event
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from selva_runtime.command.base import CANCELLED, USER_ERROR, StoppableCommand
+
+if TYPE_CHECKING:
+    from selva_runtime.command.messages import Say
+    from selva_runtime.command.records import GenerateReport, GenerateRequest
+    from selva_runtime.progress import Progress
 
 
 class _Generate(StoppableCommand):
@@ -156,6 +162,7 @@ class _Region(click.ParamType[tuple[float, float]]):
     metavar="DIR|none",
     help="Folder for what later runs need not compute again.  [default: $SELVA_CACHE, else your cache folder]",
 )
+@click.option("--worker", is_flag=True, help="Let the selva-worker that runs here do it: the model is loaded already.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of file names.")
 @click.option("--quiet", is_flag=True, help="No notices and no progress bars; warnings stay.")
 @click.option(
@@ -165,22 +172,21 @@ class _Region(click.ParamType[tuple[float, float]]):
     is_eager=True,
     help="Show the bundles and backends that are here and what is wrong with them; takes no VIDEO, -p or -o.",
 )
-@click.pass_obj
-def main(stop: Event, /, listing: bool, as_json: bool, quiet: bool, **options: Any) -> None:
+@click.pass_context
+def main(context: click.Context, /, listing: bool, worker: bool, as_json: bool, quiet: bool, **options: Any) -> None:
     """One audio stem for each prompt from VIDEO, synchronised with it, as 24-bit WAV.
 
     \b
     selva-generate street.mp4 -p "dog barking" -p footsteps -o stems
     """
     if listing:
+        if worker:
+            raise click.UsageError("--list shows what this command would use, not a worker; leave --worker out")
         _list(options["bundle"], as_json)
         return
-    from selva_runtime.backends.executor import check_cancel
-    from selva_runtime.command.deliver import generate_files
     from selva_runtime.command.progress import ProgressBars
     from selva_runtime.command.records import GenerateRequest
 
-    check_cancel(stop)
     bars = ProgressBars(sys.stderr) if sys.stderr.isatty() and not quiet else None
 
     def say(kind: str, text: str) -> None:
@@ -189,13 +195,12 @@ def main(stop: Event, /, listing: bool, as_json: bool, quiet: bool, **options: A
         if kind == "warning" or not quiet:
             click.echo(f"{kind}: {' '.join(text.split())}", err=True)
 
-    def progress(stage: str, done: int, total: int) -> None:
-        check_cancel(stop)
+    def show(stage: str, done: int, total: int) -> None:
         if bars is not None:
             bars(stage, done, total)
 
     try:
-        report = generate_files(GenerateRequest(**options), say=say, progress=progress, cancel=stop)
+        report = (_by_worker if worker else _here)(context, GenerateRequest(**options), say, show)
     finally:
         if bars is not None:
             bars.close()
@@ -215,6 +220,27 @@ def main(stop: Event, /, listing: bool, as_json: bool, quiet: bool, **options: A
     if report.error is not None:
         click.echo(f"error: {report.error}", err=True)
         raise click.exceptions.Exit(CANCELLED if report.cancelled else USER_ERROR)
+
+
+def _here(context: click.Context, request: GenerateRequest, say: Say, show: Progress) -> GenerateReport:
+    from selva_runtime.backends.executor import check_cancel
+    from selva_runtime.command.deliver import generate_files
+
+    def progress(stage: str, done: int, total: int) -> None:
+        check_cancel(context.obj)
+        show(stage, done, total)
+
+    check_cancel(context.obj)
+    return generate_files(request, say=say, progress=progress, cancel=context.obj)
+
+
+def _by_worker(context: click.Context, request: GenerateRequest, say: Say, show: Progress) -> GenerateReport:
+    shell = import_module("selva_worker.shell")  # by name: the runtime does not need the worker
+    written = {param.name: param.opts[-1] for param in context.command.params}
+    given = {name for name in written if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+    shell.check_options({name: option for name, option in written.items() if name in given})
+    report: GenerateReport = shell.generate_over_worker(request, say=say, show=show, cancel=context.obj)
+    return report
 
 
 def _list(bundle: str | None, as_json: bool) -> None:
