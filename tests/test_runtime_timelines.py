@@ -82,7 +82,7 @@ def test_the_rpp_package_reads_the_reaper_project(sequence, tmp_path):
 
 
 def render(path: Path, sound: Path, tries: int = 3) -> None:
-    """Has melt render the sound. It stops for ever about once in a hundred runs, so it may try again."""
+    """Has melt render the sound. It was once seen to stop for ever, so it may try again."""
     command = ["melt", "-silent", path, "-consumer", f"avformat:{sound}", "vn=1", "acodec=pcm_s24le"]
     try:
         subprocess.run([*command, f"ar={RATE_HZ}", "ac=1", "real_time=-1"], check=True, capture_output=True, timeout=40)
