@@ -66,7 +66,7 @@ def test_another_part_or_file_is_encoded(worker, tmp_path):
         {"video": str(STREET)},
     ):
         assert encodes(worker, {**asked, **change})
-    assert encodes(worker, asked)  # one clip is kept
+        assert encodes(worker, asked)  # one clip is kept
 
 
 def test_cuts_from_a_file_are_those_of_the_clip(worker, film, tmp_path):

@@ -149,6 +149,7 @@ def test_paths_outside_are_refused(worker, tmp_path_factory, tmp_path):
         {"out": f"{tmp_path}/../{outside.name}"},
         {"video": str(tmp_path / "film.mp4")},
         {"cuts": "/etc/passwd"},
+        {"timelines": [str(tmp_path / "film.rpp"), str(outside / "film.rpp")]},
     ]
     for change in wrong:
         with pytest.raises(WorkerError, match="is outside the allowed folders") as caught:
@@ -234,3 +235,26 @@ def test_every_method_option_and_code_is_documented(piped):
     assert [name for name in names if f"`{name}`" not in text and f"`--{name}`" not in text] == []
     codes = (protocol.OUTSIDE, protocol.QUEUE_FULL, protocol.UNKNOWN_JOB, protocol.KEY_TAKEN, protocol.BUSY)
     assert [code for code in codes if str(code) not in text] == []
+
+
+@pytest.mark.parametrize(
+    ("method", "params", "message"),
+    [
+        ("initialize", {"protocol": 99}, "this worker speaks protocol 1, not 99"),
+        ("initialize", {"folders": [1]}, "folders must be a list of paths"),
+        ("job.get", {"job": "x", "since": True}, "does not take this 'since'"),
+        ("model.load", {"urgent": 1}, "does not take this 'urgent'"),
+    ],
+)
+def test_parameters_are_checked(piped, method, params, message):
+    with pytest.raises(WorkerError, match=message):
+        piped.call(method, **params)
+
+
+def test_keys_and_jobs_have_a_length(piped, tmp_path):
+    for key in ("", "x" * 201):
+        with pytest.raises(WorkerError, match="the key is empty or longer than 200 characters"):
+            piped.submit(request(tmp_path), key=key)
+    with pytest.raises(WorkerError, match="the request is longer than 32768 bytes"):
+        piped.submit(request(tmp_path, prompts=["x" * 33_000]))
+    assert piped.jobs() == []
