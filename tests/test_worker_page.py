@@ -12,7 +12,9 @@ import zipfile
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
+import soundfile
 from workers import COMMAND, STREET, until
 
 from selva_runtime.command.deliver import DEMO_BUNDLE
@@ -221,6 +223,63 @@ def test_the_picture_follows_the_sound(page):
     page.wait_for_timeout(500)
     assert abs(float(page.get_attribute("#picture", "data-off-ms"))) < IN_SYNC_MS
     assert float(page.input_value("#seek")) < 1.5
+
+
+LISTEN = """
+const Real = AudioContext;
+globalThis.AudioContext = class extends Real {
+    createAnalyser() {
+        const meter = super.createAnalyser();
+        globalThis.heard = this;
+        globalThis.spy = new AnalyserNode(this, { fftSize: 4096 });
+        meter.connect(spy);
+        return meter;
+    }
+};"""
+"""Hears what the page sends to the loudspeaker."""
+MEET = """(loud) => new Promise((resolve) => {
+    const frames = [], onsets = [], samples = new Float32Array(4096);
+    const saw = (now, frame) => {
+        frames.push([frame.expectedDisplayTime, frame.mediaTime]);
+        picture.requestVideoFrameCallback(saw);
+    };
+    picture.requestVideoFrameCallback(saw);
+    play.click();
+    let quiet = 0;
+    const timer = setInterval(() => {
+        if (!globalThis.spy) return;
+        const [now, at] = [performance.now(), heard.currentTime];
+        spy.getFloatTimeDomainData(samples);
+        samples.forEach((sample, index) => {
+            if (Math.abs(sample) < loud) return;
+            const time = at - (samples.length - index) / heard.sampleRate;
+            if (time > quiet) onsets.push(now - 1000 * (at - time - heard.outputLatency));
+            quiet = Math.max(quiet, time + 0.15);
+        });
+    }, 5);
+    setTimeout(() => { clearInterval(timer); resolve([frames, onsets]); }, 4000);
+})"""
+"""Times at which frames are shown and sounds begin, both on the clock of the page."""
+LOUD = 0.03
+
+
+def test_sounds_are_heard_with_their_frames(page):
+    page.add_init_script(LISTEN)
+    page.reload()
+    drop(page)
+    page.fill("#prompts", "ball bouncing")
+    page.click("#generate")
+    loaded(page, 1)
+    audio, rate_hz = soundfile.read(jobs(page)[0]["result"]["stems"][0]["file"])
+    loud_s = np.flatnonzero(np.abs(audio) > LOUD) / rate_hz
+    begins_s = loud_s[np.diff(loud_s, prepend=-1) > 0.15]
+    frames, heard_ms = page.evaluate(MEET, LOUD)
+    assert len(heard_ms) == len(begins_s) > 2
+    ahead_ms = []
+    for now_ms, begin_s in zip(heard_ms, begins_s, strict=True):
+        shown_ms, media_s = min(frames, key=lambda frame: abs(frame[0] - now_ms))
+        ahead_ms.append(1000 * (media_s - begin_s) + now_ms - shown_ms)
+    assert abs(np.median(ahead_ms)) < IN_SYNC_MS, ahead_ms
 
 
 def test_all_of_it_by_keyboard(page):
