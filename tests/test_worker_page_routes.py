@@ -291,18 +291,24 @@ def test_open_starts_a_worker_or_finds_it_and_tells_no_token_in_arguments(demo_b
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         until(Worker.find)
         until(said.exists)
-        again = subprocess.run([*COMMAND, "--open"], capture_output=True, text=True, check=True)
+        more = [*COMMAND, "--open", "--allow", str(tmp_path)]
+        again = subprocess.run(more, capture_output=True, text=True, check=True)
         until(lambda: len(said.read_text().splitlines()) == 2)
         found = json.loads(Path(rendezvous_path()).read_text())
-        url = f"http://127.0.0.1:{found['port']}/#token={found['token']}"
         lead = tmp_path / "run" / "selva" / "open.html"
-        assert said.read_text().splitlines() == [lead.as_uri()] * 2
-        assert url in lead.read_text()
-        assert stat.S_IMODE(lead.stat().st_mode) == 0o600
-        assert "A worker runs already" in again.stderr
-        assert url in again.stderr
+        led, mode = lead.read_text(), stat.S_IMODE(lead.stat().st_mode)
+        folders = Worker.find().call("doctor")["folders"]
+        wrong = [*COMMAND, "--open", "--allow", str(tmp_path / "none")]
+        refused = subprocess.run(wrong, capture_output=True, text=True, check=False)
         process.terminate()
-        assert url in process.stderr.read()
+        printed = process.stderr.read()
+    url = f"http://127.0.0.1:{found['port']}/#token={found['token']}"
+    assert said.read_text().splitlines() == [lead.as_uri()] * 2
+    assert mode == 0o600
+    assert all(url in text for text in (led, printed, again.stderr))
+    assert "A worker runs already" in again.stderr
+    assert str(tmp_path) in folders
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
     assert not lead.exists()
     wrong = subprocess.run([*COMMAND, "--open", "--stdio"], capture_output=True, text=True, check=False)
     assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
