@@ -29,8 +29,10 @@ def site(demo_bundle, tmp_path, monkeypatch):
     (tmp_path / "work" / "street.mp4").write_bytes(STREET.read_bytes())
     options = ["--state", str(tmp_path / "state"), "--bundle", str(demo_bundle), "--backend", "cpu", "--threads", "1"]
     with subprocess.Popen([*COMMAND, *options, "--allow", str(tmp_path / "work")]) as process:
-        yield until(Worker.find)
-        process.terminate()
+        try:
+            yield until(Worker.find)
+        finally:
+            process.terminate()
 
 
 def connect(method: str, path: str, length: int | None, **changes: str | None) -> http.client.HTTPConnection:
