@@ -280,6 +280,7 @@ LOUD = 0.03
 def test_sounds_are_heard_with_their_frames(page):
     page.add_init_script(LISTEN)
     page.reload()
+    page.wait_for_selector("body[data-ready]")
     drop(page)
     page.fill("#prompts", "ball bouncing")
     page.click("#generate")
