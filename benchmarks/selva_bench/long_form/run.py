@@ -46,6 +46,7 @@ def run(session: Session, method: Method, film: Film, folder: Path, steps: int |
     cpu_s = time.process_time() - begun_s
     path.unlink()
     left, right = (source.events_s for source in film.scene.sources)
+    each_s = [(left, right)] * takes + [(right, left)] * takes
     return Result(
         film=film,
         audio=audio,
