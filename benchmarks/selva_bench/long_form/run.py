@@ -53,10 +53,8 @@ def run(session: Session, method: Method, film: Film, folder: Path, steps: int |
         joins_s=joins_s,
         measures=Measures.total(
             [
-                measure(
-                    sound, *((left, right) if row < takes else (right, left)), joins_s, 2 * takes * film.number + row
-                )
-                for row, sound in enumerate(audio)
+                measure(sound, *events_s, joins_s, 2 * takes * film.number + row)
+                for row, (sound, events_s) in enumerate(zip(audio, each_s, strict=True))
             ]
         ),
         cpu_s=cpu_s,

@@ -15,7 +15,9 @@ from .client import ENDED, WorkerError
 from .connection import Connection
 
 PHASES = {
+    "wait": "Waiting for the worker",
     "load": "Loading the model",
+    "verify": "Checking the model",
     "decode": "Reading the video",
     "encode": "Watching the video",
     "text": "Reading the prompts",
@@ -141,8 +143,8 @@ class Run:
             self.state = DONE if all(state == "done" for state in states) else FAILED
 
     def _tell(self, job: dict[str, Any], number: int) -> None:
-        progress = job["progress"] or {"phase": None, "fraction": None}
-        text = PHASES.get(progress["phase"], "Waiting for the worker")
+        progress = job["progress"] or {"phase": "wait", "fraction": None}
+        text = PHASES.get(progress["phase"], progress["phase"])
         if self._cancelled:
             text = "Cancelling"
         self.text = text if len(self.tasks) == 1 else f"{text} ({number} of {len(self.tasks)})"

@@ -6,8 +6,10 @@ scene's rate, or retimed: then a second on the timeline is not a second of the v
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 _SAME = 1e-6
 """Blender keeps the rates of videos as float32."""
@@ -81,9 +83,18 @@ def span(times: StripTimes) -> Span:
 
 
 def _video_frames_per_frame(times: StripTimes, length: float) -> float:
-    """Blender tells the strip's length in whole frames only, so the two usual rates are taken exactly."""
-    measured = times.video_frames / length
-    if times.retimed:
-        return measured
-    usual = min((times.video_fps / times.scene_fps, 1.0), key=lambda rate: abs(times.video_frames / rate - length))
-    return usual if abs(times.video_frames / usual - length) < 1.5 else measured
+    """Blender tells the strip's length in whole frames only, so the rate that was meant is the simplest that fits."""
+    usual = (times.video_fps / times.scene_fps, 1.0)
+    if times.retimed and length > 1:
+        fastest, slowest = times.video_frames / (length - 1), times.video_frames / (length + 1)
+        speeds = [(_simplest(slowest / rate, fastest / rate), rate) for rate in usual]
+        speed, rate = min(speeds, key=lambda found: found[0].denominator)
+        return float(speed) * rate
+    rate = min(usual, key=lambda rate: abs(times.video_frames / rate - length))
+    return rate if abs(times.video_frames / rate - length) < 1.5 else times.video_frames / length
+
+
+def _simplest(low: float, high: float) -> Fraction:
+    """Return the fraction from `low` to `high` with the least denominator."""
+    denominator = next(number for number in itertools.count(1) if math.ceil(low * number) <= high * number)
+    return Fraction(math.ceil(low * denominator), denominator)

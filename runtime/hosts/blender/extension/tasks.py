@@ -22,7 +22,7 @@ class Place:
     frame: int
     """The scene's frame at which the stems begin."""
     videos: tuple[str, str]
-    """The path as the .blend file has it, for a project that moves; and the absolute one, for a file saved elsewhere."""
+    """Its path as the .blend file has it, for a project that moves, and the absolute one, for one saved elsewhere."""
     span: Span
     stem: str | None = None
     """Name of the strip that is generated again."""
@@ -129,8 +129,8 @@ def _request(scene: bpy.types.Scene, place: Place, options: dict[str, Any]) -> d
     return {
         "video": next(filter(os.path.isfile, videos), videos[0]),
         "out": _folder(scene.selva.out),
-        "start_s": place.span.start_s,
-        "duration_s": place.span.duration_s,
+        "start_s": round(place.span.start_s, 6),
+        "duration_s": round(place.span.duration_s, 6),
         **options,
     }
 

@@ -24,7 +24,7 @@ def install():
     bpy.ops.extensions.package_install_files(
         filepath=str(WORK / "selva.zip"), repo="user_default", enable_on_install=True, overwrite=True
     )
-    name = next(name for name in bpy.context.preferences.addons.keys() if name.endswith(".selva"))
+    name = next(addon.module for addon in bpy.context.preferences.addons if addon.module.endswith(".selva"))
     return sys.modules[name + ".state"].STATE, sys.modules[name + ".run"].Run
 
 
@@ -125,9 +125,15 @@ def mixdown(scene):
     kept = {strip.name: strip.mute for strip in strips()}
     for strip in strips():
         strip.mute = strip.name != "lamp beeping (take 1)"
+    same_rate = {"mixrate": 16000} if "mixrate" in bpy.ops.sound.mixdown.get_rna_type().properties else {}
     scene.render.ffmpeg.audio_mixrate = 16000
     bpy.ops.sound.mixdown(
-        filepath=str(WORK / "mixdown.wav"), container="WAV", codec="PCM", format="S24", check_existing=False
+        filepath=str(WORK / "mixdown.wav"),
+        container="WAV",
+        codec="PCM",
+        format="S24",
+        check_existing=False,
+        **same_rate,
     )
     for name, mute in kept.items():
         strips()[name].mute = mute
@@ -244,7 +250,7 @@ def disabled():
     fresh("disabled")
     generated(bpy.ops.selva.doctor)
     pid = worker_pid()
-    name = next(name for name in bpy.context.preferences.addons.keys() if name.endswith(".selva"))
+    name = next(addon.module for addon in bpy.context.preferences.addons if addon.module.endswith(".selva"))
     bpy.ops.preferences.addon_disable(module=name)
     SEEN["disabled"] = {"left": not Path(f"/proc/{pid}").exists(), "gone": not hasattr(bpy.types.Scene, "selva")}
 
