@@ -4,6 +4,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -80,7 +81,7 @@ def run(program, tmp_path):
     (tmp_path / "stems").mkdir()
     (tmp_path / "video.mp4").write_bytes(b"")
 
-    def run(command: list[str], *, out=None, video=None, prompts=PROMPTS, code=0, **environment: str) -> Outcome:
+    def run(command: list[str], *, out=None, video=None, prompts=PROMPTS, options=None, **environment: str) -> Outcome:
         places = [str(out or tmp_path / "stems"), str(video or tmp_path / "video.mp4")]
         done = subprocess.run(
             [program, "run", *places, *prompts, "--", *command],
@@ -88,11 +89,12 @@ def run(program, tmp_path):
             capture_output=True,
             text=True,
             timeout=60,
+            **(options or {}),
             check=False,
             encoding="utf-8",
         )
         assert done.stderr == ""
-        assert done.returncode == code
+        assert done.returncode == 0
         return parsed(done.stdout)
 
     return run
@@ -127,11 +129,12 @@ def expected(take: int) -> float:
     return weighed([((k * 37 + take * 11) % 201 - 100) / 128 for k in range(1000)])
 
 
-@pytest.mark.parametrize("behaviour", ["honest", "byte_by_byte", "goes_back"])
+@pytest.mark.parametrize("behaviour", ["honest", "byte_by_byte", "old_news", "revives"])
 def test_stems_arrive_exactly(run, behaviour, tmp_path):
     found = run([*FAKE, behaviour], TRY_RATE="44100", TRY_KEY="k♫y")
     assert (found.state, found.message, found.life) == (DONE, "", READY)
     assert [stem[0] for stem in found.stems] == [PROMPTS[0]] * 2 + [PROMPTS[1]] * 2
+    assert "old" not in found.phases
     asked = json.loads((tmp_path / "log").read_text(encoding="utf-8"))
     assert asked["key"] == "k♫y"
     assert asked["request"] == {
@@ -243,6 +246,10 @@ def test_a_worker_that_cannot_be_started(run):
     assert found.refused == found.error
 
 
+def test_writing_to_a_dead_worker_does_not_end_the_host(run):
+    assert run(["false"], TRY_PAUSE="0.3").error == "the worker ended with exit code 1"
+
+
 def test_requests_that_are_refused_at_once(run, tmp_path):
     assert "No such file" in run([*FAKE, "honest"], video=tmp_path / "none.mp4", TRY_SECONDS="0").refused
     assert "No such file" in run([*FAKE, "honest"], out=tmp_path / "none", TRY_SECONDS="0").refused
@@ -251,6 +258,19 @@ def test_requests_that_are_refused_at_once(run, tmp_path):
     prompts = [os.fsdecode(b"\xff")]
     assert run([*FAKE, "honest"], prompts=prompts, TRY_SECONDS="0").refused == "a prompt is not UTF-8"
     assert "too long" in run([*FAKE, "honest"], prompts=["x" * 100_000] * 11, TRY_SECONDS="0").refused
+
+
+def test_a_long_request_arrives_whole(run, tmp_path):
+    prompts = [f"{number} " + "x" * 99_000 for number in range(6)]  # more than a socket takes at once
+    assert run([*FAKE, "refuses"], prompts=prompts).state == FAILED
+    assert json.loads((tmp_path / "log").read_text())["request"]["prompts"] == prompts
+
+
+def test_the_worker_hears_signals_that_its_host_ignores(run, tmp_path):
+    code = "import os, signal; open(os.environ['FAKE_LOG'], 'w').write(signal.getsignal(signal.SIGTERM).name)"
+    deaf = {"preexec_fn": lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN)}
+    run([sys.executable, "-I", "-S", "-c", code], options=deaf)
+    assert (tmp_path / "log").read_text() == "SIG_DFL"
 
 
 def test_links_are_followed_before_folders_are_allowed(run, tmp_path):
@@ -276,7 +296,7 @@ def test_no_descriptor_of_the_host_reaches_the_worker(run, tmp_path):
     inherited = os.open(os.devnull, os.O_RDONLY)
     os.set_inheritable(inherited, True)
     code = "import os; open(os.environ['FAKE_LOG'], 'w').write(' '.join(sorted(os.listdir('/dev/fd'))))"
-    run([sys.executable, "-I", "-S", "-c", code])
+    run([sys.executable, "-I", "-S", "-c", code], options={"pass_fds": [inherited]})
     os.close(inherited)
     assert (tmp_path / "log").read_text() == "0 1 2 3 4"  # the last are the log's and the listing's own
 
@@ -336,6 +356,18 @@ def test_json_is_read_as_python_reads_it(program):
         if valid and isinstance(value, dict) and isinstance(value.get("k"), str):
             text = "".join("\ufffd" if c == "\0" or "\ud800" <= c < "\ue000" else c for c in value["k"])
             assert bytes.fromhex(answer[4:]).decode() == text, line
+
+
+UTF8 = [b"\xc3\xbc", b"\xed\x9f\xbf", b"\xf4\x8f\xbf\xbf", b"\xed\xa0\x80", b"\xc0\x80", b"\xc1\xbf", b"\xe0\x9f\xbf"]
+UTF8 += [b"\xf0\x8f\xbf\xbf", b"\xf4\x90\x80\x80", b"\xf5\x80\x80\x80", b"\xff", b"\x80", b"\xe2\x82", b"\xc3"]
+
+
+def test_only_valid_utf8_is_read(program):
+    data = b"".join(b'{"k":"' + text + b'"}\n' for text in UTF8)
+    done = subprocess.run([program, "json"], input=data, capture_output=True, check=True)
+    for text, answer in zip(UTF8, done.stdout.decode().splitlines(), strict=True):
+        valid = text.decode(errors="ignore").encode() == text
+        assert answer == (f"yes {text.hex()}" if valid else "no")
 
 
 # ---- WAV ----

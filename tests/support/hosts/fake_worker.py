@@ -113,6 +113,11 @@ class Job:
         if tell:
             send({"jsonrpc": "2.0", "method": "job.changed", "params": self.seen})
 
+    def tell_old_news(self):
+        old = {**self.seen, "revision": 1, "progress": {"phase": "old", "fraction": 0, "done": 0, "total": 1}}
+        send({"jsonrpc": "2.0", "method": "job.changed", "params": old})
+        time.sleep(0.1)
+
     def run(self):
         if BEHAVIOUR == "endless":
             self.change(state="running", progress={"phase": "step", "fraction": None, "done": None, "total": None})
@@ -134,13 +139,15 @@ class Job:
             "nan": b'{"jsonrpc": "2.0", "method": "job.changed", "params": {"id": NaN}}\n',
             "not_utf8": b'{"jsonrpc": "2.0", "method": "\xff"}\n',
             "nul": b'{"jsonrpc": "2.0", "method": "x"}\0{}\n',
-            "deep": b"[" * 100_000 + b"]" * 100_000 + b"\n",
+            "deep": b'{"jsonrpc": "2.0", "method": ' + b"[" * 1_000_000 + b"]" * 1_000_000 + b"}\n",
             "a_list": b'[{"jsonrpc": "2.0"}]\n',
             "no_version": b'{"method": "job.changed", "params": {}}\n',
             "text_id": b'{"jsonrpc": "2.0", "id": "1", "result": {}}\n',
             "no_id": b'{"jsonrpc": "2.0", "id": null, "error": {"code": 1, "message": "x"}}\n',
         }
         write(raw.get(BEHAVIOUR, b""))
+        if BEHAVIOUR == "old_news":
+            self.tell_old_news()
         if BEHAVIOUR == "unknown_state":
             self.change(state="thinking")
         messages = [{"kind": "notice", "text": "for \u266b research"}, {"kind": "warning", "text": "x" * 5000}]
@@ -148,8 +155,7 @@ class Job:
             self.change(state="failed", progress=None, error={"message": "no such \u00fcber video", "exit_code": None})
         else:
             self.change(state="done", progress=None, messages=messages, result={"stems": stems(requests[JOB])})
-        if BEHAVIOUR == "goes_back":
-            self.seen["revision"] = 1
+        if BEHAVIOUR == "revives":
             self.change(state="running")
 
 

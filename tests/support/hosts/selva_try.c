@@ -4,7 +4,7 @@
    selva_try wav FILE                        the samples, as 32-bit floats
    selva_try slot                            a writer and an audio thread, for a sanitizer
    selva_try run OUT VIDEO PROMPT... -- COMMAND...   one job; TRY_CANCEL, TRY_FORGET, TRY_KEY, TRY_RATE,
-   TRY_TIMEOUT and TRY_SECONDS */
+   TRY_TIMEOUT, TRY_PAUSE before the first poll, and TRY_SECONDS */
 #define SELVA_IMPLEMENTATION
 #define SELVA_TIMEOUT_S try_timeout_s
 static double try_timeout_s = 20;
@@ -124,6 +124,7 @@ static int try_run(int count, char **words) {
     number = selva_submit(worker, &request, why);
     if (!number) printf("refused\t%s\n", why);
     if (number && getenv("TRY_FORGET")) selva_forget(worker, number);
+    if (getenv("TRY_PAUSE")) usleep((unsigned)(1e6 * atof(getenv("TRY_PAUSE"))));
     begin_s = selva__now_s();
     for (polls = 0; selva__now_s() - begin_s < (limit ? atof(limit) : 20.0); polls++) {
         before_s = cpu_s();
