@@ -1,8 +1,9 @@
-"""The script for REAPER, run by Lua 5.4 against a REAPER that accepts only the published API. It never ran in REAPER."""
+"""The script for REAPER, run by Lua 5.4 against a REAPER that has only the published API. It never ran in REAPER."""
 
 import json
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ if sys.platform == "win32":
     pytest.skip("the runner for Windows is PowerShell: not run by tests", allow_module_level=True)
 
 import soundfile
-from lua_hosts import HOSTS, Command, Reaper, real_command
+from lua_hosts import Command, Reaper, real_command
 from workers import STREET
 
 ONE = ("dog barking", "", "1", "0")
@@ -62,7 +63,7 @@ def test_stems_lie_below_the_item_at_its_position_in_one_undo_step(reaper, comma
     assert reaper.world.refresh == 0
     assert not reaper.world.window
     assert reaper.messages == []
-    assert list(reaper.world.console.values()) == ["SelVA stems\nwarning: the toy demo\n".replace("warning: ", "")]
+    assert list(reaper.world.console.values()) == ["SelVA stems\nthe toy demo\n"]
     assert 40047 in reaper.world.commands.values()
 
 
@@ -257,9 +258,10 @@ def test_stems_wait_until_their_project_is_in_front(reaper, command):
     mine = reaper.world.project
     reaper.run(*ONE, until=lambda: len(command.asked) == 1)
     reaper.world.front = reaper.lua.table_from({"kind": "ReaProject", "open": True})
-    for _ in range(100):
-        reaper.processes.wait()
+    reaper.processes.wait()
+    for _ in range(30):
         reaper.world.turn()
+        time.sleep(0.01)
     assert [name for name, _ in reaper.tracks()] == ["picture"]
     reaper.world.front = mine
     reaper.world.turn()
@@ -283,26 +285,18 @@ def test_an_item_that_was_moved_or_deleted_meanwhile(reaper, command):
     assert list(reaper.tracks())[3][1][0]["values"].D_POSITION == 50.0
 
 
-def test_both_files_may_lie_beside_the_script(tmp_path, command):
-    for path in (HOSTS / "reaper" / "selva.lua", *(HOSTS / "lua").glob("*.lua")):
-        shutil.copy(path, tmp_path)
-    host = Reaper(tmp_path / "media", tmp_path / "selva.lua")
-    host.run()
-    assert host.messages == ["Select one video item, and run this again."]
-
-
 def test_real_stems_of_the_demo_model(tmp_path):
     host = Reaper(tmp_path / "media")
     host.world.settings["selva/command"] = str(real_command(tmp_path))
-    host.movie(STREET, length_s=4.16, at_s=100.0, item_s=1.0, D_STARTOFFS=1.5, D_PLAYRATE=2.0)
+    host.movie(STREET, length_s=4.16, at_s=100.0, item_s=0.5, D_STARTOFFS=1.5, D_PLAYRATE=2.0)
     host.run("dog barking; hammer", "", "2", "3", limit_s=60.0)
     assert host.messages == []
     tracks = list(host.tracks())[1:]
     assert [name for name, _ in tracks] == ["dog barking", "hammer"]
     for name, (item,) in tracks:
-        assert (item["values"].D_POSITION, item["values"].D_LENGTH) == (100.0, 1.0)
+        assert (item["values"].D_POSITION, item["values"].D_LENGTH) == (100.0, 0.5)
         assert [take.name for take in item.takes.values()] == [f"{name}, take {take}, seed 3" for take in (1, 2)]
         for take in item.takes.values():
             file = soundfile.info(take.source.file)
-            assert (file.samplerate, file.frames, file.subtype) == (48000, 96000, "PCM_24")
+            assert (file.samplerate, file.frames, file.subtype) == (48000, 48000, "PCM_24")
         assert "Toy model" in item.notes

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -118,8 +120,14 @@ class Reaper:
         self.clock: Callable[[], float] = lambda: 4 * time.monotonic()  # so that it polls more often
         strict = self.lua.execute((PLAYED / "strict.lua").read_text())
         played = self.lua.compile((PLAYED / "reaper.lua").read_text())
-        self.world = played(strict, lambda line: self.processes.start(line), lambda: self.clock(), str(script))
+        self.world = played(strict, self._start, self._now, str(script))
         self.world.media = str(media)
+
+    def _start(self, line: str) -> str | None:
+        return self.processes.start(line)
+
+    def _now(self) -> float:
+        return self.clock()
 
     def movie(
         self, file: Path | str, *, length_s: float, at_s: float = 0.0, item_s: float | None = None, **take: float
@@ -149,3 +157,40 @@ class Reaper:
         """Name and items of every track."""
         for track in self.world.tracks.values():
             yield track.name, list(track["items"].values())
+
+
+class Resolve:
+    """Resolve with one project, in which `runtime/hosts/resolve/selva.lua` can be run again and again."""
+
+    def __init__(self, folder: Path) -> None:
+        for path in (HOSTS / "resolve" / "selva.lua", *(HOSTS / "lua").glob("*.lua")):
+            shutil.copy(path, folder)
+        self.lua = runtime("luajit21")
+        self.folder = folder
+        self.waiting: Callable[[], None] = lambda: None
+        strict = self.lua.execute((PLAYED / "strict.lua").read_text())
+        played = self.lua.compile((PLAYED / "resolve.lua").read_text())
+        self.world = played(strict, self._wait, os.makedirs, str(folder))
+        self.world.first = 86400
+
+    def _wait(self, _seconds: float) -> None:
+        self.waiting()
+        time.sleep(0.01)
+
+    def setting(self, name: str, value: str) -> None:
+        """Write a setting into the script, as a user does."""
+        path = self.folder / "selva.lua"
+        path.write_text(re.sub(rf'  {name} = ".*?",', lambda _: f"  {name} = {json.dumps(value)},", path.read_text()))
+
+    def mark(self, frame: int, name: str, note: str = "") -> None:
+        """Put a marker on the timeline, `frame` frames after its begin."""
+        fields = {"name": name, "note": note, "color": "Blue", "duration": 1}
+        self.world.markers[frame] = self.lua.table_from(fields)
+
+    def run(self) -> None:
+        """Run the script until it has ended."""
+        self.lua.execute((self.folder / "selva.lua").read_text())
+
+    def tracks(self) -> list[tuple[str, bool, list[Any]]]:
+        """Name, whether it is enabled, and the clips of every new audio track."""
+        return [(track.name, track.enabled, [track[1]]) for track in list(self.world.tracks.values())[1:]]

@@ -40,13 +40,14 @@ function strict.check(called, wanted, ...)
 end
 
 -- Make the table `prefix` of published lines such as "boolean ok = reaper.Name(string title)" and of what they do.
--- A published function without one is an error as soon as it is called: the test must say what it does.
-function strict.table(prefix, published, functions)
+-- With `self`, they are methods of that kind of object, published as "Timeline:Name(string title)".
+function strict.table(prefix, published, functions, self)
   local found = {}
   for line in published:gmatch("[^\n]+") do
     local name, inside = line:match(prefix .. "[.:]([%w_]+)%((.-)%)")
     if name then
       local wanted = parameters(inside)
+      if self then table.insert(wanted, 1, { wanted = self, name = "the object" }) end
       found[name] = function(...)
         strict.check(prefix .. "." .. name, wanted, ...)
         return functions[name](...)
