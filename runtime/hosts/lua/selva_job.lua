@@ -133,7 +133,7 @@ cd "$(dirname "$0")" || exit 1
 export PYTHONUTF8=1
 %s >report.json 2>selva.log </dev/null &
 child=$!
-(while [ ! -e exit ]; do
+(while kill -0 $child 2>/dev/null; do
   if [ -e cancel ]; then kill -TERM $child; exit; fi
   sleep 0.2
 done) &
