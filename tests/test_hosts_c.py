@@ -194,8 +194,7 @@ def test_a_broken_worker_is_ended_and_its_job_interrupted(run, behaviour, messag
     patience = {"TRY_TIMEOUT": "0.5"} if behaviour in ("deaf", "mute") else {}
     found = run([*FAKE, behaviour], **patience)
     assert (found.life, found.error) == (GONE, message)
-    if behaviour not in ("another_job",):  # its job was done before the lie
-        assert (found.state, found.message) == (INTERRUPTED, message)
+    assert (found.state, found.message) == (INTERRUPTED, message)
     assert found.worst_poll_s < 0.25
     assert found.close_s < 0.5  # it had been killed
 

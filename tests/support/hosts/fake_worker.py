@@ -195,7 +195,7 @@ def answer(message, job):
         if BEHAVIOUR == "fails_early":  # the change is told before the job has a name
             job.change(state="failed", error={"message": "too early", "exit_code": None})
         reply(number, {**seen, "id": {"nameless": 7, "long_name": "7" * 10_000}.get(BEHAVIOUR, JOB)})
-        if BEHAVIOUR != "fails_early":
+        if BEHAVIOUR not in ("fails_early", "another_job"):
             job.run()
     elif method in ("job.get", "job.cancel"):
         require(params == {"job": JOB} or BEHAVIOUR == "long_name", "the name of the job")
