@@ -8,7 +8,7 @@ ONLY :=
 # Idle OpenMP threads sleep instead of spinning: on a busy machine that is the difference of minutes.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test test-full attack mutants lint docs clean help
+.PHONY: demo test test-full test-hosts host-packages attack mutants lint docs clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -39,6 +39,22 @@ test: lint docs  ## lint, the documentation and the whole suite
 
 test-full: .venv/installed  ## exports and stems at official widths: 12 GB of disk, half an hour
 	$(BIN)/python -m pytest -m full_size
+
+# Blender as a module needs Python 3.11 and 1.3 GB. The rest comes from Debian's packages.
+HOST_PACKAGES := blender xvfb xauth xdotool imagemagick
+
+.venv-hosts/installed:
+	$(PYTHON) -m venv .venv-hosts
+	.venv-hosts/bin/pip install --quiet --disable-pip-version-check bpy==5.0.1
+	@touch $@
+
+host-packages:
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; \
+		then apt-get install --yes --quiet --no-install-recommends $(HOST_PACKAGES); \
+		else echo "not root on Debian: what of these is not installed is not run: $(HOST_PACKAGES)"; fi
+
+test-hosts: .venv/installed .venv-hosts/installed host-packages  ## the hosts themselves: installs them, runs them, and says what was not run
+	$(BIN)/python -m pytest -m hosts -rs
 
 attack: .venv/installed  ## a thousand attacks of each kind: some hours; ATTACKS=100 for fewer
 	SELVA_ATTACKS=$(or $(ATTACKS),1000) $(BIN)/python -m pytest tests/test_attack_*.py

@@ -273,7 +273,9 @@ def test_it_can_be_read_at_every_width_and_in_the_dark(page, scheme):
         page.wait_for_timeout(100)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert page.evaluate(CONTRAST) == []
-    unnamed = "[...document.querySelectorAll('input, textarea, button, meter, progress')].filter((e) => !e.labels?.length"
+    unnamed = (
+        "[...document.querySelectorAll('input, textarea, button, meter, progress')].filter((e) => !e.labels?.length"
+    )
     assert page.evaluate(f"{unnamed} && !e.ariaLabel && !e.textContent.trim()).map((e) => e.id)") == []
 
 
