@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from compilers import HERE, ROOT, WARNINGS, compiler
+from compilers import HERE, PLUGIN, WARNINGS, compiler
 from platforms import needs_linux
 from workers import COMMAND, STREET, settings
 
 pytestmark = needs_linux  # of C libraries, the guard of the callback knows glibc alone
-PLUGIN = ROOT / "runtime" / "hosts" / "plugin"
 EMPTY, WORKING, READY, FAILED = range(4)
 FRAMES = 1000
 

@@ -8,6 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 HEADER = ROOT / "runtime" / "hosts" / "c" / "selva.h"
+PLUGIN = ROOT / "runtime" / "hosts" / "plugin"
 HERE = Path(__file__).parent / "hosts"
 WARNINGS = ("-Wall", "-Wextra", "-Wpedantic", "-Werror")
 

@@ -8,7 +8,8 @@
 #define DISTRHO_PLUGIN_CLAP_ID "selva-deploy.stem"
 #define DISTRHO_PLUGIN_CLAP_FEATURES "instrument", "stereo"
 #define DISTRHO_PLUGIN_LV2_CATEGORY "lv2:GeneratorPlugin"
-#define DISTRHO_PLUGIN_VST3_CATEGORIES "Generator|Stereo"
+// Most hosts give a plug-in without inputs a place only among the instruments.
+#define DISTRHO_PLUGIN_VST3_CATEGORIES "Instrument|Generator|Stereo"
 
 #define DISTRHO_PLUGIN_HAS_UI 0
 #define DISTRHO_PLUGIN_IS_RT_SAFE 1

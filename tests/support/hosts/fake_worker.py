@@ -119,7 +119,7 @@ class Job:
         time.sleep(0.1)
 
     def run(self):
-        if BEHAVIOUR == "endless":
+        if BEHAVIOUR in ("endless", "leaves_when_cancelled"):
             self.change(state="running", progress={"phase": "step", "fraction": None, "done": None, "total": None})
             return
         for phase, fraction in (("load", None), ("step", 0.5), ("tiny", 1e-05), ("write", 1)):
@@ -195,7 +195,7 @@ def answer(message, job):
         if BEHAVIOUR == "fails_early":  # the change is told before the job has a name
             job.change(state="failed", error={"message": "too early", "exit_code": None})
         reply(number, {**seen, "id": {"nameless": 7, "long_name": "7" * 10_000}.get(BEHAVIOUR, JOB)})
-        if BEHAVIOUR != "fails_early":
+        if BEHAVIOUR not in ("fails_early", "another_job"):
             job.run()
     elif method in ("job.get", "job.cancel"):
         require(params == {"job": JOB} or BEHAVIOUR == "long_name", "the name of the job")
@@ -203,6 +203,8 @@ def answer(message, job):
             job.change(tell=False, state="cancelled", progress=None)
             with open(os.environ["FAKE_LOG"], "a") as log:
                 log.write("cancelled\n")
+            if BEHAVIOUR == "leaves_when_cancelled":
+                os._exit(0)
         reply(number, {**job.seen, "id": "another" if BEHAVIOUR == "another_job" else JOB})
     else:
         require(False, "unknown method")
