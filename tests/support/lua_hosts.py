@@ -120,7 +120,7 @@ class Reaper:
         self.clock: Callable[[], float] = lambda: 4 * time.monotonic()  # so that it polls more often
         strict = self.lua.execute((PLAYED / "strict.lua").read_text())
         played = self.lua.compile((PLAYED / "reaper.lua").read_text())
-        self.world = played(strict, self._start, self._now, str(script))
+        self.world = played(strict, self._start, os.makedirs, self._now, str(script))
         self.world.media = str(media)
 
     def _start(self, line: str) -> str | None:
