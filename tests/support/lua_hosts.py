@@ -94,13 +94,13 @@ class Processes:
     def __init__(self) -> None:
         self.lines: list[str] = []
         self._started: list[subprocess.Popen[bytes]] = []
+        self._environment = dict(os.environ)
 
     def start(self, line: str) -> str | None:
         """Run a command line without a shell, as ExecProcess does, and do not wait."""
         self.lines.append(line)
         try:
-            environment = {"PATH": os.environ["PATH"], "HOME": "/", "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
-            self._started.append(subprocess.Popen(shlex.split(line), stdin=subprocess.DEVNULL, env=environment))
+            self._started.append(subprocess.Popen(shlex.split(line), stdin=subprocess.DEVNULL, env=self._environment))
         except OSError:
             return None
         return "0\n"
