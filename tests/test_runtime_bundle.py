@@ -23,7 +23,7 @@ from selva_runtime.backends.onnx_cpu import OnnxCpuExecutor
 from selva_runtime.backends.openvino.executor import OpenVinoExecutor
 from selva_runtime.text import TextEncoder
 
-LONG_FORM = {"window_segments": 12, "anchor_segments": 4, "overlap_segments": 2}
+LONG_FORM = {"window_segments": 12, "anchor_segments": 5, "overlap_segments": 2}
 
 
 @pytest.fixture

@@ -24,8 +24,8 @@ from selva_runtime.windows import Grid, plan
 FPS = 25
 HOP = 512
 WINDOW_FRAMES = 104
-HOP_LATENTS = 70
-"""What a window of the demo adds: 12 segments show 13 units of 10, of which 4 are anchor and 2 overlap."""
+HOP_LATENTS = 60
+"""What a window of the demo adds: 12 segments show 13 units of 10, of which 5 are anchor and 2 overlap."""
 CLOSE = {"rtol": 0, "atol": 1e-5}
 
 

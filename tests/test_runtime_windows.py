@@ -27,7 +27,7 @@ RULES = {
     16: SequenceRules(sample_rate_hz=16_000, hop=256, **COMMON),
     44: SequenceRules(sample_rate_hz=44_100, hop=512, **COMMON),
 }
-TOY = LongForm(window_segments=12, anchor_segments=4, overlap_segments=2)
+TOY = LongForm(window_segments=12, anchor_segments=5, overlap_segments=2)
 OFFICIAL = LongForm.of(RULES[16], 8.0)
 RANDOM_CASES = 240
 
@@ -206,20 +206,20 @@ def test_the_toys_window():
     windows = plan(grid)
     assert {window.lengths.latent for window in windows} == {130}
     assert windows[1] == Window(
-        segments=((11, 19),),
+        segments=((11, 18),),
         lengths=grid.window,
         start=110,
-        final=180,
-        anchor=40,
-        anchor_segments=4,
+        final=170,
+        anchor=50,
+        anchor_segments=5,
         known=20,
         fade=20,
     )
-    assert [window.start for window in windows][:4] == [0, 110, 180, 250]
+    assert [window.start for window in windows][:4] == [0, 110, 170, 230]
     weights = windows[1].weights(0.25)
-    assert (weights[:45] == 1).all()
-    np.testing.assert_allclose(weights[45:55], np.arange(9.5, 0, -1) / 10, atol=1e-6)
-    assert (weights[55:] == 0).all()
+    assert (weights[:55] == 1).all()
+    np.testing.assert_allclose(weights[55:65], np.arange(9.5, 0, -1) / 10, atol=1e-6)
+    assert (weights[65:] == 0).all()
 
 
 def test_a_window_more_for_a_frame_more():

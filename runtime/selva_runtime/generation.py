@@ -27,7 +27,7 @@ from selva_runtime.progress import Progress
 from selva_runtime.request import StemRequest
 from selva_runtime.results import Clip, StemPart
 from selva_runtime.text import TextEncoder
-from selva_runtime.windows import Slices, Window
+from selva_runtime.windows import Window, stretches
 
 Float32 = npt.NDArray[np.float32]
 
@@ -139,12 +139,12 @@ class Generation:
         noise: Float32,
         held: Held | None = None,
         *,
-        anchors: Sequence[Slices] = (),
+        anchors: Sequence[int] = (),
         keep_states: bool = False,
     ) -> tuple[Tensor, list[Float32 | None]]:
         """Generate the latents of a window, (stems, T, Z), from noise of that shape.
 
-        `anchors` are the segments of the stems' anchors. Also return the states of each batch of stems,
+        `anchors` are the first segments of the stems' anchors. Also return the states of each batch of stems,
         (steps, B, T, Z), or None without `keep_states`.
 
         Raises:
@@ -152,7 +152,7 @@ class Generation:
             Cancelled: the caller's event was set.
         """
         executor, request, every = self.executor, self.request, features.stems
-        anchors = anchors or [()] * len(every)
+        anchors = anchors or [0] * len(every)
 
         def run(rows: slice) -> tuple[Tensor, Float32 | None]:
             before, batch = self._done["step"], rows.stop - rows.start
@@ -192,7 +192,7 @@ class Generation:
         return concatenate(executor, [latents for latents, _ in found]), [states for _, states in found]
 
     def _conditions(
-        self, window: Window, features: list[tuple[Tensor, Tensor]], anchors: Sequence[Slices], negative: Tensor | None
+        self, window: Window, features: list[tuple[Tensor, Tensor]], anchors: Sequence[int], negative: Tensor | None
     ) -> dict[str, Tensor]:
         text = stack(self.executor, [text for _, text in features])
         shown = [self._shown(window, anchor, sync) for anchor, (sync, _) in zip(anchors, features, strict=True)]
@@ -207,10 +207,10 @@ class Generation:
         conditions = self.executor.run(CONDITIONS, feeds, self.cancel)
         return {**conditions, "sync_row": sync_rows(self.rules, window.lengths, len(features))}
 
-    def _shown(self, window: Window, anchor: Slices, sync: Tensor) -> Tensor:
-        """The sync features of the segments that a window shows, those of its anchor first."""
+    def _shown(self, window: Window, anchor: int, sync: Tensor) -> Tensor:
+        """The sync features of the segments that a window shows. `anchor` is the first of its anchor."""
         each = self.rules.sync_per_segment
-        shown = (*anchor, *window.segments)
+        shown = (*stretches(anchor, window.anchor_segments, len(sync) // each), *window.segments)
         return concatenate(self.executor, [sync[each * first : each * stop] for first, stop in shown])
 
     def decode(self, latents: Tensor, lead: int, first: int, stop: int) -> Iterator[StemPart]:

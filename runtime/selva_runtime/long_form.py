@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -18,14 +17,12 @@ from selva_bundle.lengths import LongForm, SequenceRules
 from selva_runtime.flow import Held
 from selva_runtime.generation import Features, Generation
 from selva_runtime.results import StemPart
-from selva_runtime.windows import Slices, Window, unit_length
+from selva_runtime.windows import Window, unit_length
 
 Float32 = npt.NDArray[np.float32]
 
 CONTEXT = 10
 """Latent vectors before and after a part of the sound that the decoder sees too."""
-PIECE = 2
-"""Segments in a piece of an anchor."""
 SPLICE_SAMPLES = 320
 FREE = np.zeros(1, np.float32)
 
@@ -74,11 +71,11 @@ def replaced(
     for window in windows:
         anchors = _anchors(generation, opening, window)
         start, known = _cut(noise, window), _cut(latents, window)
-        known[:, : window.anchor] = _from(anchors, opening)
+        known[:, : window.anchor] = _from(anchors, opening, window.anchor)
         times = (np.arange(generation.request.steps, dtype=np.float32) / generation.request.steps)[:, None, None, None]
         path = ((1 - times) * start + times * known).astype(np.float32)
         held = Held(values=path, weights=window.weights(form.guard))
-        ended, _ = generation.flow(window, features, start, held, anchors=[anchor.segments for anchor in anchors])
+        ended, _ = generation.flow(window, features, start, held, anchors=[anchor.segment for anchor in anchors])
         _merge(latents, window, generation.executor.read(ended)[0], held.weights)
     return latents
 
@@ -145,7 +142,7 @@ def _run(
     anchors: Sequence[Anchor] = (),
 ) -> tuple[Float32, Float32]:
     """Generate a window. Return its latents (stems, T, Z) and the states before each step (steps, stems, T, Z)."""
-    segments = [anchor.segments for anchor in anchors]
+    segments = [anchor.segment for anchor in anchors]
     ended, kept = generation.flow(window, features, noise, held, anchors=segments, keep_states=True)
     states = np.concatenate([batch for batch in kept if batch is not None], axis=1)
     return generation.executor.read(ended)[0], states
@@ -153,41 +150,33 @@ def _run(
 
 @dataclass(frozen=True, kw_only=True)
 class Anchor:
-    """What a window shows of the first one, for one stem."""
+    """Where a stem's anchor begins in the first window."""
 
-    segments: Slices
-    """Segments of the first window, in pieces."""
-    places: npt.NDArray[np.int64]
-    """Places of their latent vectors."""
+    segment: int
+    latent: int
 
 
 def _anchors(generation: Generation, opening: Float32, window: Window) -> list[Anchor]:
     """Choose the anchor of each stem from the latents (stems, T, Z) of the first window: where most happens.
 
-    An anchor in which nothing sounds could not keep a voice, and two pieces show more sounds than one.
+    An anchor in which nothing sounds could not keep a voice.
     """
     unit = unit_length(generation.rules)
-    whole = int(opening.shape[1] / unit)  # units. n segments show n + 1; the clip may have one more
-    shown = min(whole, max(whole - 1, generation.clip.shots[0].segments))
-    begins = [round(segment * unit) for segment in range(shown + 1)]
-    pieces = [range(first, min(first + PIECE, shown)) for first in range(0, shown, PIECE)]
+    changes = np.linalg.norm(np.diff(opening, axis=1), axis=2)
+    shown = max(int(opening.shape[1] / unit) - 1, generation.clip.shots[0].segments)  # n segments show n + 1 units
+    last = min(int((opening.shape[1] - window.anchor) / unit), shown - window.anchor_segments)
+    places = [Anchor(segment=segment, latent=round(segment * unit)) for segment in range(last + 1)]
 
-    def anchor(changes: Float32) -> Anchor:
-        busiest = sorted(pieces, key=lambda piece: -changes[begins[piece.start] : begins[piece.stop]].sum())
-        chosen = sorted(list(chain(*busiest))[: window.anchor_segments])
-        lengths = np.diff([round(count * unit) for count in range(len(chosen) + 1)])
-        places = [begins[segment] + np.arange(length) for segment, length in zip(chosen, lengths, strict=True)]
-        return Anchor(
-            segments=tuple((segment, segment + 1) for segment in chosen),
-            places=np.concatenate([*places, np.empty(0, np.int64)])[: window.anchor],
-        )
+    def happens(stem: Float32) -> Anchor:
+        return max(places, key=lambda place: float(stem[place.latent : place.latent + window.anchor].sum()))
 
-    return [anchor(stem) for stem in np.linalg.norm(np.diff(opening, axis=1), axis=2)]
+    return [happens(stem) for stem in changes]
 
 
-def _from(anchors: Sequence[Anchor], opening: Float32) -> Float32:
+def _from(anchors: Sequence[Anchor], opening: Float32, length: int) -> Float32:
     """(…, stems, length, Z): each stem's anchor in (…, stems, T, Z) of the first window."""
-    return np.stack([opening[..., i, anchor.places, :] for i, anchor in enumerate(anchors)], axis=-3)
+    parts = [opening[..., i, anchor.latent : anchor.latent + length, :] for i, anchor in enumerate(anchors)]
+    return np.stack(parts, axis=-3)
 
 
 def _cut(clip: Float32, window: Window) -> Float32:
@@ -199,7 +188,7 @@ def _cut(clip: Float32, window: Window) -> Float32:
 def _known(window: Window, opening: Float32, anchors: Sequence[Anchor], before: Window, states: Float32) -> Float32:
     """(steps, stems, T, Z) states that are known: of the anchor, of the window before, and of the loop's begin."""
     values = np.zeros((*states.shape[:2], window.lengths.latent, states.shape[3]), np.float32)
-    values[:, :, : window.anchor] = _from(anchors, opening)
+    values[:, :, : window.anchor] = _from(anchors, opening, window.anchor)
     place = before.anchor + window.start - before.start
     values[:, :, window.anchor : window.anchor + window.known] = states[:, :, place : place + window.known]
     if window.known_after:

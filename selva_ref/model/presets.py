@@ -222,7 +222,7 @@ _DEMO = Preset(
         clip_tokens=32,
     ),
     duration_s=4.16,
-    anchor_segments=4,
+    anchor_segments=5,
     overlap_segments=2,
 )
 

@@ -96,8 +96,8 @@ def _trial(anchor: int, overlap: int, guard: float) -> tuple[str, Method]:
 TRIALS = dict(
     [
         *(_trial(anchor, 2, 0.25) for anchor in (0, 2, 3, 4, 5, 6)),
-        *(_trial(4, overlap, 0.25) for overlap in (1, 3)),
-        *(_trial(4, 2, guard) for guard in (0.0, 0.4)),
+        *(_trial(5, overlap, 0.25) for overlap in (1, 3)),
+        *(_trial(5, 2, guard) for guard in (0.0, 0.4)),
     ]
 )
 """Anchors, overlaps and guards of windows, in segments, on the shortest films."""
