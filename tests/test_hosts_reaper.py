@@ -69,7 +69,7 @@ def test_a_worker_is_tried_first(reaper, command):
     reaper.movie("/films/street.mp4", length_s=4.0)
     reaper.run(*ONE)
     assert ["--worker" in arguments for arguments in command.asked] == [True]
-    command.plan(worker=False)
+    command.plan(worker=False, slow=True)
     reaper.run(*ONE)
     assert ["--worker" in arguments for arguments in command.asked] == [True, True, False]
     assert [name for name, _ in reaper.tracks()] == ["picture", "dog barking", "dog barking"]

@@ -61,6 +61,7 @@ def marker(host: Resolve, frame: int = 110):
 @pytest.mark.parametrize(("setting", "rate"), RATES.items())
 def test_stems_begin_at_the_first_frame_of_the_clip(resolve, command, setting, rate):
     show(resolve, setting, setting.split()[0], frames=120, offset=1001)
+    resolve.mark(219, "selva: what is asked later")
     resolve.mark(110, "selva: dog barking; footsteps, fast", "takes: 2\nseed: 7\nnegative: music")
     resolve.run()
     (arguments,) = command.asked
@@ -125,6 +126,7 @@ def test_a_clip_without_a_marker_gets_one_to_fill_in(resolve, command):
     resolve.run()
     resolve.run()  # what was answered is no option of the next run
     assert [name for name, _, _ in resolve.tracks()] == ["rain", "rain"]
+    assert marker(resolve, 101).note.count("= Done") == 1
     assert len(resolve.world.root["is"].folders) == 1
 
 

@@ -33,6 +33,7 @@ if "--worker" in arguments and not plan["worker"]:
 if plan["error"]:
     ended(plan["error"])
 print("warning: " + plan["warning"], file=sys.stderr, flush=True)
+time.sleep(0.3 if plan["slow"] else 0)
 if plan["hangs"]:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     time.sleep(60)
@@ -63,7 +64,14 @@ class Command:
 
     def plan(self, **plan: Any) -> None:
         """Say how it behaves: whether a worker runs, whether it hangs or fails, or what it prints."""
-        usual = {"worker": True, "error": None, "warning": "the toy demo", "hangs": False, "report": None}
+        usual = {
+            "worker": True,
+            "error": None,
+            "warning": "the toy demo",
+            "hangs": False,
+            "slow": False,
+            "report": None,
+        }
         (self.path.parent / "plan").write_text(json.dumps(usual | plan))
 
     @property

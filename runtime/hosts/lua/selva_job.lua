@@ -137,11 +137,8 @@ child=$!
   if [ -e cancel ]; then kill -TERM $child; exit; fi
   sleep 0.2 || exit
 done) &
-watcher=$!
 wait $child
-code=$?
-kill $watcher 2>/dev/null
-echo $code >exit.part && mv exit.part exit
+echo $? >exit.part && mv exit.part exit
 ]]
 
   local POWERSHELL = "\239\187\191" .. [[
