@@ -249,6 +249,12 @@ def test_the_window_outlives_the_worker(window):
 
 
 @needs_window
+def test_another_file_ends_the_run(window):
+    _, seen = window
+    assert seen["another_file"] == {"busy": False, "strips": 0}
+
+
+@needs_window
 def test_stems_come_and_one_undo_takes_them_away(window):
     """The film has 25 frames a second, the scene 24: at the film's own speed, the stems need no other speed."""
     work, seen = window

@@ -177,6 +177,12 @@ def scenario():
     os.kill(STATE.connection.worker.call("doctor")["supervisor"]["pid"], signal.SIGKILL)
     yield from until(lambda: STATE.run is None)
     SEEN["killed"] = {"stems": stems(), "messages": STATE.messages}
+    press_generate()
+    yield from told_until_it_generates()
+    job, worker = STATE.run.tasks[0].job["id"], STATE.connection.worker
+    bpy.ops.wm.read_homefile(use_empty=True)
+    yield from until(lambda: worker.get(job)["state"] == "cancelled", within_s=10)
+    SEEN["another_file"] = {"busy": STATE.is_busy, "strips": len(strips())}
     SEEN["longest_step_s"] = max(STEPS_S)
     SEEN["steps"] = len(STEPS_S)
 
@@ -204,4 +210,4 @@ def finish():
     os._exit(0)  # Blender would ask whether to save
 
 
-bpy.app.timers.register(tick, first_interval=1.0)
+bpy.app.timers.register(tick, first_interval=1.0, persistent=True)
