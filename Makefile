@@ -44,6 +44,7 @@ test-full: .venv/installed  ## exports and stems at official widths: 12 GB of di
 HOST_PACKAGES := blender xvfb xauth xdotool imagemagick dpf-source g++ ardour jalv jackd2 lilv-utils
 
 .venv-hosts/installed:
+	@rm -rf .venv-hosts
 	$(PYTHON) -m venv .venv-hosts
 	.venv-hosts/bin/pip install --quiet --disable-pip-version-check bpy==5.0.1 dawdreamer==0.9.0 pedalboard==0.9.26
 	@touch $@

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md")]
 FOLDERS = ("runtime", "export", "engines", "benchmarks")
-PAGES += sorted((ROOT / "docs").rglob("*.md"))
+PAGES += sorted((ROOT / "docs").rglob("*.md")) + sorted((ROOT / "runtime" / "hosts").glob("*/README.md"))
 
 
 def test_every_message_in_troubleshooting_is_one_that_the_code_gives():

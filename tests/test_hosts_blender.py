@@ -78,7 +78,7 @@ def test_at_the_videos_own_speed_a_second_is_a_second(extension, strip, video_fp
     length = int(1000 * scene_fps / video_fps)
     own = replace(strip, end=101 + length, video_frames=1000, video_fps=video_fps, scene_fps=scene_fps)
     frame, start_s, duration_s, speed = shown(extension, own)
-    assert (frame, start_s, speed) == (101, 0, pytest.approx(1, abs=1e-6))
+    assert (frame, start_s, speed) == (101, 0, 1)
     assert duration_s == pytest.approx(length / scene_fps, abs=1e-4)
     later = shown(extension, replace(own, first=101 + 48))
     assert later[1] == pytest.approx(48 / scene_fps, abs=1e-6)
@@ -224,7 +224,7 @@ def finished(run):
         return run.state != "running"
 
     until(stepped)
-    assert longest_s < 0.5, "a step held up the host"
+    assert longest_s < 2, "a step held up the host"
     return run
 
 
@@ -266,12 +266,15 @@ def test_a_cancelled_run_ends_and_the_worker_stays(run_of, tmp_path):
     assert finished(run_of({})).state == "done"
 
 
-def test_a_run_that_is_cancelled_before_the_worker_answers(run_of):
+@pytest.mark.parametrize("steps", [0, 1])
+def test_a_run_that_is_cancelled_before_the_worker_answers(run_of, steps):
     run = run_of(ENDLESS)
-    run.step()
+    for _ in range(steps):
+        run.step()
     run.cancel()
     run.step()
-    assert (run.state, run.lost_worker, run.tasks[0].job) == ("cancelled", True, None)
+    assert (run.state, run.lost_worker, run.tasks[0].job) == ("cancelled", bool(steps), None)
+    assert len(run_of.connections) == steps
 
 
 def test_a_refused_request_cancels_the_others(run_of):

@@ -5,6 +5,7 @@ Each Blender does everything once, in `tests/support/hosts/`, and writes down wh
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -27,7 +28,9 @@ BPY = Path(os.environ.get("SELVA_BPY_PYTHON", ROOT / ".venv-hosts" / "bin" / "py
 """The Python of an environment that has `bpy`."""
 WINDOW = ("blender", "xvfb-run", "xdotool", "import")
 pytestmark = [pytest.mark.hosts]
-needs_bpy = pytest.mark.skipif(not BPY.exists(), reason="needs Blender's module bpy; `make test-hosts` installs it")
+needs_bpy = pytest.mark.skipif(
+    not (BPY.parents[1] / "installed").exists(), reason="needs Blender's module bpy; `make test-hosts` installs it"
+)
 needs_window = pytest.mark.skipif(
     not all(map(shutil.which, WINDOW)), reason=f"needs {', '.join(WINDOW)}; `make test-hosts` installs them"
 )
@@ -199,6 +202,7 @@ def test_a_worker_that_dies_is_told_and_the_next_run_has_a_new_one(background):
     assert (killed["stems"], killed["connected"]) == ([], False)
     assert (after["said"], len(after["stems"])) == ("", 2)
     assert after["pids"][0] != after["pids"][1]
+    assert background["killed_idle"] == ""
 
 
 @needs_bpy
@@ -225,7 +229,7 @@ def test_the_window_goes_on_while_stems_are_made(window):
     assert phases[-1] == "Generating"
     assert len([line for line in seen["told"] if line.startswith("Generating")]) >= 5
     assert seen["steps"] > 20
-    assert seen["longest_step_s"] < 0.5
+    assert seen["longest_step_s"] < 2
 
 
 @needs_window
@@ -234,6 +238,14 @@ def test_escape_cancels(window):
     cancelled = seen["cancelled"]
     assert (cancelled["stems"], cancelled["files"]) == ([], [])
     assert cancelled["after_s"] < 3
+
+
+@needs_window
+def test_the_window_outlives_the_worker(window):
+    """Unlike the module bpy, Blender does not ignore SIGPIPE."""
+    _, seen = window
+    assert seen["killed"]["stems"] == []
+    assert re.fullmatch(r"the worker is gone \(exit code -9\); its log: .*engine.log", seen["killed"]["messages"][0])
 
 
 @needs_window

@@ -112,6 +112,8 @@ def test_the_stem_sounds_at_the_exact_frame(start, rate_hz):
     assert not host.play(begin + FRAMES, 500, 64).any()
     assert not host.play(-(2**40), 500, 64).any()
     assert np.array_equal(host.play(begin + 123, 77, 16), expected(123, 77))  # after a jump
+    host.do("set position_s -0.01")
+    assert np.array_equal(host.play(0, 300, 64), expected(round(0.01 * rate_hz), 300))
 
 
 def test_what_is_asked_of_the_worker(start, tmp_path):

@@ -10,8 +10,7 @@ pytest.importorskip("lupa.luajit21", reason="needs lupa with LuaJIT (the extra d
 if sys.platform == "win32":
     pytest.skip("the runner for Windows is PowerShell: not run by tests", allow_module_level=True)
 
-from lua_hosts import Command, Resolve, real_command
-from workers import STREET
+from lua_hosts import Command, Resolve
 
 FIRST = 86400
 RATES = {
@@ -98,6 +97,7 @@ def test_a_file_of_another_rate_than_the_timeline(resolve, command):
         ({"in": 0, "out": 109}, ("1.200000", "0.400000"), 100),
         ({"in": 140, "out": 900}, ("2.800000", "0.400000"), 140),
         ({"in": 200, "out": 900}, ("1.200000", "2.000000"), 100),
+        ({"in": 0, "out": 99}, ("1.200000", "2.000000"), 100),
         ({"in": 120}, ("1.200000", "2.000000"), 100),
     ],
 )
@@ -112,6 +112,7 @@ def test_in_and_out_of_the_timeline_shorten_the_clip(resolve, command, marks, pa
 def test_a_clip_without_a_marker_gets_one_to_fill_in(resolve, command):
     resolve.mark(100, "mine")
     resolve.mark(99, "selva: of the clip before")
+    resolve.mark(150, "selva: of the clip after")
     resolve.run()
     assert marker(resolve, 101).name == "selva: "
     assert command.asked == []
@@ -168,13 +169,16 @@ def test_a_failure_is_in_the_marker_with_the_log(resolve, command):
     assert resolve.tracks() == []
 
 
-def test_removing_the_marker_cancels(resolve, command, tmp_path):
+@pytest.mark.parametrize("renamed", [False, True])
+def test_removing_or_renaming_the_marker_cancels(resolve, command, tmp_path, renamed):
     command.plan(hangs=True)
     resolve.mark(110, "selva: rain")
 
     def waiting() -> None:
-        if command.asked:
+        if command.asked and not renamed:
             resolve.world.markers[110] = None
+        elif command.asked:
+            resolve.mark(110, "selva: wind")
 
     resolve.waiting = waiting
     resolve.run()
@@ -202,6 +206,7 @@ def test_stems_go_to_their_timeline_when_another_is_in_front(resolve, command):
 
     resolve.waiting = waiting
     resolve.run()
+    assert marker(resolve).color == "Green"
     assert len(resolve.tracks()) == 1
     assert resolve.world.front == 2
 
@@ -211,13 +216,3 @@ def test_a_command_that_is_missing(resolve, command):
     resolve.mark(110, "selva: rain")
     resolve.run()
     assert "pip install" in marker(resolve).note
-
-
-def test_real_stems_of_the_demo_model(resolve, tmp_path):
-    resolve.setting("command", str(real_command(tmp_path)))
-    resolve.world.rate = "25"
-    resolve.world.clip(str(STREET), "25", FIRST, 25, 25, 25, 50)
-    resolve.mark(0, "selva: dog barking")
-    resolve.run()
-    assert marker(resolve, 0).color == "Green"
-    assert [(name, clip.start, clip.duration) for name, _, (clip,) in resolve.tracks()] == [("dog barking", FIRST, 25)]

@@ -126,6 +126,12 @@ def test_quoting_gives_back_every_argument(text):
     assert windows_arguments(given) == arguments
 
 
+def running(folder: Path) -> list[str]:
+    """The processes that were started with a path in this folder."""
+    found = subprocess.run(["ps", "-A", "-o", "args"], capture_output=True, text=True, check=True).stdout
+    return [line for line in found.splitlines() if str(folder) in line]
+
+
 @on_unix
 @pytest.mark.parametrize("shell", ["sh", "bash", "dash"])
 def test_the_runner_passes_arguments_and_can_be_ended(tmp_path, shell):
@@ -147,6 +153,7 @@ def test_the_runner_passes_arguments_and_can_be_ended(tmp_path, shell):
                 time.sleep(0.02)
             (folder / "cancel").touch()
         assert process.wait(10) == 0
+        assert not running(folder)  # what waits for `cancel` is gone too
         assert (folder / "exit").read_text().strip() == code
         assert command.asked[number] == arguments
 

@@ -94,13 +94,13 @@ class Processes:
     def __init__(self) -> None:
         self.lines: list[str] = []
         self._started: list[subprocess.Popen[bytes]] = []
+        self._environment = dict(os.environ)
 
     def start(self, line: str) -> str | None:
         """Run a command line without a shell, as ExecProcess does, and do not wait."""
         self.lines.append(line)
         try:
-            environment = {"PATH": os.environ["PATH"], "HOME": "/", "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
-            self._started.append(subprocess.Popen(shlex.split(line), stdin=subprocess.DEVNULL, env=environment))
+            self._started.append(subprocess.Popen(shlex.split(line), stdin=subprocess.DEVNULL, env=self._environment))
         except OSError:
             return None
         return "0\n"
@@ -120,7 +120,7 @@ class Reaper:
         self.clock: Callable[[], float] = lambda: 4 * time.monotonic()  # so that it polls more often
         strict = self.lua.execute((PLAYED / "strict.lua").read_text())
         played = self.lua.compile((PLAYED / "reaper.lua").read_text())
-        self.world = played(strict, self._start, self._now, str(script))
+        self.world = played(strict, self._start, os.makedirs, self._now, str(script))
         self.world.media = str(media)
 
     def _start(self, line: str) -> str | None:

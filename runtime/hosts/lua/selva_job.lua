@@ -129,16 +129,19 @@ return function(json)
 
   local SH = [[
 # Started by a host program. `cancel` ends the command; `exit` gets its exit code.
-cd "$(dirname "$0")" || exit 1
+cd "${0%%/*}" || exit 1
 export PYTHONUTF8=1
 %s >report.json 2>selva.log </dev/null &
 child=$!
-(while [ ! -e exit ]; do
+(while kill -0 $child 2>/dev/null; do
   if [ -e cancel ]; then kill -TERM $child; exit; fi
-  sleep 0.2
+  sleep 0.2 || exit
 done) &
+watcher=$!
 wait $child
-echo $? >exit.part && mv exit.part exit
+code=$?
+kill $watcher 2>/dev/null
+echo $code >exit.part && mv exit.part exit
 ]]
 
   local POWERSHELL = "\239\187\191" .. [[

@@ -1,7 +1,7 @@
 -- @description SelVA: stems for the selected video item, on new tracks below it
 -- @about One synchronised stem for each sound that you name. Needs selva-generate; see README.md.
 --
--- Never run in REAPER: tests play its API (see README.md). REAPER 6.29 or newer, no extensions.
+-- Never run in REAPER: tests play its API (see README.md). REAPER 6 or 7, no extensions.
 -- `picture` is what was selected: which part of which file, and where its sound belongs.
 
 local SECTION, TITLE, POLL_S = "selva", "SelVA stems", 0.2

@@ -204,7 +204,7 @@ local function start(request, picture)
   return job.start(command, request, windows, launch, os.time)
 end
 
--- Wait until a run has ended. Removing its marker cancels it.
+-- Wait until a run has ended. Removing or renaming its marker cancels it.
 local function follow(timeline, marker, run)
   while true do
     local state, what = run:poll()
@@ -231,7 +231,7 @@ local function main()
   if not picture then return answer(timeline, marker, "Red", fault) end
   local run, problem = start(request, picture)
   if not run then return answer(timeline, marker, "Red", problem) end
-  answer(timeline, marker, "Yellow", "Generating; removing this marker cancels.")
+  answer(timeline, marker, "Yellow", "Generating; removing or renaming this marker cancels.")
   local state, what = follow(timeline, marker, run)
   if state == "cancelled" then return print("SelVA: cancelled.") end
   if state == "failed" then return answer(timeline, marker, "Red", what) end

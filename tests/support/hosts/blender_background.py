@@ -232,6 +232,9 @@ def cancelled_and_killed():
     SEEN["killed"]["messages"] = STATE.messages
     scene.selva.steps, scene.selva.takes = 2, 1
     SEEN["after"] = {"said": generated(), "stems": stems(), "pids": [pid, worker_pid()]}
+    os.kill(worker_pid(), signal.SIGKILL)
+    STATE.connection._pipes.process.wait()
+    SEEN["killed_idle"] = generated()
 
 
 def examined():

@@ -9,6 +9,7 @@ worker's Python. Keys come from xdotool, pictures from ImageMagick's import.
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -116,6 +117,16 @@ def until(condition, within_s=240):
         yield
 
 
+def told_until_it_generates():
+    """Yields until the fifth progress of the computation, and returns what the panel said until then."""
+    told = []
+    for _ in until(lambda: len({text for text in told if text.startswith("Generating")}) >= 5):
+        if STATE.run is not None:
+            told.append(f"{STATE.run.text} {STATE.run.fraction}")
+        yield
+    return list(dict.fromkeys(told))
+
+
 def escape_key():
     subprocess.run(["xdotool", "mousemove", "400", "300", "key", "Escape"], check=True)
 
@@ -143,12 +154,7 @@ def scenario():
     yield
     bpy.context.scene.selva.steps = 1000
     SEEN["pressed"] = press_generate()
-    told = []
-    for _ in until(lambda: len({text for text in told if text.startswith("Generating")}) >= 5):
-        if STATE.run is not None:
-            told.append(f"{STATE.run.text} {STATE.run.fraction}")
-        yield
-    SEEN["told"] = list(dict.fromkeys(told))
+    SEEN["told"] = yield from told_until_it_generates()
     yield from (None for _ in range(20))
     screenshot("running.png")
     begun = time.monotonic()
@@ -165,6 +171,12 @@ def scenario():
     bpy.ops.ed.undo()
     yield
     SEEN["undone"] = {"stems": stems(), "strips": len(strips())}
+    bpy.context.scene.selva.steps = 1000
+    press_generate()
+    yield from told_until_it_generates()
+    os.kill(STATE.connection.worker.call("doctor")["supervisor"]["pid"], signal.SIGKILL)
+    yield from until(lambda: STATE.run is None)
+    SEEN["killed"] = {"stems": stems(), "messages": STATE.messages}
     SEEN["longest_step_s"] = max(STEPS_S)
     SEEN["steps"] = len(STEPS_S)
 

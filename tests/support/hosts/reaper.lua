@@ -1,7 +1,7 @@
 -- Plays REAPER: a project of tracks, items and takes behind the published API of ReaScript, checked call by call.
 -- Returns the world, through which a test sets things up and looks at what the script did.
 
-local strict, execute, clock, script = ...
+local strict, execute, make_folder, clock, script = ...
 
 -- As in REAPER's "ReaScript documentation" (Help menu, v7). What it calls a buffer argument up to v6 is optional here.
 local PUBLISHED = [[
@@ -224,7 +224,7 @@ local functions = {
   end,
   PreventUIRefresh = function(count) world.refresh = world.refresh + count end,
   RecursiveCreateDirectory = function(path)
-    os.execute("mkdir -p '" .. path:gsub("'", "'\\''") .. "'")
+    make_folder(path)
     return 1
   end,
   SetActiveTake = function(take) take.item.active = take end,

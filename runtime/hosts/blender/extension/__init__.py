@@ -1,7 +1,7 @@
 """SelVA stems in Blender's Video Sequencer.
 
 Nothing of the model runs in Blender: selva-worker is another process with a Python of its own. Only `settings.py`,
-`strips.py`, `operators.py` and `panel.py` need Blender's `bpy`. The rest is tested without it.
+`strips.py`, `tasks.py`, `operators.py` and `panel.py` need Blender's `bpy`. The rest is tested without it.
 """
 
 from __future__ import annotations

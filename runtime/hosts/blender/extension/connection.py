@@ -76,6 +76,11 @@ class Connection:
             raise WorkerError("the worker does not start")
         return self.facts is not None
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether the worker's process runs."""
+        return self._pipes.process.poll() is None
+
     def close(self) -> None:
         """Let the worker leave."""
         self.worker.close()

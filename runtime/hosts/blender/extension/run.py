@@ -103,21 +103,18 @@ class Run:
         return [(place, job["result"]) for place, job in done if job["state"] == "done"]
 
     def _step(self) -> None:
-        if self.connection is None:
-            if self._cancelled:
-                self.state = CANCELLED
-                return
-            self.connection = self._connect()
-        if not self.connection.ready():
-            if self._cancelled:
-                self.state, self.lost_worker = CANCELLED, True
+        if self._cancelled and all(task.job is None for task in self.tasks):
+            self.state = CANCELLED
+            self.lost_worker = self.connection is not None and self.connection.facts is None
             return
-        self._submit(self.connection)
-        self._look(self.connection)
+        self.connection = self.connection or self._connect()
+        if self.connection.ready():
+            self._submit(self.connection)
+            self._look(self.connection)
 
     def _submit(self, connection: Connection) -> None:
         waiting = [task for task in self.tasks if task.job is None]
-        if not waiting or self._cancelled:
+        if not waiting:
             return
         folders: set[str] = set()
         for task in waiting:

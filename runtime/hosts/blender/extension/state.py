@@ -28,12 +28,13 @@ class State:
         return self.run is not None and self.run.state == RUNNING
 
     def connected(self, command: list[str], options: list[str], start: Callable[[], Connection]) -> Connection:
-        """Return the worker that was started so, or start one. One that was started otherwise leaves.
+        """Return the worker that was started so and runs, or start one. One that was started otherwise leaves.
 
         Raises:
             WorkerError: it cannot be started.
         """
-        if self.connection is not None and self.connection.made_from != (command, options):
+        found = self.connection
+        if found is not None and (found.made_from != (command, options) or not found.is_alive):
             self.disconnect()
         if self.connection is None:
             self.connection = start()
