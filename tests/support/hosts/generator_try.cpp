@@ -1,6 +1,10 @@
-// Plays the plug-in's generator as a host would; one command a line of stdin. What an audio callback would call is
+// Uses the plug-in's generator as a host would; one command a line of stdin. What an audio callback would call is
 // called under the guard of rt_guard.h.
+#ifdef WITHOUT_GUARD // a sanitizer replaces malloc itself
+static int guard;
+#else
 #include "rt_guard.h"
+#endif
 
 #include "generator.hpp"
 #include "resample.hpp"
@@ -31,6 +35,27 @@ static void play(Generator &generator, std::istream &words) {
     FILE *out = std::fopen(file.c_str(), "wb");
     std::fwrite(left.data(), sizeof(float), count, out);
     std::fclose(out);
+}
+
+// Plays all the time on a thread of its own, as a host's audio thread does, while `number` changes are made on this one.
+static void race(Generator &generator, int number) {
+    std::atomic<bool> stop{false};
+    std::thread audio([&] {
+        float left[64], right[64];
+        for (int block = 0; !stop; block++) {
+            generator.press(block / 50 % 2);
+            generator.play(left, right, 64, block % 20 * 64);
+        }
+    });
+    const std::string stem = generator.get("stem");
+    for (int k = 0; k < number; k++) {
+        generator.set("position_s", k % 2 ? "0.01" : "0");
+        generator.set_rate(k % 3 ? 48000 : 44100);
+        generator.set("stem", k % 5 ? stem : "");
+        std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    }
+    stop = true;
+    audio.join();
 }
 
 static void wait_for(Generator &generator, int status) {
@@ -94,6 +119,7 @@ int main(int count, char **words) {
             if (command == "seed") generator.seed = number;
             if (command == "rate") generator.set_rate(number);
             if (command == "wait") wait_for(generator, number);
+            if (command == "race") race(generator, number);
             if (command == "sleep") std::this_thread::sleep_for(std::chrono::milliseconds(number));
         }
         std::fflush(stdout);
