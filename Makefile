@@ -41,12 +41,12 @@ test-full: .venv/installed  ## exports and stems at official widths: 12 GB of di
 	$(BIN)/python -m pytest -m full_size
 
 # Blender as a module needs Python 3.11 and 1.3 GB. The rest comes from Debian's packages.
-HOST_PACKAGES := blender xvfb xauth xdotool imagemagick
+HOST_PACKAGES := blender xvfb xauth xdotool imagemagick dpf-source g++ ardour jalv jackd2 lilv-utils
 
 .venv-hosts/installed:
 	@rm -rf .venv-hosts
 	$(PYTHON) -m venv .venv-hosts
-	.venv-hosts/bin/pip install --quiet --disable-pip-version-check bpy==5.0.1
+	.venv-hosts/bin/pip install --quiet --disable-pip-version-check bpy==5.0.1 dawdreamer==0.9.0 pedalboard==0.9.26
 	@touch $@
 
 host-packages:

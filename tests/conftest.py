@@ -1,4 +1,4 @@
-"""Bundles for the tests: exported once per run, with random weights; copy one before changing it.
+"""Workers and bundles for the tests. Bundles are exported once per run, with random weights; copy one to change it.
 
 If SELVA_TEST_BUNDLES names a folder they are kept there, for the thousand sessions of `make mutants`.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -16,6 +17,9 @@ from pathlib import Path
 import pytest
 from bundles import export_demo
 from filelock import FileLock
+from workers import STREET, serving, start
+
+from selva_worker.client import Worker
 
 os.environ["SELVA_CACHE"] = "none"  # no test reads or fills the developer's cache
 FIXTURES = {"fp32": "demo_bundle", "fp16": "demo_bundle_fp16"}
@@ -64,3 +68,19 @@ def gpu_bundles(demo_bundle: Path, demo_bundle_fp16: Path, tmp_path_factory: pyt
     for copy in copies.values():
         build_all_engines(copy)
     return copies
+
+
+@pytest.fixture
+def piped(demo_bundle: Path, tmp_path: Path) -> Iterator[Worker]:
+    """A worker on pipes that may read the example and write to `tmp_path`."""
+    worker = start(tmp_path, demo_bundle)
+    yield worker
+    worker.close()
+
+
+@pytest.fixture
+def site(demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
+    """The same on HTTP, found by its file."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
+    with serving(tmp_path, demo_bundle, "--allow", str(tmp_path), "--allow", str(STREET.parent)) as worker:
+        yield worker

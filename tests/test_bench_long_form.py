@@ -183,13 +183,13 @@ def test_hard_cuts_cover_a_film_whose_length_is_no_multiple():
             asked.append((start_s, duration_s))
             return duration_s
 
-        def generate(self, clip, prompts, *, seed, steps):
+        def generate(self, clip, prompts, *, seed, steps, takes):
             audio = np.zeros(round(clip * RATE_HZ), np.float32)
-            return [type("Stem", (), {"audio": audio})() for _ in prompts]
+            return [type("Stem", (), {"audio": audio})() for _ in prompts * takes]
 
     film = FILMS[4]
-    audio, joins_s = METHODS["hard cut"].make(Silent(), film, "film", None)
-    assert audio.shape == (2, round(film.duration_s * RATE_HZ))
+    audio, joins_s = METHODS["hard cut"].make(Silent(), film, "film", None, 3)
+    assert audio.shape == (6, round(film.duration_s * RATE_HZ))
     assert asked[0] == (0, 4.16)
     assert asked[-1][0] + asked[-1][1] == pytest.approx(film.duration_s)
     np.testing.assert_allclose(joins_s, [start for start, _ in asked[1:]])

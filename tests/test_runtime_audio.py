@@ -16,14 +16,12 @@ import selva_runtime.media.audio
 from selva_bundle.atomic import write_new
 from selva_bundle.errors import OutputError, RequestError
 from selva_runtime.media.audio import (
-    FILTER_REACH,
     MAX_WAV_SAMPLES,
-    Resampler,
     WavWriter,
-    resample,
     stem_file_name,
     write_wav,
 )
+from selva_runtime.media.resampler import FILTER_REACH, Resampler, resample
 
 RATES_HZ = [8000, 16000, 44100, 48000, 96000]
 PAIRS_HZ = list(itertools.permutations(RATES_HZ, 2))

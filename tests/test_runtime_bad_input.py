@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from clips import numbered, write_video
 from platforms import file_size_limit, needs_posix
 
-import selva_runtime.command.deliver
+import selva_runtime.command.extras
 import selva_runtime.command.output
 from selva_bundle.errors import MediaError
 from selva_runtime.command.cli import main
@@ -156,7 +156,7 @@ def test_a_film_that_fails_does_not_lose_the_stems(generate, out, monkeypatch, a
         assert names(out) == ["rain.wav", "sea.wav", "wind.wav"]  # all stems are there before the first film
         raise MediaError(f"{video}: is damaged: its streams cannot be copied (for the test); export it again")
 
-    monkeypatch.setattr(selva_runtime.command.deliver, "mux", fail)
+    monkeypatch.setattr(selva_runtime.command.extras, "mux", fail)
     result = generate("-p", "sea", "-p", "wind", "--mux", "1", "--mux", "2", *(["--json"] if as_json else []))
     assert result.exit_code == 2
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]

@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -16,10 +15,10 @@ import pytest
 import soundfile
 from click.testing import CliRunner
 from clips import numbered, write_video
+from delivered import cancelled_after_a_window
 from platforms import needs_posix
 
 from selva_runtime import Cancelled
-from selva_runtime.backends.executor import check_cancel
 from selva_runtime.command.cli import main
 from selva_runtime.command.deliver import generate_files
 from selva_runtime.command.records import GenerateRequest
@@ -192,23 +191,10 @@ def test_wrong_regions(run, out, options, words):
 
 
 def test_a_region_that_cannot_be_right_is_refused_before_the_work(run, monkeypatch):
-    import selva_runtime.command.deliver
+    import selva_runtime.command.checks
 
-    monkeypatch.setattr(selva_runtime.command.deliver, "VideoFile", None)
+    monkeypatch.setattr(selva_runtime.command.checks, "VideoFile", None)
     assert "the region 5 to 4 s is too short" in run("--region", "5:4").stderr
-
-
-def cancelled_after_a_window(request: GenerateRequest):
-    """Runs until the first window was written, then cancels. Returns the report."""
-    cancel, steps = threading.Event(), []
-
-    def progress(stage, done, total):
-        check_cancel(cancel)  # as the command's own progress does
-        steps.append(stage)
-        if stage == "step" and "vocode" in steps:
-            cancel.set()
-
-    return generate_files(request, progress=progress, cancel=cancel)
 
 
 @pytest.mark.parametrize("rate_hz", [None, 48_000])

@@ -8,18 +8,15 @@ from dataclasses import replace
 from datetime import datetime
 from fractions import Fraction
 
-import av
 import numpy as np
 import pyloudnorm
 import pytest
 import soundfile
 import wavinfo
-from click.testing import CliRunner
-from clips import numbered, write_video
+from delivered import timed_video
 from platforms import file_size_limit, needs_posix
 
 from selva_bundle.errors import OutputError, RequestError
-from selva_runtime.command.cli import main
 from selva_runtime.media.post.broadcast import POST_RATE_HZ, BroadcastWriter
 from selva_runtime.media.post.chunks import StemTags
 from selva_runtime.media.post.loudness import CEILING_DB, LoudnessMeter, SharedGain
@@ -200,92 +197,7 @@ def test_a_time_of_more_than_32_bits(tmp_path):
     assert read.ixml.parsed.findtext("SPEED/TIMESTAMP_SAMPLES_SINCE_MIDNIGHT_HI") == "1"
 
 
-def timed_video(path, timecode, rate=25, frames=60):
-    plain = write_video(path.with_name("plain.mov"), map(numbered, range(frames)), rate=rate)
-    with av.open(str(plain)) as source, av.open(str(path), "w") as target:
-        copy = target.add_stream_from_template(source.streams.video[0])
-        target.metadata["timecode"] = timecode
-        for packet in source.demux(video=0):
-            if packet.dts is not None:
-                packet.stream = copy
-                target.mux(packet)
-    return path
-
-
 @pytest.mark.parametrize("suffix", ["mov", "mp4", "mkv", "mxf"])
 def test_the_timecode_of_a_file_is_found(tmp_path, suffix):
     with VideoFile(timed_video(tmp_path / f"a.{suffix}", "10:20:30:12")) as video:
         assert source_timecode(video) == "10:20:30:12"
-
-
-def generate(demo_bundle, video, out, *arguments):
-    common = [str(video), "-o", str(out), "--bundle", str(demo_bundle), "--threads", "1", "--steps", "2", "--json"]
-    result = CliRunner().invoke(main, [*common, *map(str, arguments)])
-    return result, json.loads(result.stdout)
-
-
-def test_the_command_delivers_for_post(demo_bundle, tmp_path):
-    video = timed_video(tmp_path / "street.mov", "10:00:00;00", Fraction(30_000, 1001))
-    result, report = generate(
-        demo_bundle, video, tmp_path / "out", "-p", "dog barking", "-p", "rain", "--deliver", "post", "--start", 0.5
-    )
-    assert result.exit_code == 0, result.stderr
-    assert report["timecode"] == "10:00:00;00"
-    assert report["gain_db"] <= 0
-    _, plain = generate(
-        demo_bundle,
-        video,
-        tmp_path / "plain",
-        "-p",
-        "dog barking",
-        "-p",
-        "rain",
-        "--start",
-        0.5,
-        "--sample-rate",
-        48000,
-    )
-    for stem, other in zip(report["stems"], plain["stems"], strict=True):
-        read = wavinfo.WavInfoReader(stem["file"])
-        start = parse_timecode("10:00:00;00", Fraction(30_000, 1001)).seconds + Fraction(1, 2)
-        assert read.bext.time_reference == round(start * 48_000)
-        assert [track.name for track in read.ixml.track_list] == [stem["prompt"]]
-        assert (read.ixml.scene, read.ixml.parsed.findtext("SPEED/TIMECODE_FLAG")) == ("street", "DF")
-        written, expected = (soundfile.read(path)[0] for path in (stem["file"], other["file"]))
-        np.testing.assert_allclose(written, expected * 10 ** (report["gain_db"] / 20), atol=2**-22)
-        assert stem["true_peak_db"] <= CEILING_DB
-        assert (other["loudness_lufs"], plain["gain_db"]) == (None, None)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["dog-barking.wav", "rain.wav"]
-
-
-def test_a_timecode_of_ones_own(demo_bundle, tmp_path):
-    video = timed_video(tmp_path / "a.mov", "10:00:00:00")
-    options = ["-p", "rain", "--deliver", "post", "--timecode", "01:00:00:05", "--takes", 2]
-    _, report = generate(demo_bundle, video, tmp_path / "out", *options)
-    reads = [wavinfo.WavInfoReader(stem["file"]) for stem in report["stems"]]
-    assert [read.bext.time_reference for read in reads] == [round((3600 + 5 / 25) * 48_000)] * 2
-    assert [read.ixml.take for read in reads] == ["1", "2"]
-
-
-def test_a_timecode_that_cannot_be_at_this_rate_is_a_warning(demo_bundle, tmp_path):
-    video = timed_video(tmp_path / "a.mkv", "10:00:00:29")
-    _, report = generate(demo_bundle, video, tmp_path / "out", "-p", "rain", "--deliver", "post")
-    assert any("its timecode is not used" in warning for warning in report["warnings"])
-    assert report["timecode"] is None
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--deliver", "tape"], "deliver is 'tape'; give wav or post"),
-        (["--deliver", "post", "--sample-rate", 44100], "leave out --sample-rate"),
-        (["--timecode", "01:00:00:00"], "add --deliver post"),
-        (["--deliver", "post", "--timecode", "01:00:00"], "is not HH:MM:SS:FF"),
-    ],
-)
-def test_options_that_do_not_fit(demo_bundle, tmp_path, arguments, message):
-    video = write_video(tmp_path / "a.mp4", map(numbered, range(50)))
-    result, report = generate(demo_bundle, video, tmp_path / "out", "-p", "rain", *arguments)
-    assert result.exit_code == 2
-    assert message in report["error"]
-    assert not (tmp_path / "out").exists()

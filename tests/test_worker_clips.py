@@ -5,16 +5,14 @@ import shutil
 
 import pytest
 from clips import numbered, write_video
-from workers import PROMPTS, STREET, expected_stems, request, samples, start
+from workers import PROMPTS, STREET, expected_stems, request, samples
 
 from selva_worker.remembering_session import RememberingSession
 
 
 @pytest.fixture
-def worker(demo_bundle, tmp_path):
-    worker = start(tmp_path, demo_bundle, "--cache", "none")
-    yield worker
-    worker.close()
+def worker(piped):
+    return piped
 
 
 @pytest.fixture
@@ -68,7 +66,7 @@ def test_another_part_or_file_is_encoded(worker, tmp_path):
         {"video": str(STREET)},
     ):
         assert encodes(worker, {**asked, **change})
-    assert encodes(worker, asked)  # one clip is kept
+        assert encodes(worker, asked)  # one clip is kept
 
 
 def test_cuts_from_a_file_are_those_of_the_clip(worker, film, tmp_path):

@@ -22,14 +22,12 @@ DEATH_S = 2
 
 
 @pytest.fixture
-def worker(demo_bundle, tmp_path):
-    worker = start(tmp_path, demo_bundle)
-    yield worker
-    worker.close()
+def worker(piped):
+    return piped
 
 
 def hidden(folder: Path) -> list[str]:
-    return [path.name for path in folder.rglob("*") if path.name.startswith(".") or path.suffix == ".part"]
+    return [path.name for path in folder.rglob("*") if path.name.startswith(".")]
 
 
 def test_stems_are_those_of_a_session(worker, demo_bundle, tmp_path):
@@ -87,6 +85,7 @@ def test_no_process_is_left_and_the_job_is_interrupted(demo_bundle, tmp_path, ki
         assert is_alive(engine)
         os.kill(host.pid if killed == "host" else supervisor, signal.SIGKILL)
         until(lambda: not is_alive(supervisor) and not is_alive(engine), within_s=DEATH_S)
+        assert hidden(tmp_path) == []
         host.kill()
     again = start(tmp_path, demo_bundle)
     (job,) = again.jobs()
@@ -94,6 +93,16 @@ def test_no_process_is_left_and_the_job_is_interrupted(demo_bundle, tmp_path, ki
     assert again.submit(endless(tmp_path), key="mine")["id"] == job["id"]
     until_phase(again, job["id"], "step")
     again.close()
+
+
+@needs_linux
+def test_an_idle_engine_leaves_with_its_supervisor(worker):
+    worker.wait(worker.call("model.load")["id"])
+    doctor = worker.call("doctor")
+    os.kill(doctor["supervisor"]["pid"], signal.SIGKILL)
+    until(lambda: not is_alive(doctor["engine"]["pid"]), within_s=DEATH_S)
+    with pytest.raises(WorkerError, match="the worker is gone"):
+        worker.jobs()
 
 
 def test_the_same_key_runs_once(worker, tmp_path):
@@ -129,6 +138,7 @@ def test_a_running_job_is_cancelled_in_time(worker, tmp_path, phases):
 
 def test_a_waiting_job_is_cancelled_at_once(worker, tmp_path):
     running, waiting = (worker.submit(endless(tmp_path))["id"] for _ in range(2))
+    until(lambda: worker.get(running)["state"] == "running")
     assert worker.cancel(waiting)["state"] == "cancelled"
     assert worker.get(running)["state"] == "running"
 
@@ -139,10 +149,28 @@ def test_a_job_that_does_not_stop_is_ended_with_its_engine(worker, tmp_path):
     until_phase(worker, job, "step")
     os.kill(worker.call("doctor")["engine"]["pid"], signal.SIGSTOP)
     began_s = time.monotonic()
-    worker.cancel(job)
-    assert worker.wait(job)["state"] == "cancelled"
+    until(lambda: worker.cancel(job)["state"] == "cancelled", within_s=4)  # cancelling again puts nothing off
     assert 1 < time.monotonic() - began_s < 2
     assert hidden(tmp_path / "stems") == []
+
+
+def test_a_worker_that_leaves_in_the_middle_of_a_job_tidies_up(demo_bundle, tmp_path):
+    worker = start(tmp_path, demo_bundle)
+    until_phase(worker, worker.submit(endless(tmp_path))["id"], "step")
+    assert len(hidden(tmp_path / "stems")) == 16
+    worker.close()
+    assert hidden(tmp_path / "stems") == []
+
+
+@needs_linux
+def test_an_engine_that_loads_is_ended_at_once(worker, tmp_path):
+    job = worker.submit(endless(tmp_path))["id"]
+    until_phase(worker, job, "load")
+    os.kill(worker.call("doctor")["engine"]["pid"], signal.SIGSTOP)
+    began_s = time.monotonic()
+    worker.cancel(job)
+    assert worker.wait(job)["state"] == "cancelled"
+    assert time.monotonic() - began_s < 1
 
 
 def test_an_engine_that_is_killed_leaves_no_part_of_a_timeline(worker, tmp_path):

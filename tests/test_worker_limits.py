@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from platforms import needs_linux
-from workers import STREET, endless, request, serving, start, until
+from workers import endless, request, until
 
 from selva_worker.client import WorkerError, rendezvous_path
 from selva_worker.job_queue import MAX_QUEUED
@@ -15,20 +15,6 @@ from selva_worker.job_queue import MAX_QUEUED
 GIGABYTE = 1_000_000_000
 PIECE = bytes(1_000_000)
 SUPERVISOR_BYTES = 60e6
-
-
-@pytest.fixture
-def piped(demo_bundle, tmp_path):
-    worker = start(tmp_path, demo_bundle)
-    yield worker
-    worker.close()
-
-
-@pytest.fixture
-def site(demo_bundle, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
-    with serving(tmp_path, demo_bundle, "--allow", str(tmp_path), "--allow", str(STREET.parent)) as worker:
-        yield worker
 
 
 def peak_bytes(pid: int) -> int:
@@ -79,6 +65,7 @@ def post(head: str, piece: bytes) -> tuple[int, int]:
     [
         (f"Content-Length: {GIGABYTE}", PIECE, 413),
         ("Transfer-Encoding: chunked", f"{len(PIECE):x}\r\n".encode() + PIECE + b"\r\n", 411),
+        ("Content-Length: 2\r\nTransfer-Encoding: chunked", f"{len(PIECE):x}\r\n".encode() + PIECE + b"\r\n", 411),
         ("Content-Length: 2", b"{}" + PIECE, 200),  # and a second request that is none
     ],
 )

@@ -16,27 +16,13 @@ from pathlib import Path
 
 import pytest
 from platforms import needs_linux
-from workers import COMMAND, PROMPTS, STREET, expected_stems, request, samples, serving, start, until
+from workers import COMMAND, PROMPTS, STREET, expected_stems, request, samples, until
 
 import selva_worker.client
 from selva_runtime.command.records import GenerateRequest
+from selva_worker import protocol
 from selva_worker.client import Worker, WorkerError, rendezvous_path
 from selva_worker.requests import GENERATE_OPTIONS
-
-
-@pytest.fixture
-def site(demo_bundle, tmp_path, monkeypatch):
-    """A worker on HTTP, found by its file."""
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
-    with serving(tmp_path, demo_bundle, "--allow", str(tmp_path), "--allow", str(STREET.parent)) as worker:
-        yield worker
-
-
-@pytest.fixture
-def piped(demo_bundle, tmp_path):
-    worker = start(tmp_path, demo_bundle)
-    yield worker
-    worker.close()
 
 
 @pytest.fixture(params=["piped", "site"])
@@ -163,6 +149,7 @@ def test_paths_outside_are_refused(worker, tmp_path_factory, tmp_path):
         {"out": f"{tmp_path}/../{outside.name}"},
         {"video": str(tmp_path / "film.mp4")},
         {"cuts": "/etc/passwd"},
+        {"timelines": [str(tmp_path / "film.rpp"), str(outside / "film.rpp")]},
     ]
     for change in wrong:
         with pytest.raises(WorkerError, match="is outside the allowed folders") as caught:
@@ -239,3 +226,35 @@ def test_the_client_is_one_file_for_older_pythons():
 def test_a_job_takes_every_option_that_the_start_did_not_fix():
     fixed = {"bundle", "backend", "threads", "compute_precision", "cache", "keep_partial"}
     assert set(GENERATE_OPTIONS) == {field.name for field in fields(GenerateRequest)} - fixed
+
+
+def test_every_method_option_and_code_is_documented(piped):
+    text = (Path(__file__).parents[1] / "docs" / "worker.md").read_text(encoding="utf-8")
+    known = piped.call("initialize")
+    names = [*known["methods"], *known["generate_options"], *known["clip_options"], *piped.call("doctor")["settings"]]
+    assert [name for name in names if f"`{name}`" not in text and f"`--{name}`" not in text] == []
+    codes = (protocol.OUTSIDE, protocol.QUEUE_FULL, protocol.UNKNOWN_JOB, protocol.KEY_TAKEN, protocol.BUSY)
+    assert [code for code in codes if str(code) not in text] == []
+
+
+@pytest.mark.parametrize(
+    ("method", "params", "message"),
+    [
+        ("initialize", {"protocol": 99}, "this worker speaks protocol 1, not 99"),
+        ("initialize", {"folders": [1]}, "folders must be a list of paths"),
+        ("job.get", {"job": "x", "since": True}, "does not take this 'since'"),
+        ("model.load", {"urgent": 1}, "does not take this 'urgent'"),
+    ],
+)
+def test_parameters_are_checked(piped, method, params, message):
+    with pytest.raises(WorkerError, match=message):
+        piped.call(method, **params)
+
+
+def test_keys_and_jobs_have_a_length(piped, tmp_path):
+    for key in ("", "x" * 201):
+        with pytest.raises(WorkerError, match="the key is empty or longer than 200 characters"):
+            piped.submit(request(tmp_path), key=key)
+    with pytest.raises(WorkerError, match="the request is longer than 32768 bytes"):
+        piped.submit(request(tmp_path, prompts=["x" * 33_000]))
+    assert piped.jobs() == []

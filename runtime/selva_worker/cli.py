@@ -10,7 +10,7 @@ import click
 
 from selva_runtime.command.base import SETTINGS, OneLineCommand
 from selva_worker import stdio
-from selva_worker.client import Worker
+from selva_worker.client import Worker, WorkerError
 from selva_worker.folders import AllowedFolders
 from selva_worker.state_folder import StateFolder
 from selva_worker.supervisor import Supervisor
@@ -55,7 +55,7 @@ def main(
         raise click.UsageError("--idle-unload is not a number")
     if open_browser and over_stdio:
         raise click.UsageError("--open needs HTTP; leave out --stdio")
-    if open_browser and _opened_running():
+    if open_browser and _opened_running(folders):
         return
     place = StateFolder(state)
     supervisor = Supervisor(settings, place.path, AllowedFolders(list(folders)), idle_unload_s=idle_unload_s)
@@ -70,12 +70,17 @@ def main(
         supervisor.close()
 
 
-def _opened_running() -> bool:
-    """Open the page of the worker that runs, if there is one."""
+def _opened_running(folders: tuple[str, ...]) -> bool:
+    """Open the page of the worker that runs, if there is one, after allowing these folders too."""
     from selva_worker.page.opening import open_page, running_page
 
-    if Worker.find() is None:
+    worker = Worker.find()
+    if worker is None:
         return False
-    click.echo("A worker runs already: its page is opened, and it keeps its own options.", err=True)
+    try:
+        worker.call("initialize", folders=list(folders))
+    except WorkerError as error:
+        raise click.UsageError(str(error)) from error
+    click.echo("A worker runs already: its page is opened. It keeps its options, but for --allow.", err=True)
     open_page(running_page())
     return True

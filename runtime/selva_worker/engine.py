@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from selva_bundle.atomic import TEMPORARY
 from selva_bundle.errors import Cancelled, SelvaError
 from selva_worker.jobs import ENCODE, GENERATE
+from selva_worker.leftovers import remove_leftovers
 
 if TYPE_CHECKING:
     from selva_worker.remembering_session import RememberingSession
@@ -35,6 +36,8 @@ class Engine:
         self._session: RememberingSession | None = None
         self._todo: SimpleQueue[dict[str, Any]] = SimpleQueue()
         self._cancelled: dict[str, Event] = {}
+        self._request: dict[str, Any] = {}
+        """Of the current job."""
 
     def listen(self) -> None:
         """Take messages until the supervisor is gone, then end the process."""
@@ -45,6 +48,7 @@ class Engine:
                     event.set()
             else:
                 self.take(message)
+        remove_leftovers(self._request, TEMPORARY)
         os._exit(0)  # the main thread may be anywhere
 
     def take(self, message: dict[str, Any]) -> None:
@@ -56,6 +60,7 @@ class Engine:
         """Do jobs for ever."""
         while True:
             message = self._todo.get()
+            self._request = message["request"]
             self._do(message["id"], message["kind"], message["request"])
             del self._cancelled[message["id"]]
 
@@ -100,7 +105,7 @@ class Engine:
             made = generate_files(asked, session=session, say=report.say, progress=report, cancel=report.cancel)
             return asdict(made)
         if kind == ENCODE:
-            from selva_runtime.command.deliver import read_cuts_option
+            from selva_runtime.command.checks import read_cuts_option
 
             cuts = read_cuts_option(request.pop("cuts", "auto"))
             clip = session.encode(request.pop("video"), cuts=cuts, **request, progress=report, cancel=report.cancel)

@@ -29,7 +29,7 @@ class AllowedFolders:
         real = _real(folder)
         if not os.path.isdir(real):
             raise Refused(INVALID_PARAMS, f"{folder!r} is not a folder; allow one that exists")
-        if real not in self._folders:
+        if not self._allows(real):
             self._folders.append(real)
 
     def resolved(self, path: str) -> str:
@@ -39,9 +39,12 @@ class AllowedFolders:
             Refused: it lies outside the allowed folders.
         """
         real = _real(path)
-        if not any(os.path.commonpath([real, folder]) == folder for folder in _same_drive(real, self._folders)):
+        if not self._allows(real):
             raise Refused(OUTSIDE, f"{path!r} is outside the allowed folders; allow its folder with --allow")
         return real
+
+    def _allows(self, real: str) -> bool:
+        return any(os.path.commonpath([real, folder]) == folder for folder in _same_drive(real, self._folders))
 
 
 def _real(path: str) -> str:

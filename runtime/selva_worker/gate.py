@@ -68,8 +68,8 @@ class Gate:
 
 def _bad_length(given: dict[bytes, list[bytes]], most_bytes: int) -> tuple[int, str] | None:
     lengths = given.get(b"content-length", [])
-    if len(lengths) != 1 or not lengths[0].isdigit():
-        return 411, "the request needs a Content-Length"
+    if len(lengths) != 1 or not lengths[0].isdigit() or b"transfer-encoding" in given:
+        return 411, "the request needs a Content-Length and no Transfer-Encoding"
     if int(lengths[0][:20]) > most_bytes:
         return 413, f"the request is longer than {most_bytes} bytes"
     return None

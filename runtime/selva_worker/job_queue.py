@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from selva_worker.jobs import ENDED, INTERRUPTED, QUEUED, Job
+from selva_worker.client import ENDED
+from selva_worker.jobs import INTERRUPTED, QUEUED, Job
 from selva_worker.journal import Journal
-from selva_worker.protocol import KEY_TAKEN, QUEUE_FULL, UNKNOWN_JOB, Refused
+from selva_worker.protocol import FAILED, KEY_TAKEN, QUEUE_FULL, UNKNOWN_JOB, Refused
 
 MAX_QUEUED = 1000
 MAX_ENDED = 1000
@@ -44,7 +45,7 @@ class JobQueue:
         """Queue a job, or return the one that has its key. One that was interrupted is queued again.
 
         Raises:
-            Refused: the key belongs to another request, or too many jobs are waiting.
+            Refused: the key belongs to another request, too many jobs are waiting, or the disk is full.
         """
         known = self._keys.get(new.key) if new.key is not None else None
         if known is not None and not known.is_same_work(new):
@@ -56,7 +57,10 @@ class JobQueue:
         if known is not None:
             self.change(known, state=QUEUED, progress=None, urgent=new.urgent)
             return known
-        self._journal.add(new)
+        try:
+            self._journal.add(new)
+        except OSError as error:
+            raise Refused(FAILED, f"the journal cannot be written ({error.strerror}); free some space") from error
         self._jobs[new.id] = new
         if new.key is not None:
             self._keys[new.key] = new

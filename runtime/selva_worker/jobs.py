@@ -8,10 +8,11 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from selva_worker.client import ENDED
+
 QUEUED, RUNNING, WRITING = "queued", "running", "writing"
-DONE, FAILED, CANCELLED, INTERRUPTED = "done", "failed", "cancelled", "interrupted"
+DONE, FAILED, CANCELLED, INTERRUPTED = ENDED
 ACTIVE = (RUNNING, WRITING)
-ENDED = (DONE, FAILED, CANCELLED, INTERRUPTED)
 GENERATE, ENCODE, LOAD = "generate", "encode", "load"
 """Kinds of jobs."""
 

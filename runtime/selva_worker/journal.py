@@ -6,14 +6,17 @@ short; such a last line is left out. At its start the journal is written anew wi
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from selva_bundle.atomic import atomic_write
-from selva_worker.jobs import ENDED, INTERRUPTED, Job
+from selva_worker.client import ENDED
+from selva_worker.jobs import INTERRUPTED, Job
 
 _NEW = ("kind", "request", "key", "urgent", "submitted_s")
 _CHANGING = ("id", "state", "result", "error")
@@ -34,14 +37,29 @@ class Journal:
             file.writelines(_line(job, _NEW + _CHANGING) for job in self.jobs)
         path.chmod(0o600)
         self._file = path.open("ab", buffering=0)
+        self._is_torn = False
+        """Whether the last line may be without its end."""
 
     def add(self, job: Job) -> None:
-        """Append a new job."""
-        self._file.write(_line(job, _NEW + _CHANGING))
+        """Append a new job.
+
+        Raises:
+            OSError: it cannot be written, so the job must not be taken.
+        """
+        self._append(_line(job, _NEW + _CHANGING))
 
     def change(self, job: Job) -> None:
-        """Append the state of a known job."""
-        self._file.write(_line(job, _CHANGING))
+        """Append the state of a known job. If the disk is full, a job that ended is interrupted for the next start."""
+        with suppress(OSError):
+            self._append(_line(job, _CHANGING))
+
+    def _append(self, line: bytes) -> None:
+        if self._is_torn:
+            line = b"\n" + line
+        self._is_torn = True
+        if self._file.write(line) < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._is_torn = False
 
     def close(self) -> None:
         """Close the file."""
@@ -57,7 +75,7 @@ def _read(path: Path) -> list[Job]:
     found: dict[str, Job] = {}
     with suppress(FileNotFoundError), path.open("rb") as file:
         for text in file:
-            with suppress(ValueError, TypeError, KeyError):
+            with suppress(ValueError, TypeError, KeyError, AttributeError):
                 _apply(found, json.loads(text))
     for job in found.values():
         if job.state not in ENDED:

@@ -39,7 +39,7 @@ class RememberingSession(Session):
     ) -> Clip:
         """Return the last clip if it is of the same part of the same, unchanged file. Otherwise encode."""
         name = Path(path)
-        part = (name, before := file_identity(name), start_s, duration_s, repr(cuts), frame_rule)
+        part = (name, file_identity(name), start_s, duration_s, repr(cuts), frame_rule)
         if self._clip is not None and part == self._part:
             return self._clip
         self.forget()
@@ -53,7 +53,7 @@ class RememberingSession(Session):
             cancel=cancel,
         )
         is_cached = self._cache is not None and isinstance(clip.tokens, Rows)
-        if not is_cached and file_identity(name) == before:
+        if not is_cached:
             self._part, self._clip = part, clip
         return clip
 

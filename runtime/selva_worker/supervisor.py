@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from threading import TIMEOUT_MAX, Condition, Thread
 from typing import Any
@@ -17,7 +16,8 @@ from typing import Any
 from selva_worker.engine_process import EngineProcess
 from selva_worker.folders import AllowedFolders
 from selva_worker.job_queue import JobQueue
-from selva_worker.jobs import ACTIVE, CANCELLED, DONE, FAILED, GENERATE, INTERRUPTED, QUEUED, RUNNING, WRITING, Job
+from selva_worker.jobs import ACTIVE, CANCELLED, DONE, FAILED, INTERRUPTED, QUEUED, RUNNING, WRITING, Job
+from selva_worker.leftovers import remove_leftovers
 from selva_worker.protocol import BUSY, Refused
 
 HARD_CANCEL_S = 2.0
@@ -184,7 +184,7 @@ class Supervisor:
         else:
             self._current = job
             loading = _progress(_LOADING) if self.engine.loaded is None else None
-            self.jobs.change(job, state=RUNNING, progress=loading, messages=[], error=None)
+            self.jobs.change(job, state=RUNNING, progress=loading, error=None)
             self.engine.send({"id": job.id, "kind": job.kind, "request": job.request})
         self._announce()
 
@@ -246,13 +246,8 @@ class Supervisor:
 
     def _tidy(self, engine: EngineProcess) -> None:
         """Remove the unfinished files of the current job, whose engine is dead."""
-        if self._current is None or self._current.kind != GENERATE or not engine.temporary:
-            return
-        request = self._current.request
-        for folder in {Path(request["out"]), *(Path(path).parent for path in request.get("timelines", ()))}:
-            with suppress(OSError):
-                for path in folder.glob(f"{engine.temporary}-*"):
-                    path.unlink(missing_ok=True)
+        if self._current is not None and engine.temporary:
+            remove_leftovers(self._current.request, engine.temporary)
 
 
 def _progress(phase: str, done: int | None = None, total: int | None = None) -> dict[str, Any]:

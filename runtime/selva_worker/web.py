@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from selva_worker.gate import Gate
 from selva_worker.methods import Methods
-from selva_worker.page.opening import open_page, page_url
+from selva_worker.page.opening import forget_page, open_page, page_url
 from selva_worker.page.routes import PageRoutes
 from selva_worker.page.store import PageStore
 from selva_worker.protocol import Refused, answer
@@ -126,4 +126,5 @@ async def _serve(
             open_page(page_url(port, token))
         await server.serve([listener])
     finally:
+        forget_page(page_url(port, token))
         place.close()

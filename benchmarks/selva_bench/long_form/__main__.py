@@ -29,6 +29,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--shortest", type=click.FloatRange(4), default=4, show_default=True, help="Leave out shorter films, s.")
 @click.option("--longest", type=click.FloatRange(4), default=600, show_default=True, help="Leave out longer films, s.")
 @click.option("--scenes", type=click.IntRange(1), default=4, show_default=True, help="Scenes for each film.")
+@click.option("--takes", type=click.IntRange(1), default=1, show_default=True, help="Stems of each source.")
 @click.option("--steps", type=click.IntRange(1), help="[default: the bundle's]")
 @click.option("--backend", default="cpu", show_default=True)
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Waiting threads cost time.")
@@ -41,6 +42,7 @@ def main(
     shortest: float,
     longest: float,
     scenes: int,
+    takes: int,
     steps: int | None,
     backend: str,
     threads: int,
@@ -58,18 +60,22 @@ def main(
             with atomic_write(picture) as temporary:
                 draw(result, 0, temporary)
 
-    rows = list(run_all(session, methods, films, work, scenes_each=scenes, steps=steps, report=report))
+    rows = list(run_all(session, methods, films, work, scenes_each=scenes, takes=takes, steps=steps, report=report))
     click.echo(table(rows))
     if out is not None:
         with atomic_write(out) as temporary:
-            temporary.write_text(json.dumps(document(session, rows, steps, threads), indent=1) + "\n", encoding="utf-8")
+            temporary.write_text(
+                json.dumps(document(session, rows, steps, takes, threads), indent=1) + "\n", encoding="utf-8"
+            )
 
 
 DRAWN = next(film for film in FILMS if film.frames == MEDIUM)
 """The film whose first stem is drawn, by the first method."""
 
 
-def document(session: Session, rows: list[dict[str, Any]], steps: int | None, threads: int) -> dict[str, Any]:
+def document(
+    session: Session, rows: list[dict[str, Any]], steps: int | None, takes: int, threads: int
+) -> dict[str, Any]:
     """The results with all that they depend on."""
     return {
         "command": "python -m selva_bench.long_form",
@@ -78,6 +84,7 @@ def document(session: Session, rows: list[dict[str, Any]], steps: int | None, th
             "backend": session.info.backend,
             "threads": threads,
             "steps": steps or session.info.defaults.steps,
+            "takes": takes,
             "guidance": session.info.defaults.guidance,
             "films": {film.name: [source.kind for source in film.scene.sources] for film in FILMS},
         },

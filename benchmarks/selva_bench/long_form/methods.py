@@ -26,8 +26,9 @@ from selva_runtime.session import ONE_PASS
 from selva_runtime.windows import Grid, joins_s, plan
 
 Sounds = npt.NDArray[np.float32]
-Make = Callable[[Session, Film, Path, int | None], tuple[Sounds, Times]]
-"""(session, film, path, steps) → stems (2, n) and the seconds of their joins."""
+Make = Callable[[Session, Film, Path, int | None, int], tuple[Sounds, Times]]
+"""(session, film, path, steps, takes) → stems (2 takes, n), those of the first source first, and the seconds of their
+joins."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +41,12 @@ class Method:
 
 
 def windows(
-    session: Session, film: Film, path: Path, steps: int | None, *, form: LongForm | None = None
+    session: Session, film: Film, path: Path, steps: int | None, takes: int = 1, *, form: LongForm | None = None
 ) -> tuple[Sounds, Times]:
     """Makes the stems in windows that continue each other; `form` None means the bundle's."""
     form = session.info.long_form if form is None else form
     clip = session.encode(path, cuts=NO_CUTS)
-    stems = session.generate(clip, film.prompts, seed=film.number, steps=steps, long=form)
+    stems = session.generate(clip, film.prompts, seed=film.number, steps=steps, takes=takes, long=form)
     return np.stack([stem.audio for stem in stems]), joins(clip, form)
 
 
@@ -56,14 +57,14 @@ def joins(clip: Clip, form: LongForm) -> Times:
     return np.array(joins_s(plan(grid), rules))
 
 
-def one_pass(session: Session, film: Film, path: Path, steps: int | None) -> tuple[Sounds, Times]:
+def one_pass(session: Session, film: Film, path: Path, steps: int | None, takes: int = 1) -> tuple[Sounds, Times]:
     """Makes the stems in one pass over the whole film."""
     clip = session.encode(path, duration_s=film.duration_s)
-    stems = session.generate(clip, film.prompts, seed=film.number, steps=steps, long=ONE_PASS)
+    stems = session.generate(clip, film.prompts, seed=film.number, steps=steps, takes=takes, long=ONE_PASS)
     return np.stack([stem.audio for stem in stems]), np.empty(0)
 
 
-def hard_cut(session: Session, film: Film, path: Path, steps: int | None) -> tuple[Sounds, Times]:
+def hard_cut(session: Session, film: Film, path: Path, steps: int | None, takes: int = 1) -> tuple[Sounds, Times]:
     """Makes a stem for every 4.16 s by itself, each from other noise, and puts them end to end.
 
     This control has two faults that the measures must show: sounds break off at joins, and the voice changes.
@@ -73,7 +74,7 @@ def hard_cut(session: Session, film: Film, path: Path, steps: int | None) -> tup
     for index, start in enumerate(starts):
         duration_s = min(FRAMES, film.frames - start) / FPS
         clip = session.encode(path, start_s=start / FPS, duration_s=duration_s)
-        stems = session.generate(clip, film.prompts, seed=1000 * film.number + index, steps=steps)
+        stems = session.generate(clip, film.prompts, seed=1000 * film.number + index, steps=steps, takes=takes)
         parts.append(np.stack([stem.audio for stem in stems]))
     return np.concatenate(parts, axis=1), np.array(starts[1:]) / FPS
 

@@ -32,28 +32,29 @@ class Result:
 
     film: Film
     audio: Sounds
-    """(2, n)."""
+    """(2 takes, n)."""
     joins_s: Times
     measures: Measures
     cpu_s: float
 
 
-def run(session: Session, method: Method, film: Film, folder: Path, steps: int | None) -> Result:
-    """Makes and measures both stems of a film. The file is removed afterwards."""
+def run(session: Session, method: Method, film: Film, folder: Path, steps: int | None, takes: int = 1) -> Result:
+    """Makes and measures `takes` stems of each source of a film. The file is removed afterwards."""
     path = film.write(folder)
     begun_s = time.process_time()
-    audio, joins_s = method.make(session, film, path, steps)
+    audio, joins_s = method.make(session, film, path, steps, takes)
     cpu_s = time.process_time() - begun_s
     path.unlink()
-    left, right = film.scene.sources
+    left, right = (source.events_s for source in film.scene.sources)
+    each_s = [(left, right)] * takes + [(right, left)] * takes
     return Result(
         film=film,
         audio=audio,
         joins_s=joins_s,
         measures=Measures.total(
             [
-                measure(audio[0], left.events_s, right.events_s, joins_s, 2 * film.number),
-                measure(audio[1], right.events_s, left.events_s, joins_s, 2 * film.number + 1),
+                measure(sound, *events_s, joins_s, 2 * takes * film.number + row)
+                for row, (sound, events_s) in enumerate(zip(audio, each_s, strict=True))
             ]
         ),
         cpu_s=cpu_s,
@@ -77,6 +78,7 @@ def run_all(
     *,
     scenes_each: int,
     steps: int | None,
+    takes: int = 1,
     report: Callable[[str, Result], object],
 ) -> Iterator[dict[str, Any]]:
     """Yields a row for the scenes of each length, then one for every method and length. `report` gets each result."""
@@ -90,9 +92,10 @@ def run_all(
     for name, method, group in plan:
         results = []
         for film in group:
-            results.append(run(session, method, film, folder, steps))
+            results.append(run(session, method, film, folder, steps, takes))
             report(name, results[-1])
-        cost = sum(result.cpu_s for result in results) / sum(2 * result.film.duration_s for result in results)
+        seconds = sum(len(result.audio) * result.film.duration_s for result in results)
+        cost = sum(result.cpu_s for result in results) / seconds
         short_cost = cost if short_cost is None else short_cost
         yield {
             "method": name,

@@ -15,7 +15,7 @@ from click.core import ParameterSource
 from selva_runtime.command.base import CANCELLED, USER_ERROR, StoppableCommand
 
 if TYPE_CHECKING:
-    from selva_runtime.command.deliver import Say
+    from selva_runtime.command.messages import Say
     from selva_runtime.command.records import GenerateReport, GenerateRequest
     from selva_runtime.progress import Progress
 
@@ -130,7 +130,8 @@ class _Region(click.ParamType[tuple[float, float]]):
     "timelines",
     multiple=True,
     metavar="FILE",
-    help="Also write a timeline with the video and the stems: .otio, .otioz, .rpp (REAPER) or .mlt. Repeatable.",
+    help="Also write a timeline with the video and the stems: .otio, .otioz, .xml (Premiere), .fcpxml (Final Cut), "
+    ".rpp (REAPER) or .mlt. Repeatable.",
 )
 @click.option("--negative", help="What not to hear.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same sound.")

@@ -15,11 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from selva_runtime.command.records import StemFile
-from selva_runtime.media.audio import Resampler, WavWriter, stem_file_name
+from selva_runtime.media.audio import WavWriter, stem_file_name
 from selva_runtime.media.post.broadcast import BroadcastWriter
 from selva_runtime.media.post.chunks import Level, StemTags
 from selva_runtime.media.post.loudness import SharedGain
 from selva_runtime.media.post.timecode import Timecode
+from selva_runtime.media.resampler import Resampler
 from selva_runtime.request import StemRequest
 from selva_runtime.results import SessionInfo
 

@@ -24,8 +24,9 @@ from av.stream import Disposition, Stream
 
 from selva_bundle.atomic import write_new
 from selva_bundle.errors import MediaError, RequestError
-from selva_runtime.media.audio import Audio, Resampler, check_audio, check_rate, tag
+from selva_runtime.media.audio import Audio, check_audio, check_rate, tag
 from selva_runtime.media.container import find_video_stream, open_media, packets, reason
+from selva_runtime.media.resampler import Resampler
 
 FORMATS = {".mp4": ("mp4", "aac"), ".m4v": ("mp4", "aac"), ".mov": ("mov", "aac"), ".mkv": ("matroska", "flac")}
 """Suffix -> container, codec of the stem."""

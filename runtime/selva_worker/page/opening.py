@@ -17,7 +17,7 @@ import click
 from selva_bundle.atomic import output_errors
 from selva_worker.client import rendezvous_path
 
-_LEAD = '<!doctype html><meta charset="utf-8"><meta name="referrer" content="no-referrer"><title>selva</title>'
+_HEAD = '<!doctype html><meta charset="utf-8"><meta name="referrer" content="no-referrer"><title>selva</title>'
 
 
 def page_url(port: int, token: str) -> str:
@@ -42,12 +42,23 @@ def open_page(url: str) -> None:
         OutputError: the file that leads to it cannot be written.
     """
     click.echo(f"The page of this worker: {url}", err=True)
-    lead = Path(rendezvous_path()).with_name("open.html")
+    lead = _lead()
     with output_errors(lead):
         lead.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with suppress(FileNotFoundError):
             lead.unlink()
         descriptor = os.open(lead, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
         with open(descriptor, "w", encoding="utf-8") as file:
-            file.write(f'{_LEAD}<meta http-equiv="refresh" content="0;url={url}">')
+            file.write(f'{_HEAD}<meta http-equiv="refresh" content="0;url={url}">')
     webbrowser.open(lead.as_uri())
+
+
+def forget_page(url: str) -> None:
+    """Remove the file that leads to the page, unless it leads to another one by now."""
+    with suppress(OSError):
+        if url in _lead().read_text(encoding="utf-8"):
+            _lead().unlink()
+
+
+def _lead() -> Path:
+    return Path(rendezvous_path()).with_name("open.html")

@@ -19,7 +19,7 @@ from selva_worker.gate import MAX_VIDEO_BYTES, VIDEOS
 from selva_worker.page.assets import HEADERS, asset_routes
 from selva_worker.page.store import KEEP_S, VIDEO_SUFFIXES, PageStore
 from selva_worker.page.zipped import zip_stems
-from selva_worker.protocol import INVALID_PARAMS, OUTSIDE, Refused
+from selva_worker.protocol import INVALID_PARAMS, OUTSIDE, UNKNOWN_JOB, Refused
 from selva_worker.supervisor import Supervisor
 
 _MAX_ZIPPED = 1000
@@ -36,7 +36,7 @@ class PageRoutes:
             *asset_routes(),
             Route("/v1/page", _answered(self._about), methods=["GET"]),
             Route("/v1/page/marks", _answered(self._mark), methods=["POST"]),
-            Route(VIDEOS + "{name}", _answered(self._upload), methods=["PUT"]),
+            Route(VIDEOS + "{name:path}", _answered(self._upload), methods=["PUT"]),
             Route("/v1/page/video", _answered(self._video), methods=["GET"]),
             Route("/v1/page/zip", _answered(self._zip), methods=["GET"]),
             Route("/v1/jobs/{job}/stems/{number:int}", _answered(self._stem), methods=["GET"]),
@@ -113,6 +113,7 @@ class PageRoutes:
         return FileResponse(found, headers=HEADERS, media_type=_TYPES.get(found.suffix.lower()))
 
 
+_STATUS = {OUTSIDE: 403, UNKNOWN_JOB: 404}
 _TYPES = {".wav": "audio/wav", ".mp4": "video/mp4", ".webm": "video/webm", ".otioz": "application/zip"}
 
 
@@ -129,7 +130,7 @@ def _answered(handler: _Handler) -> _Handler:
         try:
             return await handler(request)
         except Refused as error:
-            return JSONResponse({"error": str(error)}, 403 if error.code == OUTSIDE else 400)
+            return JSONResponse({"error": str(error)}, _STATUS.get(error.code, 400))
         except FileNotFoundError as error:
             return JSONResponse({"error": str(error)}, 404)
         except (OutputError, OSError) as error:

@@ -15,8 +15,9 @@ from av.container import InputContainer
 from numpy.typing import NDArray
 
 from selva_ref.training.errors import SkippedClip
-from selva_runtime.media.audio import check_rate, resample
+from selva_runtime.media.audio import check_rate
 from selva_runtime.media.container import AV_ERRORS, open_media, packets
+from selva_runtime.media.resampler import resample
 
 SILENCE_PEAK = 1e-3
 """A clip whose peak is below -60 dB of full scale is silent."""

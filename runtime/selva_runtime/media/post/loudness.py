@@ -15,7 +15,8 @@ import av
 import av.filter
 import numpy as np
 
-from selva_runtime.media.audio import FILTER_REACH, Audio, Resampler, check_audio
+from selva_runtime.media.audio import Audio, check_audio
+from selva_runtime.media.resampler import FILTER_REACH, Resampler
 
 OVERSAMPLING = 4
 SILENT_LUFS = -70.0

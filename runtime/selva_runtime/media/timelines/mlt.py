@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 from selva_runtime.media.audio import tag
 from selva_runtime.media.timelines.sequence import Sequence
+from selva_runtime.media.timelines.xml import write_xml
 
 
 def write_mlt(sequence: Sequence, path: Path) -> None:
@@ -24,10 +25,8 @@ def write_mlt(sequence: Sequence, path: Path) -> None:
     )
     tracks = [("picture", sequence.video, 0, sequence.frames, "")]
     length = ceil(Fraction(sequence.samples, sequence.rate_hz) * rate)
-    for stem in sequence.tracks:
-        for number, file in enumerate(stem.takes, 1):
-            name = stem.name if number == 1 else f"{stem.name} (take {number})"
-            tracks.append((name, file, start_frame(sequence), length, "video" if number == 1 else "both"))
+    for name, file, heard in sequence.lanes():
+        tracks.append((name, file, sequence.start_frame, length, "video" if heard else "both"))
     order = ElementTree.Element("tractor", id="sequence")
     for number, (name, file, begin, frames, hidden) in enumerate(tracks):
         producer = ElementTree.SubElement(root, "producer", {"id": f"media{number}", "out": str(frames - 1)})
@@ -47,15 +46,7 @@ def write_mlt(sequence: Sequence, path: Path) -> None:
         for key, value in (("mlt_service", "mix"), ("a_track", "0"), ("b_track", str(number)), ("sum", "1")):
             _property(mix, key, value)
     root.append(order)
-    ElementTree.indent(root)
-    path.write_bytes(
-        b'<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode").encode()
-    )
-
-
-def start_frame(sequence: Sequence) -> int:
-    """Return the frame at which the stems begin: the nearest one."""
-    return round(sequence.start_s * sequence.rate)
+    write_xml(root, path)
 
 
 def _property(parent: ElementTree.Element, name: str, value: str) -> None:

@@ -30,7 +30,7 @@ def load_otio() -> Any:
         import opentimelineio
     except ImportError:
         raise RequestError(
-            "this timeline needs OpenTimelineIO: pip install 'selva-deploy[timeline]'; .rpp and .mlt do not"
+            "this timeline needs OpenTimelineIO: pip install 'selva-deploy[timeline]'; the other formats do not"
         ) from None
     return opentimelineio
 
@@ -55,7 +55,7 @@ def write_otioz(sequence: Sequence, path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("version.txt", ARCHIVE_VERSION)
         archive.writestr("content.otio", text, zipfile.ZIP_DEFLATED)
-        for file in (sequence.video, *(take for stem in sequence.tracks for take in stem.takes)):
+        for file in (sequence.video, *(file for _, file, _ in sequence.lanes())):
             archive.write(file, f"media/{file.name}")
 
 
@@ -65,7 +65,7 @@ def timeline(sequence: Sequence, url: Url) -> Any:
     rate = float(sequence.rate)
     made = otio.schema.Timeline(sequence.name, global_start_time=otio.opentime.RationalTime(sequence.first.frame, rate))
     picture = otio.schema.Track("picture", kind=otio.schema.TrackKind.Video)
-    shown = _range(otio, sequence.first.frame, sequence.frames, rate)
+    shown = _range(otio, sequence.video_first.frame, sequence.frames, rate)
     reference = otio.schema.ExternalReference(url(sequence.video), shown)
     picture.append(otio.schema.Clip(sequence.video.name, reference, shown))
     made.tracks.append(picture)
@@ -78,8 +78,7 @@ def _stem_track(otio: Any, sequence: Sequence, stem: StemTrack, url: Url) -> Any
     track = otio.schema.Track(stem.name, kind=otio.schema.TrackKind.Audio)
     if before:
         track.append(otio.schema.Gap(source_range=_range(otio, 0, before, rate_hz)))
-    begin = round((sequence.first.seconds + sequence.start_s) * rate_hz) if sequence.timed_stems else 0
-    heard = _range(otio, begin, sequence.samples, rate_hz)
+    heard = _range(otio, sequence.stem_samples_begin, sequence.samples, rate_hz)
     clip = otio.schema.Clip(stem.name, source_range=heard)
     takes = {
         f"take {number}": otio.schema.ExternalReference(url(file), heard) for number, file in enumerate(stem.takes, 1)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from math import floor
 from pathlib import Path
 
 from selva_runtime.media.post.timecode import Timecode
@@ -24,8 +26,12 @@ class Sequence:
 
     name: str
     video: Path
+    size: tuple[int, int]
+    """Width and height of the picture in pixels."""
     first: Timecode
-    """Of the first frame."""
+    """Of the first frame, in the timeline."""
+    video_first: Timecode
+    """Of the first frame, in the video's file."""
     frames: int
     """Length of the video."""
     tracks: tuple[StemTrack, ...]
@@ -48,6 +54,27 @@ class Sequence:
         return round(self.start_s * self.rate_hz)
 
     @property
-    def end_s(self) -> Fraction:
-        """End of the stems, after the first frame."""
-        return Fraction(self.start_samples + self.samples, self.rate_hz)
+    def stem_samples_begin(self) -> int:
+        """Timecode of a stem's first sample in its file, in samples."""
+        return round((self.first.seconds + self.start_s) * self.rate_hz) if self.timed_stems else 0
+
+    @property
+    def start_frame(self) -> int:
+        """Frame at which the stems begin in formats that have whole frames only: the nearest one."""
+        return round(self.start_s * self.rate)
+
+    @property
+    def moved_s(self) -> float:
+        """Seconds by which the stems come too late at `start_frame`."""
+        return float(self.start_frame / self.rate - self.start_s)
+
+    @property
+    def stem_frames(self) -> int:
+        """Whole frames of a stem. A stem of whole frames may be rounded to a sample less."""
+        return max(1, floor(Fraction(self.samples + 1, self.rate_hz) * self.rate))
+
+    def lanes(self) -> Iterator[tuple[str, Path, bool]]:
+        """Yield a track's name, its file, and whether it is heard, for formats without alternative takes."""
+        for stem in self.tracks:
+            for number, file in enumerate(stem.takes, 1):
+                yield stem.name if number == 1 else f"{stem.name} (take {number})", file, number == 1

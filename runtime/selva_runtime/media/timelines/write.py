@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import os
+from fractions import Fraction
 from pathlib import Path
 
 from selva_bundle.atomic import write_new
 from selva_bundle.errors import RequestError
-from selva_runtime.media.timelines.mlt import start_frame, write_mlt
+from selva_runtime.media.timelines.final_cut import write_final_cut
+from selva_runtime.media.timelines.mlt import write_mlt
 from selva_runtime.media.timelines.otio import OTIO, OTIOZ, load_otio, write_otio, write_otioz
+from selva_runtime.media.timelines.premiere import check_premiere_rate, write_premiere
 from selva_runtime.media.timelines.reaper import write_rpp
 from selva_runtime.media.timelines.sequence import Sequence
 
-RPP, MLT = ".rpp", ".mlt"
-WRITERS = {OTIO: write_otio, OTIOZ: write_otioz, RPP: write_rpp, MLT: write_mlt}
+RPP, MLT, PREMIERE, FINAL_CUT = ".rpp", ".mlt", ".xml", ".fcpxml"
+WRITERS = {
+    OTIO: write_otio,
+    OTIOZ: write_otioz,
+    PREMIERE: write_premiere,
+    FINAL_CUT: write_final_cut,
+    RPP: write_rpp,
+    MLT: write_mlt,
+}
 
 
-def check_timeline(path: str | os.PathLike[str]) -> Path:
-    """Check that a timeline can be written in the format of this name, and return its path.
+def check_timeline(path: str | os.PathLike[str], rate: Fraction) -> Path:
+    """Check that a timeline of `rate` frames a second can be written in the format of this name. Return its path.
 
     Raises:
-        RequestError: there is no such format, its library is not installed, or there is no such folder.
+        RequestError: there is no such format, it has no such frame rate, or its library is not installed.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -28,6 +38,8 @@ def check_timeline(path: str | os.PathLike[str]) -> Path:
         raise RequestError(f"timeline {str(path)!r} has no known format; end its name with {', '.join(WRITERS)}")
     if suffix in (OTIO, OTIOZ):
         load_otio()
+    if suffix == PREMIERE:
+        check_premiere_rate(rate)
     return path
 
 
@@ -42,7 +54,5 @@ def write_timeline(sequence: Sequence, path: Path) -> Path:
 
 
 def moved_s(sequence: Sequence, path: Path) -> float:
-    """Return by how much the stems come too late in this format, in seconds. MLT has whole frames only."""
-    if path.suffix.lower() != MLT:
-        return 0.0
-    return float(start_frame(sequence) / sequence.rate - sequence.start_s)
+    """Return by how much the stems come too late in this format, in seconds. Some have whole frames only."""
+    return sequence.moved_s if path.suffix.lower() in (MLT, PREMIERE, FINAL_CUT) else 0.0

@@ -75,7 +75,7 @@ export class Film extends EventTarget {
       if (this.path !== path) return;
       this.#showStage(path);
       this.#url = URL.createObjectURL(blob);
-      await this.#load(this.#url);
+      await this.#load(blob);
     } catch (error) {
       if (this.path !== path) return;
       if (error.status === 413 || hasStems) {
@@ -90,27 +90,28 @@ export class Film extends EventTarget {
     }
   }
 
-  #load(url) {
+  #load(blob) {
     return new Promise((resolve) => {
       const end = () => resolve();
       this.#picture.addEventListener("error", end, { once: true });
       this.#picture.addEventListener("loadedmetadata", () => {
         if (!this.#picture.videoWidth) this.#hidePicture(UNREADABLE);
         if (Number.isFinite(this.#picture.duration)) this.#strip.setLength(this.#picture.duration);
-        this.#strip.draw(url).catch(() => {}); // without thumbnails the points still work
+        this.#strip.draw(blob).catch(() => {}); // without thumbnails the points still work
         end();
       }, { once: true });
-      this.#picture.src = url;
+      this.#picture.src = this.#url;
     });
   }
 
   #forget() {
     find("no-picture").hidden = true;
     this.#picture.hidden = false;
-    if (this.#url) URL.revokeObjectURL(this.#url);
+    const old = this.#url;
     this.#url = null;
     this.#picture.removeAttribute("src");
     this.#picture.load();
+    if (old) URL.revokeObjectURL(old);
   }
 
   #opened(path) {

@@ -17,9 +17,8 @@ export function showJobs(jobs, act) {
     bar.hidden = !isActive(job);
     if (fraction === null) bar.removeAttribute("value");
     else bar.value = fraction;
-    const buttons = isActive(job)
-      ? [["Cancel", act.cancel]]
-      : [["Try again", act.again], ["Dismiss", act.dismiss]];
+    const again = job.state === "done" ? [] : [["Try again", act.again]];
+    const buttons = isActive(job) ? [["Cancel", act.cancel]] : [...again, ["Dismiss", act.dismiss]];
     setButtons(card.querySelector(".job-buttons"), buttons, job);
   }
   shown.forEach((card) => card.remove());
@@ -66,12 +65,14 @@ function historyEntry({ view, key, jobs }, marks, isOpen, act) {
   const kept = stems.filter((id) => marks[id] === "kept").length;
   const prompts = [...new Set(jobs.flatMap((job) => job.request.prompts))].join(", ");
   const counts = [stems.length ? count(stems.length, "take") : "", kept ? `${kept} kept` : "", ...otherStates(jobs)].filter(Boolean).join(" · ");
+  const last = jobs.at(-1);
   const when = new Date(1000 * jobs.at(-1).submitted_s);
   return make("li", { data: { view: key }, "aria-current": isOpen ? "true" : "false" },
     make("div", { className: "past-main" },
       make("b", {}, videoName(view.video)), ` ${part(view)}`,
       make("div", { className: "past-prompts" }, prompts),
-      make("div", { className: "help" }, `${counts} · `, make("time", { dateTime: when.toISOString() }, when.toLocaleString([], { dateStyle: "medium", timeStyle: "short" })))),
+      make("div", { className: "help" }, `${counts} · `, make("time", { dateTime: when.toISOString() }, when.toLocaleString([], { dateStyle: "medium", timeStyle: "short" }))),
+      last.state === "failed" ? make("p", { className: "error" }, status(last).text) : ""),
     make("button", { type: "button", disabled: isOpen, onclick: () => act.open(view), "aria-label": `Open ${videoName(view.video)}, ${part(view)}` }, isOpen ? "Open now" : "Open"));
 }
 

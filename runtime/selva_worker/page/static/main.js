@@ -77,6 +77,7 @@ class Page {
       const job = await api.call("job.submit", { request: asked, key: out, urgent: true });
       this.#mine.add(job.id);
       this.hear(job);
+      find("jobs").scrollIntoView({ block: "nearest" });
       announce("The job is waiting");
     } catch (error) {
       complain(`Not started: ${error.message}`);
@@ -149,7 +150,8 @@ class Page {
     const making = jobs.some((job) => isActive(job) && viewKey(viewOf(job)) === key);
     find("mix-empty").hidden = takes.length > 0;
     find("mix-empty").textContent = making ? "The stems come here as soon as they are made." : NOTHING_YET;
-    showJobs(jobs.filter((job) => isActive(job) || (this.#mine.has(job.id) && job.state !== "done")), {
+    const failed = (job) => this.#mine.has(job.id) && (job.state !== "done" || job.result.error);
+    showJobs(jobs.filter((job) => isActive(job) || failed(job)), {
       cancel: (id) => api.call("job.cancel", { job: id }).catch((error) => complain(`Not cancelled: ${error.message}`)),
       again: (id) => this.#runAgain(id),
       dismiss: (id) => this.#dismiss(id),

@@ -74,26 +74,34 @@ export class Strip extends EventTarget {
     if (this.#length) head.style.left = `${(100 * time) / this.#length}%`;
   }
 
-  /** Draw the thumbnails of a video. */
-  async draw(url) {
+  /** Draw the thumbnails of a video, given as a Blob. */
+  async draw(blob) {
     const mine = ++this.#drawing;
+    const url = URL.createObjectURL(blob);
     const video = Object.assign(document.createElement("video"), { muted: true, preload: "auto", src: url });
-    await event(video, "loadeddata");
+    try {
+      await event(video, "loadeddata");
+      await this.#drawThumbs(video, () => mine === this.#drawing);
+    } finally {
+      video.removeAttribute("src");
+      video.load();
+      URL.revokeObjectURL(url);
+    }
+  }
+
+  async #drawThumbs(video, wanted) {
     const ratio = devicePixelRatio || 1;
     const [width, height] = [this.#canvas.clientWidth, this.#canvas.clientHeight];
-    if (!width || mine !== this.#drawing) return;
+    if (!width || !wanted()) return;
     Object.assign(this.#canvas, { width: width * ratio, height: height * ratio });
     const thumb = Math.max((height * video.videoWidth) / video.videoHeight, width / MOST_THUMBS);
-    const count = Math.ceil(width / thumb);
     const pen = this.#canvas.getContext("2d");
-    for (let index = 0; index < count; index++) {
+    for (let index = 0; index < Math.ceil(width / thumb); index++) {
       video.currentTime = Math.min(((index + 0.5) * thumb * video.duration) / width, video.duration - 0.02);
       await event(video, "seeked");
-      if (mine !== this.#drawing) break;
+      if (!wanted()) return;
       pen.drawImage(video, index * thumb * ratio, 0, thumb * ratio, height * ratio);
     }
-    video.removeAttribute("src");
-    video.load();
   }
 
   #moved(start, end) {

@@ -6,6 +6,7 @@ const SYNC_MS = 25;
 const SMALL_S = 0.012; // the picture may be off by this
 const LARGE_S = 0.2; // and is set, not trimmed, beyond this
 const TRIM = 0.12;
+const SMOOTH = 0.3; // weight of the last frame: one may be late by itself
 const FADE_S = 0.01;
 export const RATE_HZ = 48000;
 
@@ -25,12 +26,14 @@ export class Transport extends EventTarget {
   #began = 0; // when the audio clock was, or will be, at the offset
   #timer = 0;
   #master = 1;
+  #off = null; // seconds that the picture is ahead of the sound; null until a frame was seen
   playing = false;
   loop = false;
 
   constructor(picture) {
     super();
     this.#picture = picture;
+    this.#watch();
   }
 
   /** Length in seconds of what is played: the stems, or the part of the video while there are none. */
@@ -143,6 +146,7 @@ export class Transport extends EventTarget {
   }
 
   #startStems() {
+    this.#off = null;
     this.#began = this.#context.currentTime + START_S;
     for (const stem of this.#stems.values()) {
       if (this.#offset >= stem.buffer.duration) continue;
@@ -187,14 +191,29 @@ export class Transport extends EventTarget {
     this.dispatchEvent(new Event("tick"));
   }
 
+  /** At each new frame: how far the picture is ahead of the sound, when the frame reaches the eye. */
+  #saw({ mediaTime, expectedDisplayTime }) {
+    this.#watch();
+    if (!this.playing || this.#picture.seeking) return;
+    const heard = this.time + (expectedDisplayTime - performance.now()) / 1000;
+    const off = mediaTime - this.#start - heard;
+    this.#off = this.#off === null ? off : this.#off + SMOOTH * (off - this.#off);
+    this.#picture.dataset.offMs = (1000 * this.#off).toFixed(1);
+  }
+
+  #watch() {
+    this.#picture.requestVideoFrameCallback?.((now, frame) => this.#saw(frame));
+  }
+
   /** Bring the picture to where the sound is. */
   #trim(time) {
     const picture = this.#picture;
     if (picture.readyState < 2 || picture.seeking || picture.ended) return;
     if (picture.paused) picture.play().catch(() => {}); // the browser had paused it, as in a hidden tab
-    const off = picture.currentTime - this.#start - time;
-    picture.dataset.offMs = (1000 * off).toFixed(1);
-    if (Math.abs(off) > LARGE_S) picture.currentTime = this.#start + time + 0.05;
-    else picture.playbackRate = Math.abs(off) < SMALL_S ? 1 : 1 - Math.max(-TRIM, Math.min(TRIM, off * 2));
+    if (this.#off === null) return;
+    if (Math.abs(this.#off) > LARGE_S) {
+      picture.currentTime = this.#start + time + 0.05;
+      this.#off = null;
+    } else picture.playbackRate = Math.abs(this.#off) < SMALL_S ? 1 : 1 - Math.max(-TRIM, Math.min(TRIM, 2 * this.#off));
   }
 }

@@ -37,6 +37,7 @@ export function status(job) {
   if (job.state === "failed") return { text: job.error?.message ?? "failed", fraction: null };
   if (job.state === "cancelled") return { text: "Cancelled", fraction: null };
   if (job.state === "interrupted") return { text: "Interrupted: the worker ended", fraction: null };
+  if (job.state === "done") return { text: job.result.error ?? "Done", fraction: null };
   const { phase, fraction = null } = job.progress ?? {};
   return { text: PHASES[phase] ?? (phase ? phase : "Starting"), fraction };
 }

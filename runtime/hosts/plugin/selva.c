@@ -1,0 +1,2 @@
+#define SELVA_IMPLEMENTATION
+#include "../c/selva.h"

@@ -1,0 +1,171 @@
+"""Check a request of `selva-generate` before the work, which may take minutes, and replace its None values."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+from selva_bundle.errors import RequestError
+from selva_runtime.clip_encoder import AUTO, NO_CUTS
+from selva_runtime.command.messages import Messages
+from selva_runtime.command.records import GenerateRequest
+from selva_runtime.media.audio import check_rate
+from selva_runtime.media.cuts import read_cuts
+from selva_runtime.media.frames import check_frame_rule
+from selva_runtime.media.post.broadcast import POST_RATE_HZ
+from selva_runtime.media.post.timecode import Timecode, frame_rate, parse_timecode, source_timecode
+from selva_runtime.media.timelines.otio import OTIOZ
+from selva_runtime.media.timelines.write import check_timeline
+from selva_runtime.media.video import VideoFile, header_length
+from selva_runtime.request import MAX_DURATION_S, MAX_SEED, check_region, check_span, check_whole
+from selva_runtime.session import ONE_PASS, WINDOWS, Session
+from selva_runtime.text import check_prompt
+
+NOTHING_S = 0.1
+"""A video that goes on for no longer than this was used whole."""
+_WAV_BYTES_PER_SAMPLE = 3
+_FLOAT_BYTES_PER_SAMPLE = 4
+_WAV_HEADER_BYTES = 4096
+_WAV, _POST = "wav", "post"
+
+
+def read_cuts_option(cuts: str | os.PathLike[str]) -> str | list[float]:
+    """Return "auto" or "none" as it is, or the seconds in the file that is named.
+
+    Raises:
+        RequestError: the file cannot be read, or is no list of times.
+    """
+    if str(cuts) in (AUTO, NO_CUTS):
+        return str(cuts)
+    return [time_ms / 1000 for time_ms in read_cuts(cuts, 1000)]
+
+
+class CheckedRequest:
+    """A request with everything checked that can be checked before the work, and its video open.
+
+    Raises:
+        RequestError: an argument is out of range.
+        MediaNotFoundError: there is no such video.
+        MediaError: the video cannot be used.
+    """
+
+    def __init__(self, asked: GenerateRequest, session: Session, messages: Messages) -> None:
+        self.asked, self._messages = asked, messages
+        self.info = session.info
+        self.request = session.request(
+            asked.prompts,
+            negative=asked.negative,
+            seed=asked.seed,
+            steps=asked.steps,
+            guidance=asked.guidance,
+            solver=asked.solver,
+            takes=asked.takes,
+        )
+        check_span(asked.start_s, asked.duration_s, self.info.min_duration_s)
+        check_frame_rule(asked.frame_rule)
+        if asked.long not in (WINDOWS, ONE_PASS):
+            raise RequestError(f"long is {asked.long!r}; give {WINDOWS} or {ONE_PASS}")
+        self.cuts = read_cuts_option(asked.cuts)
+        if asked.long == ONE_PASS:
+            self.cuts = NO_CUTS
+        self.region = self._checked_region()
+        self.rate_hz = self._checked_rate()
+        for number in asked.mux:
+            check_whole(number, "mux", 1, len(self.request.prompts))
+        self.films = [(number - 1) * self.request.takes for number in sorted(set(asked.mux))]
+        """Indices of the stems that are also put in a copy of the video."""
+        self.video = VideoFile(asked.video)
+        with ExitStack() as opened:
+            opened.enter_context(self.video)
+            self.frame_rate = frame_rate(self.video.stream)
+            self.size = self.video.stream.width, self.video.stream.height
+            self.timelines = [check_timeline(path, self.frame_rate) for path in asked.timelines]
+            self.own_timecode = self.timecode = self._own_timecode()
+            if asked.timecode is not None:
+                self.timecode = parse_timecode(asked.timecode, self.frame_rate)
+            opened.pop_all()
+
+    @property
+    def post(self) -> bool:
+        """Whether the stems are Broadcast WAV."""
+        return self.asked.deliver == _POST
+
+    def or_zero(self, timecode: Timecode | None) -> Timecode:
+        """Return the timecode, or else 00:00:00:00."""
+        return timecode or Timecode(frame=0, rate=self.frame_rate)
+
+    def check_one_pass(self) -> None:
+        """Check, before the video is encoded, that its length fits in one pass.
+
+        Raises:
+            RequestError: it is longer.
+        """
+        most_s, duration_s = self.info.max_duration_s, self._expected_s()
+        if self.asked.long == ONE_PASS and duration_s > most_s + NOTHING_S:
+            raise RequestError(
+                f"one pass takes up to {most_s:g} s of video, not {duration_s:.2f} s; use --duration {most_s:g}"
+            )
+
+    def needed_bytes(self) -> int:
+        """Return the most that the files will need: stems, hidden files, and copies of the video and stems."""
+        stems, samples = len(self.request.prompts) * self.request.takes, int(self._expected_s() * self.rate_hz)
+        stem_bytes = samples * _WAV_BYTES_PER_SAMPLE + _WAV_HEADER_BYTES
+        hidden_bytes = samples * _FLOAT_BYTES_PER_SAMPLE if self.post else 0
+        video_bytes = 0
+        with suppress(OSError, ValueError):
+            video_bytes = Path(self.asked.video).stat().st_size
+        archives = sum(path.suffix.lower() == OTIOZ for path in self.timelines)
+        return (
+            stems * (stem_bytes + hidden_bytes)
+            + len(self.films) * (video_bytes + stem_bytes)
+            + archives * (video_bytes + stems * stem_bytes)
+        )
+
+    def _checked_rate(self) -> int:
+        """Check the kind of files, and return their sample rate."""
+        asked = self.asked
+        if asked.deliver not in (_WAV, _POST):
+            raise RequestError(f"deliver is {asked.deliver!r}; give {_WAV} or {_POST}")
+        if self.post:
+            if asked.sample_rate_hz not in (None, POST_RATE_HZ):
+                raise RequestError(f"--deliver post writes {POST_RATE_HZ} Hz; leave out --sample-rate")
+            return POST_RATE_HZ
+        if asked.timecode is not None and not asked.timelines:
+            raise RequestError("--timecode has no place in a plain WAV; add --deliver post")
+        return check_rate(self.info.sample_rate_hz if asked.sample_rate_hz is None else asked.sample_rate_hz)
+
+    def _own_timecode(self) -> Timecode | None:
+        """Return the timecode that the video's file has for its first frame."""
+        found = source_timecode(self.video)
+        try:
+            return None if found is None else parse_timecode(found, self.frame_rate)
+        except RequestError as error:
+            if self.post and self.asked.timecode is None:
+                self._messages.warn(
+                    f"{self.video.path.name}: its timecode is not used ({error}); name one with --timecode"
+                )
+            return None
+
+    def _checked_region(self) -> tuple[float, float] | None:
+        """Check the options that belong to a region."""
+        asked = self.asked
+        if asked.region is None:
+            for name in ("region_seed", "region_prompt"):
+                if getattr(asked, name) is not None:
+                    raise RequestError(f"--{name.replace('_', '-')} needs --region, such as --region 12.0:15.5")
+            return None
+        if asked.loop:
+            raise RequestError("--region and --loop cannot be used together; make the loop first without a region")
+        if asked.region_seed is not None:
+            check_whole(asked.region_seed, "region-seed", 0, MAX_SEED)
+        if asked.region_prompt is not None:
+            check_prompt(asked.region_prompt)
+        check_region(*asked.region, MAX_DURATION_S if asked.duration_s is None else asked.duration_s)
+        return asked.region
+
+    def _expected_s(self) -> float:
+        """Length of the stems, as far as it is known before the video was read."""
+        if self.asked.duration_s is not None:
+            return self.asked.duration_s
+        return max(0.0, float(header_length(self.video.container, self.video.stream)) - self.asked.start_s)
