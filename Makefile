@@ -47,6 +47,7 @@ HOST_PACKAGES := blender xvfb xauth xdotool imagemagick dpf-source g++ ardour ja
 	@rm -rf .venv-hosts
 	$(PYTHON) -m venv .venv-hosts
 	.venv-hosts/bin/pip install --quiet --disable-pip-version-check bpy==5.0.1 dawdreamer==0.9.0 pedalboard==0.9.26
+	.venv-hosts/bin/python -c 'import bpy'  # it needs libraries of the system: those of Debian's package blender
 	@touch $@
 
 host-packages:
