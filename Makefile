@@ -56,7 +56,7 @@ host-packages:
 		else echo "not root on Debian: what of these is not installed is not run: $(HOST_PACKAGES)"; fi
 
 test-hosts: .venv/installed  ## the hosts themselves: installs them, runs them, and says what was not run
-	-@$(MAKE) --keep-going .venv-hosts/installed host-packages
+	-@$(MAKE) --keep-going host-packages .venv-hosts/installed
 	$(BIN)/python -m pytest -m hosts -rs
 
 attack: .venv/installed  ## a thousand attacks of each kind: some hours; ATTACKS=100 for fewer
