@@ -85,7 +85,7 @@ def render(path: Path, sound: Path, tries: int = 3) -> None:
     """Has melt render the sound. It was once seen to stop for ever, so it may try again."""
     command = ["melt", "-silent", path, "-consumer", f"avformat:{sound}", "vn=1", "acodec=pcm_s24le"]
     try:
-        subprocess.run([*command, f"ar={RATE_HZ}", "ac=1", "real_time=-1"], check=True, capture_output=True, timeout=40)
+        subprocess.run([*command, f"ar={RATE_HZ}", "ac=1", "real_time=-1"], check=True, capture_output=True, timeout=15)
     except subprocess.TimeoutExpired:
         if tries == 1:
             raise
