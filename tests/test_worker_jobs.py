@@ -105,6 +105,34 @@ def test_an_idle_engine_leaves_with_its_supervisor(worker):
         worker.jobs()
 
 
+EMBEDDED = """
+import os, signal, sys
+sys.path[:] = {path!r}
+from pathlib import Path
+from selva_worker.client import WorkerError
+from workers import start
+signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+worker = start(Path(sys.argv[1]), Path(sys.argv[2]))
+os.kill(worker.call("doctor")["supervisor"]["pid"], signal.SIGKILL)
+worker._transport.process.wait()
+for _ in range(2):
+    try:
+        worker.jobs()
+    except WorkerError as error:
+        print(error)
+worker.close()
+print(signal.pthread_sigmask(signal.SIG_BLOCK, []))
+"""
+
+
+@needs_linux
+def test_a_host_whose_python_does_not_ignore_sigpipe_outlives_its_worker(demo_bundle, tmp_path):
+    code = EMBEDDED.format(path=sys.path)
+    command = [sys.executable, "-c", code, str(tmp_path), str(demo_bundle)]
+    host = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    assert (host.returncode, host.stdout) == (0, "the worker is gone\nthe worker is gone\nset()\n")
+
+
 def test_the_same_key_runs_once(worker, tmp_path):
     first = worker.submit(request(tmp_path), key="a")
     assert worker.submit(request(tmp_path), key="a")["id"] == first["id"]

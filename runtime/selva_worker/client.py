@@ -15,11 +15,12 @@ import contextlib
 import http.client
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 PROTOCOL = 1
@@ -38,6 +39,24 @@ class WorkerError(Exception):
     def __init__(self, message: str, code: int | None = None) -> None:
         super().__init__(message)
         self.code = code
+
+
+@contextlib.contextmanager
+def no_pipe_signal() -> Iterator[None]:
+    """Keep this thread from SIGPIPE, which a write to a dead worker sends.
+
+    A usual Python ignores it, but one that is embedded in a host may not, and the host would die of it.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPIPE})
+    try:
+        yield
+    finally:
+        if signal.SIGPIPE not in before and signal.SIGPIPE in signal.sigpending():
+            signal.sigwait({signal.SIGPIPE})
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def user_state() -> str:
@@ -183,8 +202,9 @@ class _Stdio:
             self._number += 1
             number = message["id"] = self._number
             try:
-                self.process.stdin.write(json.dumps(message).encode() + b"\n")
-                self.process.stdin.flush()
+                with no_pipe_signal():
+                    self.process.stdin.write(json.dumps(message).encode() + b"\n")
+                    self.process.stdin.flush()
             except (OSError, ValueError) as error:
                 raise WorkerError("the worker is gone") from error
             if not self._arrived.wait_for(lambda: number in self._replies or self._gone, _TIMEOUT_S):
@@ -211,7 +231,7 @@ class _Stdio:
 
     def close(self) -> None:
         assert self.process.stdin is not None
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError), no_pipe_signal():
             self.process.stdin.close()
         self.process.wait()
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from threading import Event
 
 from selva_bundle.errors import BundleError, CacheError, Cancelled, SelvaError
+from selva_bundle.lengths import exact_seconds
 from selva_runtime.command.checks import NOTHING_S, CheckedRequest
 from selva_runtime.command.extras import write_film, write_timelines
 from selva_runtime.command.messages import Messages, Say
@@ -216,7 +217,7 @@ class _Run:
         self.left_out.clear()
         self.messages.warn_once(list(clip.warnings))
         end_s, whole_s = clip.start_s + clip.duration_s, clip.source_duration_s
-        if self.asked.duration_s is not None and clip.duration_s < self.asked.duration_s:
+        if self.asked.duration_s is not None and exact_seconds(clip.duration_s) < exact_seconds(self.asked.duration_s):
             self.messages.warn_once([f"the video ends at {end_s:.2f} s: the stems are {clip.duration_s:.2f} s long"])
         if clip.start_s:
             self.left_out.append(f"the first {clip.start_s:.2f} s of the video (--start)")

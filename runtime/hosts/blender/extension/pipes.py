@@ -9,15 +9,12 @@ from __future__ import annotations
 import json
 import os
 import select
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-from .client import WorkerError
+from .client import WorkerError, no_pipe_signal
 
 _ANSWER_S = 5.0
 """A worker that does not answer a call within this time hangs."""
@@ -69,7 +66,7 @@ class Pipes:
         self._number += 1
         data = json.dumps({**message, "id": self._number}).encode() + b"\n"
         try:
-            with _no_signal():
+            with no_pipe_signal():
                 while data:
                     data = data[self.process.stdin.write(data) :]
         except (OSError, ValueError) as error:
@@ -140,21 +137,6 @@ class Pipes:
             code = "its pipes closed"
         said = last_line(self._errors)
         return WorkerError(f"the worker is gone ({code})" + (f": {said}" if said else ""))
-
-
-@contextmanager
-def _no_signal() -> Iterator[None]:
-    """Writing to a dead worker sends SIGPIPE to this thread. A usual Python ignores it; Blender would die of it."""
-    if sys.platform == "win32":
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPIPE})
-    try:
-        yield
-    finally:
-        if signal.SIGPIPE not in before and signal.SIGPIPE in signal.sigpending():
-            signal.sigwait({signal.SIGPIPE})
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def last_line(path: str) -> str:
