@@ -12,6 +12,7 @@ import pytest
 import soundfile
 from compilers import HERE, PLUGIN, ROOT, compiler
 from platforms import needs_linux
+from workers import COMMAND, STREET, settings
 
 pytestmark = [pytest.mark.hosts, needs_linux]
 DPF = Path(os.environ.get("DPF", "/usr/share/dpf"))
@@ -149,6 +150,21 @@ def test_dawdreamer_plays_the_stem_itself(built, environment, tmp_path, rate_hz,
     done = run([*host, tmp_path / "out"], environment)
     assert done.returncode == 0, done.stderr
     assert is_stem(tmp_path / "out")
+
+
+def test_dawdreamer_plays_what_the_real_worker_makes(built, environment, demo_bundle, tmp_path):
+    worker = tmp_path / "worker"
+    worker.write_text("#!/bin/sh\nexec " + " ".join([*COMMAND, *settings(tmp_path, demo_bundle)]) + ' "$@"\n')
+    shutil.copy(STREET, tmp_path / "video.mp4")
+    given = {**environment, "SELVA_PROMPT": "ball bouncing", "SELVA_DURATION_S": "1", "SELVA_STEPS": "2"}
+    host = [host_python("dawdreamer"), HERE / "dawdreamer_host.py", built / "selva-stem.vst3", 44100, 512, 50_000]
+    done = run([*host, tmp_path / "out"], given)
+    assert done.returncode == 0, done.stderr
+    stem, rate_hz = soundfile.read(tmp_path / "stems" / "ball-bouncing.wav", dtype="float32")
+    assert (rate_hz, len(stem), stem.any()) == (44100, 44100, True)
+    sound = np.fromfile(tmp_path / "out", "float32").reshape(2, -1)
+    assert np.array_equal(sound[0, : len(stem)], stem)
+    assert not sound[:, len(stem) :].any()
 
 
 def test_a_standing_transport_is_silent_and_a_preset_has_the_stem(built, environment, tmp_path):
