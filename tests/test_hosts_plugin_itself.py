@@ -81,19 +81,16 @@ def run(command: list, environment: dict, **options) -> subprocess.CompletedProc
 @pytest.mark.parametrize(("rate_hz", "block"), [(44100, 256), (48000, 64), (96000, 1024)])
 def test_ardour_exports_the_stem_at_its_place(lv2, tmp_path, rate_hz, block):
     lua, export = (program(name, package="ardour") for name in ("ardour7-lua", "ardour7-export"))
-    session = {"A_FOLDER": str(tmp_path / "session"), "A_NAME": "session"}
-    for first in (0, 333):
-        shutil.rmtree(tmp_path / "session", ignore_errors=True)
-        more = {**session, "A_RATE": str(rate_hz), "A_BLOCK": str(block), "A_FROM": str(first), "A_TO": "4000"}
-        made = run([lua, HERE / "ardour_session.lua"], {**lv2, **more})
-        assert f"status {READY}.0" in made.stdout, made.stdout + made.stderr
-        words = [export, "-b", "float", "-o", tmp_path / "out.wav", tmp_path / "session", "session"]
-        run(words, {**lv2, "SELVA_WORKER": "/no/worker"})  # the session alone has to be enough
-        sound, found_hz = soundfile.read(tmp_path / "out.wav", dtype="float32")
-        assert found_hz == rate_hz
-        for channel in sound.T:
-            assert np.array_equal(channel[: FRAMES - first], STEM[first:])
-            assert not channel[FRAMES - first :].any()
+    session = {"A_FOLDER": str(tmp_path / "session"), "A_NAME": "session", "A_FROM": "0", "A_TO": "4000"}
+    made = run([lua, HERE / "ardour_session.lua"], {**lv2, **session, "A_RATE": str(rate_hz), "A_BLOCK": str(block)})
+    assert f"status {READY}.0" in made.stdout, made.stdout + made.stderr
+    words = [export, "-b", "float", "-o", tmp_path / "out.wav", tmp_path / "session", "session"]
+    run(words, {**lv2, "SELVA_WORKER": "/no/worker"})  # the session alone has to be enough
+    sound, found_hz = soundfile.read(tmp_path / "out.wav", dtype="float32")
+    assert found_hz == rate_hz
+    for channel in sound.T:
+        assert np.array_equal(channel[:FRAMES], STEM)
+        assert not channel[FRAMES:].any()
 
 
 def test_jalv_runs_it(lv2, tmp_path):
