@@ -168,10 +168,16 @@ void selva_close(selva *worker);
 #ifndef MSG_NOSIGNAL
 #define MSG_NOSIGNAL 0 /* macOS: SO_NOSIGPIPE is set instead */
 #endif
+#ifdef __APPLE__
+#include <crt_externs.h>
+#define environ (*_NSGetEnviron()) /* a plug-in there has no `environ` */
+#endif
 #ifdef __cplusplus
 extern "C" {
 #endif
+#ifndef __APPLE__
 extern char **environ;
+#endif
 
 /* ---- Text ---- */
 
