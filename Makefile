@@ -35,7 +35,7 @@ docs: .venv/installed  ## the documentation, in out/site; a dead link is an erro
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 test: lint docs  ## lint, the documentation and the whole suite
-	$(BIN)/python -m pytest -m "not full_size" --numprocesses auto --maxprocesses 8 --dist loadfile
+	$(BIN)/python -m pytest -m "not full_size and not hosts" --numprocesses auto --maxprocesses 8 --dist loadfile
 
 test-full: .venv/installed  ## exports and stems at official widths: 12 GB of disk, half an hour
 	$(BIN)/python -m pytest -m full_size

@@ -19,7 +19,7 @@ GOOD = [
 ]
 
 
-def status(headers: list[tuple[bytes, bytes]], method: str = "POST", kind: str = "http") -> int | None:
+def status(headers: list[tuple[bytes, bytes]], method: str = "POST", kind: str = "http", path: str = "/v1/rpc") -> int | None:
     """The gate's answer: 200 if it lets the request pass, None if it says nothing."""
     sent = []
 
@@ -29,7 +29,7 @@ def status(headers: list[tuple[bytes, bytes]], method: str = "POST", kind: str =
     async def send(message):
         sent.append(message)
 
-    asyncio.run(Gate(inner, "x", 8)({"type": kind, "method": method, "headers": headers}, None, send))
+    asyncio.run(Gate(inner, "x", 8)({"type": kind, "method": method, "path": path, "headers": headers}, None, send))
     return sent[0]["status"] if sent else None
 
 
@@ -72,6 +72,25 @@ def test_the_gate_asks_for_no_body_where_there_is_none():
     assert status(GOOD[:2], "GET") == 200
     assert status(GOOD[:1], "GET") == 401
     assert status(GOOD, kind="websocket") is None
+
+
+def test_only_the_pages_own_files_need_no_token():
+    host = GOOD[:1]
+    assert status(host, "GET", path="/") == 200
+    assert status(host, "GET", path="/page/main.js") == 200
+    assert status(host, "GET", path="/pages") == 401
+    assert status(host, path="/page/main.js") == 401
+    assert status([], "GET", path="/") == 421
+    assert status([*host, (b"origin", b"http://evil")], "GET", path="/") == 403
+
+
+def test_a_video_may_be_longer_than_a_request():
+    put = [header for header in GOOD if header[0] != b"content-length"]
+    long, too_long = [*put, (b"content-length", b"1048577")], [*put, (b"content-length", b"8589934593")]
+    assert status(long, "PUT", path="/v1/page/videos/a.mp4") == 200
+    assert status(too_long, "PUT", path="/v1/page/videos/a.mp4") == 413
+    assert status(long, "PUT", path="/v1/other") == 413
+    assert status(put, "PUT", path="/v1/page/videos/a.mp4") == 411
 
 
 def reply(text: str, call=lambda method, params: [method, params]) -> dict | None:
