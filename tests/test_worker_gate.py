@@ -19,7 +19,9 @@ GOOD = [
 ]
 
 
-def status(headers: list[tuple[bytes, bytes]], method: str = "POST", kind: str = "http", path: str = "/v1/rpc") -> int | None:
+def status(
+    headers: list[tuple[bytes, bytes]], method: str = "POST", kind: str = "http", path: str = "/v1/rpc"
+) -> int | None:
     """The gate's answer: 200 if it lets the request pass, None if it says nothing."""
     sent = []
 
