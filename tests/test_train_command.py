@@ -111,7 +111,7 @@ def test_a_missing_video_is_one_line(folder: Path, tmp_path: Path, capsys) -> No
     write_features(tmp_path / "data")
     arguments = options(folder, tmp_path / "out")
     arguments[1] = tmp_path / "data"
-    code, _, err = command(capsys, "stage1", *arguments, "--workers", 1)
+    code, _, err = command(capsys, "stage1", *arguments, "--workers", 0)
     assert code == 2
     (line,) = err.splitlines()
     assert line.startswith("error: nowhere/c")
