@@ -41,6 +41,8 @@ def sequence_rules(preset: Preset) -> SequenceRules:
         min_duration_s=preset.video.segment_frames / preset.fps,
         max_duration_s=30.0,
         sync_timing="even" if preset.generator.frames_per_latent is None else "shown",
+        frame_fit="crop" if preset.system == "mmaudio" else "squash",
+        clip_image_size=0 if preset.image is None else preset.image.image_size,
     )
 
 

@@ -37,7 +37,7 @@ def test_names_and_shapes_are_the_official_ones(part: str, preset: str) -> None:
 
 @pytest.mark.parametrize("part", selva_ref.PARTS)
 def test_loading_lists_every_wrong_name(part: str) -> None:
-    network = selva_ref.build(part, "demo")
+    network = selva_ref.build(part, "demo_mmaudio" if part == "clip_image" else "demo")
     good = random_weights.state_dict(network)
     names = [name for name, _ in network.named_parameters()]
     before = {name: value.clone() for name, value in network.state_dict().items()}
@@ -75,6 +75,8 @@ def test_unknown_names() -> None:
         selva_ref.build("decoder", "demo")
     with pytest.raises(ValueError, match="small_16k"):
         selva_ref.build("vae", "huge")
+    with pytest.raises(ValueError, match="preset demo has no image tower"):
+        selva_ref.build("clip_image", "demo")
 
 
 @pytest.mark.parametrize(
