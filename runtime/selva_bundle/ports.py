@@ -89,8 +89,8 @@ _MMAUDIO_PORTS = {
     DECODER: _SELVA_PORTS[DECODER],
 }
 PORTS = {SELVA: _SELVA_PORTS, MMAUDIO: _MMAUDIO_PORTS}
-"""System → graph → (inputs, outputs), each as "name dtype size size …", separated by semicolons. A size is a number, an axis,
-or a name in capitals. The bundle chooses a size in capitals, and it is the same wherever that name is used."""
+"""System → graph → (inputs, outputs), each as "name dtype size size …", separated by semicolons. A size is a number, an
+axis, or a name in capitals. The bundle chooses a size in capitals, and it is the same wherever that name is used."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -103,7 +103,14 @@ class ClipEncoder:
             if pictures is not None:
                 job.push_pictures(pictures[: lengths.visual])
             return job.keep(
-                tokens, shots, duration_s=duration_s, start_s=0.0, source=None, length_s=None, origin_s=None, store=False
+                tokens,
+                shots,
+                duration_s=duration_s,
+                start_s=0.0,
+                source=None,
+                length_s=None,
+                origin_s=None,
+                store=False,
             )
 
     def without_video(self, duration_s: float) -> Clip:
@@ -208,7 +215,7 @@ class EncodingJob:
     @property
     def consumers(self) -> list[Callable[[npt.NDArray[np.uint8]], None]]:
         """What takes the frames of each of the encoder's views."""
-        return [self.encoding.push, self.push_pictures][: 2 if self._pictures else 1]
+        return [self.encoding.push] if self._pictures is None else [self.encoding.push, self.push_pictures]
 
     def expect(self, frames: int) -> None:
         """Note how many frames will come, for the progress."""

@@ -233,9 +233,7 @@ class Generation:
 
     def _pictures(self, window: Window, shown: Slices, pictures: Float32 | Rows) -> Float32:
         """(visual, width) features of the pictures in a window that shows these segments."""
-        places = pictures_shown(
-            shown, self.clip.shots, self.rules, count=window.lengths.visual, total=len(pictures)
-        )
+        places = pictures_shown(shown, self.clip.shots, self.rules, count=window.lengths.visual, total=len(pictures))
         known = np.unique(places)
         runs = np.split(known, np.flatnonzero(np.diff(known) > _ROWS) + 1)
         parts = [pictures[int(run[0]) : int(run[-1]) + 1][run - run[0]] for run in runs]

@@ -81,7 +81,8 @@ class CheckedRequest:
         """Indices of the stems that are also put in a copy of the video."""
         self.frame_rate = Fraction(self.info.fps)
         self.timelines: list[Path] = []
-        self.own_timecode = self.timecode = None
+        self.own_timecode: Timecode | None = None
+        self.timecode: Timecode | None = None
         self.video: VideoFile | None = None
         if asked.video is not None:
             self._open(asked.video)
@@ -172,9 +173,7 @@ class CheckedRequest:
             return None if found is None else parse_timecode(found, self.frame_rate)
         except RequestError as error:
             if self.post and self.asked.timecode is None:
-                self._messages.warn(
-                    f"{video.path.name}: its timecode is not used ({error}); name one with --timecode"
-                )
+                self._messages.warn(f"{video.path.name}: its timecode is not used ({error}); name one with --timecode")
             return None
 
     def _checked_region(self) -> tuple[float, float] | None:

@@ -94,6 +94,7 @@ class _Run:
         self.left_out: list[str] = []
         self.error: str | None = None
         self.timelines: list[str] = []
+        self.bed_file: StemFile | None = None
         self.bundle = default_bundle() if asked.bundle is None else Path(asked.bundle)
         self.session = session or Session(
             self.bundle,
@@ -165,7 +166,8 @@ class _Run:
                 self.error = f"cancelled: {kept} of each stem were kept"
                 stems = files.close(suffix="-partial")
         self.gain_db = files.gain_db
-        *stems, self.bed_file = stems if self.bed is not None else [*stems, None]
+        if self.bed is not None:
+            self.bed_file = stems.pop()
         if not cancelled:  # the caller's progress may raise `Cancelled` again
             self.clock("write", len(stems), len(stems) + len(self.checked.films))
             self._write_films(stems, clip)

@@ -24,7 +24,6 @@ from selva_runtime.media.resampler import Resampler
 from selva_runtime.request import StemRequest
 from selva_runtime.results import SessionInfo
 
-
 MIX = "mix"
 """Name of a stem without a prompt."""
 
@@ -109,7 +108,8 @@ class StemFiles:
         self._gain = SharedGain(rate_hz)
         with ExitStack() as opened:
             for track in tracks:
-                file = opened.enter_context(self._new_file(folder / f"{track.file_name}.wav", track))
+                file = self._new_file(folder / f"{track.file_name}.wav", track)
+                opened.enter_context(file)
                 self._open.append(_Open(track=track, file=file, resampler=Resampler(track.model_rate_hz, rate_hz)))
             self._files = opened.pop_all()
 
