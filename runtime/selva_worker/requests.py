@@ -34,7 +34,7 @@ def _or_null(check: Callable[[object], bool]) -> Callable[[object], bool]:
 
 
 GENERATE_OPTIONS: Mapping[str, Callable[[object], bool]] = {
-    "video": _is_text,
+    "video": _or_null(_is_text),
     "prompts": _list_of(_is_text),
     "out": _is_text,
     "start_s": _is_number,
@@ -59,7 +59,10 @@ GENERATE_OPTIONS: Mapping[str, Callable[[object], bool]] = {
     "timelines": _list_of(_is_text),
 }
 """What `job.submit` may ask for, by the names in `GenerateRequest`. The worker's start fixed the other fields."""
-ENCODE_OPTIONS = {name: GENERATE_OPTIONS[name] for name in ("video", "start_s", "duration_s", "cuts", "frame_rule")}
+ENCODE_OPTIONS = {
+    "video": _is_text,
+    **{name: GENERATE_OPTIONS[name] for name in ("start_s", "duration_s", "cuts", "frame_rule")},
+}
 FOUND_OR_NOT = ("auto", "none")
 """What `cuts` may be, besides a file."""
 
@@ -87,7 +90,7 @@ def checked_encode(request: Any, folders: AllowedFolders) -> dict[str, Any]:
 
 def _resolved(found: dict[str, Any], folders: AllowedFolders) -> dict[str, Any]:
     for name in ("video", "out", "cuts"):
-        if name in found and not (name == "cuts" and found[name] in FOUND_OR_NOT):
+        if found.get(name) is not None and not (name == "cuts" and found[name] in FOUND_OR_NOT):
             found[name] = folders.resolved(found[name])
     return found
 

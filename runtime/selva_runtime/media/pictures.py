@@ -1,4 +1,4 @@
-"""Turn decoded frames of any pixel format into the upright RGB planes that the model sees."""
+"""Turn decoded frames of any pixel format into the upright RGB planes that a model sees."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ from av.video.reformatter import VideoReformatter
 
 from selva_bundle.errors import MediaError
 from selva_runtime.media.container import AV_ERRORS, reason
-from selva_runtime.media.resize import Planes, resize
+from selva_runtime.media.resize import Axis, Planes, resize
+from selva_runtime.media.views import View
+
+Matrix = tuple[float, float, float, float]
+"""a, b, c, d of x' = a x + c y, y' = b x + d y, which turns the stored picture upright."""
 
 
-def display_matrix(frame: VideoFrame) -> tuple[float, float, float, float]:
-    """Return a, b, c, d of x' = a x + c y, y' = b x + d y, which turns the stored picture upright."""
+def display_matrix(frame: VideoFrame) -> Matrix:
+    """Return what turns the stored picture upright."""
     try:
         data = frame.side_data.get("DISPLAYMATRIX")
     except ValueError:  # PyAV does not know this kind of side data
@@ -28,25 +32,42 @@ def display_matrix(frame: VideoFrame) -> tuple[float, float, float, float]:
     return float(matrix[0]), float(matrix[1]), float(matrix[3]), float(matrix[4])
 
 
-def upright(planes: Planes, matrix: tuple[float, float, float, float]) -> Planes:
-    """Turn planes (C, H, W) by the nearest quarter turn, and mirror them if needed."""
+def steps(matrix: Matrix) -> tuple[bool, bool, bool]:
+    """Return whether the nearest quarter turn swaps the axes, and whether it then mirrors the rows and the columns."""
     a, b, c, d = matrix
-    if abs(b) + abs(c) > abs(a) + abs(d):
-        planes, a, d = planes.transpose(0, 2, 1), c, b
-    return planes[:, :: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+    swaps = abs(b) + abs(c) > abs(a) + abs(d)
+    return swaps, (b if swaps else d) < 0, (c if swaps else a) < 0
+
+
+def upright(planes: Planes, matrix: Matrix) -> Planes:
+    """Turn planes (C, H, W) by the nearest quarter turn, and mirror them if needed."""
+    swaps, rows, columns = steps(matrix)
+    if swaps:
+        planes = planes.transpose(0, 2, 1)
+    return planes[:, :: -1 if rows else 1, :: -1 if columns else 1]
+
+
+def stored(axes: tuple[Axis, Axis], matrix: Matrix) -> tuple[Axis, Axis]:
+    """Return how the stored picture's height and width are resized for these axes of the upright one."""
+    swaps, *mirrors = steps(matrix)
+    height, width = (
+        Axis(axis.size, range(axis.size - axis.kept.stop, axis.size - axis.kept.start)) if mirror else axis
+        for axis, mirror in zip(axes, mirrors, strict=True)
+    )
+    return (width, height) if swaps else (height, width)
 
 
 class Pictures:
-    """Turns decoded frames into upright RGB planes of the model's size."""
+    """Turns decoded frames into RGB planes, and knows how to turn those upright."""
 
-    def __init__(self, size: int, path: Path) -> None:
-        self.size, self.path = size, path
+    def __init__(self, path: Path) -> None:
+        self.path = path
         self.reformatter = VideoReformatter()
         self.rotation: int | None = None
-        self.matrix = (1.0, 0.0, 0.0, 1.0)
+        self.matrix: Matrix = (1.0, 0.0, 0.0, 1.0)
 
-    def __call__(self, frame: VideoFrame) -> Planes:
-        """Return uint8 (3, size, size).
+    def rgb(self, frame: VideoFrame) -> tuple[Planes, Matrix]:
+        """Return the planes of a frame as it is stored, uint8 (3, H, W), and what turns them upright.
 
         Raises:
             MediaError: the pixel format cannot be converted.
@@ -61,5 +82,27 @@ class Pictures:
         # Python's garbage collector runs. Reading the rotation does not do that, so read the matrix once for each.
         if frame.rotation != self.rotation:
             self.rotation, self.matrix = frame.rotation, display_matrix(frame)
-        planes = rgb.astype(np.uint8, copy=False).transpose(2, 0, 1)
-        return upright(resize(planes, self.size), self.matrix)
+        return rgb.astype(np.uint8, copy=False).transpose(2, 0, 1), self.matrix
+
+
+class Picture:
+    """A decoded frame, converted when a view first takes it, and once for all views."""
+
+    def __init__(self, pictures: Pictures, frame: VideoFrame) -> None:
+        self._pictures, self._frame = pictures, frame
+        self._rgb: tuple[Planes, Matrix] | None = None
+        self._seen: dict[View, Planes] = {}
+
+    def seen(self, view: View) -> Planes:
+        """Return what a view shows, uint8 (3, size, size).
+
+        Raises:
+            MediaError: the pixel format cannot be converted.
+        """
+        if view not in self._seen:
+            if self._rgb is None:
+                self._rgb = self._pictures.rgb(self._frame)
+            planes, matrix = self._rgb
+            axes = view.axes(*upright(planes, matrix).shape[1:])
+            self._seen[view] = upright(resize(planes, *stored(axes, matrix)), matrix)
+        return self._seen[view]

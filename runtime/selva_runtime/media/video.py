@@ -1,4 +1,4 @@
-"""Read the frames of one clip from a video file.
+"""Read the frames of one clip from a video file, in one view or several.
 
 A file may be damaged, truncated or malicious: every frame that can be decoded is used, and the memory is limited to
 the clip and a few frames, or to a few frames if the clip is not kept.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import threading
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
@@ -27,6 +28,7 @@ from selva_runtime.media.container import AV_ERRORS, Decoder, find_video_stream,
 from selva_runtime.media.frames import FrameCollector, FrameRequest, OnFrames, OnRows, checked_request
 from selva_runtime.media.pictures import Pictures
 from selva_runtime.media.resize import Planes
+from selva_runtime.media.views import SQUASH, View
 
 SEEK_MARGIN_S = 5
 """Seek this much before the start, because in some formats a seek ends after the key frame that was asked for."""
@@ -38,7 +40,7 @@ TRACK_LENGTH = re.compile(r"([0-9]{1,9}):([0-9]{2}):([0-9]{2}(?:[.][0-9]{1,9})?)
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class VideoClip:
-    """The part of a video that one generation uses."""
+    """The part of a video that one generation uses, in one view."""
 
     path: Path
     frames: Planes
@@ -100,6 +102,36 @@ def read_clip(
     *,
     size: int,
     fps: float = 25,
+    fit: str = SQUASH,
+    start_s: float = 0.0,
+    duration_s: float | None = 8.0,
+    min_duration_s: float = 0.64,
+    frame_rule: str = "first",
+    keep_frames: bool = True,
+    on_progress: OnFrames | None = None,
+    on_rows: Callable[[Planes], None] | None = None,
+    cancelled: threading.Event | None = None,
+) -> VideoClip:
+    """Read one view of a video, as `read_views` does. `on_rows(frames)` gets its next frames."""
+    (clip,) = read_views(
+        path,
+        [View(size=size, fps=fps, fit=fit)],
+        start_s=start_s,
+        duration_s=duration_s,
+        min_duration_s=min_duration_s,
+        frame_rule=frame_rule,
+        keep_frames=keep_frames,
+        on_progress=on_progress,
+        on_rows=None if on_rows is None else lambda _, frames: on_rows(frames),
+        cancelled=cancelled,
+    )
+    return clip
+
+
+def read_views(
+    path: str | os.PathLike[str],
+    views: Sequence[View],
+    *,
     start_s: float = 0.0,
     duration_s: float | None = 8.0,
     min_duration_s: float = 0.64,
@@ -108,16 +140,17 @@ def read_clip(
     on_progress: OnFrames | None = None,
     on_rows: OnRows | None = None,
     cancelled: threading.Event | None = None,
-) -> VideoClip:
-    """Read `duration_s` seconds of a video from `start_s` on, at `fps` frames a second of `size` x `size` pixels.
+) -> list[VideoClip]:
+    """Read `duration_s` seconds of a video from `start_s` on, decoded once, as a clip for each of the views.
 
-    If the video ends early, the clip is shorter and its `duration_s` says so. The last frame is repeated until the end
-    of the stream. `duration_s` None reads to the end of the video, of up to 10 hours. `path` may be a `VideoFile`,
-    which is closed after it was read.
+    If the video ends early, the clips are shorter and their `duration_s`, the same for all, says so. The last frame is
+    repeated until the end of the stream. `duration_s` None reads to the end of the video, of up to 10 hours. `path` may
+    be a `VideoFile`, which is closed after it was read.
 
-    `on_progress(done, total)` counts frames, and `on_rows(frames)` gets the next frames as soon as they are there, each
-    once, in order and at most 64 in one call. Both are called from this thread. Without `keep_frames` the frames are
-    only given to `on_rows`, and the memory does not grow with the length.
+    `on_progress(done, total)` counts the frames of the first view, and `on_rows(view, frames)` gets the next frames of
+    a view, by its place in `views`, as soon as they are there, each once, in order and at most 64 in one call. Both are
+    called from this thread. Without `keep_frames` the frames are only given to `on_rows`, and the memory does not grow
+    with the length.
 
     `frame_rule` "first" takes the first frame that is not before a due time, as the model was trained. "nearest" takes
     the nearest frame, the earlier of two that are equally near.
@@ -125,12 +158,12 @@ def read_clip(
     Raises:
         MediaNotFoundError: there is no such file.
         MediaError: the file has no video that can be decoded, or it is too short (under `min_duration_s`) or too large.
-        RequestError: start, duration, fps, size or rule is out of range, or the start is past the end of the video.
+        RequestError: start, duration or rule is out of range, there is no view, or the start is past the end of the
+            video.
         Cancelled: `cancelled` was set.
     """
     request = checked_request(
-        size=size,
-        fps=fps,
+        views=views,
         start_s=start_s,
         duration_s=duration_s,
         min_duration_s=min_duration_s,
@@ -153,8 +186,8 @@ def read(
     cancelled: threading.Event | None,
     *,
     seek: bool,
-) -> VideoClip:
-    """Read a clip, from a key frame before its start (`seek`) or from the start of the file.
+) -> list[VideoClip]:
+    """Read the clips, from a key frame before their start (`seek`) or from the start of the file.
 
     Raises:
         SeekFailed: `seek` is set and the file must be decoded from its start.
@@ -163,7 +196,7 @@ def read(
         Cancelled: `cancelled` was set.
     """
     path = video.path
-    collector = FrameCollector(request, Pictures(request.size, path), on_progress, on_rows)
+    collector = FrameCollector(request, Pictures(path), on_progress, on_rows)
     expected = header_length(video.container, video.stream)
     collector.set_expected_length(expected)
     decoder = Decoder(video.container, video.stream, path, cancelled)
@@ -183,17 +216,21 @@ def read(
     collector.extend(decoder.packets_end - origin)
     length = collector.finish()
     check_length(path, request, collector.end, length)
-    return VideoClip(
-        path=path,
-        frames=collector.frames,
-        frame_count=collector.taken,
-        fps=float(request.fps),
-        start_s=float(request.start),
-        duration_s=float(length),
-        source_duration_s=float(expected) or None,
-        video_start_s=0.0 if decoder.by_order else float(origin),
-        warnings=damage_warnings(path.name, collector, decoder, shown_end, expected),
-    )
+    warnings = damage_warnings(path.name, collector, decoder, shown_end, expected)
+    return [
+        VideoClip(
+            path=path,
+            frames=each.frames,
+            frame_count=each.taken,
+            fps=float(each.view.rate),
+            start_s=float(request.start),
+            duration_s=float(length),
+            source_duration_s=float(expected) or None,
+            video_start_s=0.0 if decoder.by_order else float(origin),
+            warnings=warnings,
+        )
+        for each in collector.views
+    ]
 
 
 def seek_near(decoder: Decoder, target: Fraction) -> chain[tuple[Fraction, Fraction, VideoFrame]]:
