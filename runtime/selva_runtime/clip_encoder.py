@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from threading import Event
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +23,9 @@ from selva_runtime.encoding import Encoding, KnownCuts
 from selva_runtime.progress import Progress, no_progress
 from selva_runtime.results import Clip
 from selva_runtime.turns import Turns
+
+if TYPE_CHECKING:
+    from selva_runtime.media.masks.mask import MaskFile
 
 AUTO, NO_CUTS = "auto", "none"
 """What `cuts` may be, besides a list of seconds."""
@@ -57,6 +60,7 @@ class ClipEncoder:
         duration_s: float | None,
         cuts: str | Sequence[float],
         frame_rule: str,
+        mask: MaskFile | None,
         progress: Progress | None,
         cancel: Event | None,
     ) -> Clip:
@@ -67,9 +71,11 @@ class ClipEncoder:
         shown = self._cut_frames(cuts, start_s)
         with path if isinstance(path, VideoFile) else VideoFile(path) as video, ExitStack() as opened:
             key: dict[str, object] = {"start_s": start_s, "duration_s": duration_s, "frame_rule": frame_rule}
-            unread = file_identity(video.path)
+            files = [video.path] if mask is None else [video.path, *mask.files()]
+            unread = [file_identity(file) for file in files]
             if self.cache is not None:
                 key["video"] = fingerprint(video, start_s=start_s, duration_s=duration_s, cancelled=cancel)
+                key |= {} if mask is None else {"mask": mask.content(cancel)}
             cached = ClipCache(self.cache, {**key, "cuts": shown, **self._encodes_with()})
             if (found := cached.find(path)) is not None and (ready := self._ready(found, cancel)) is not None:
                 return ready
@@ -83,6 +89,7 @@ class ClipEncoder:
                 min_duration_s=self.rules.min_duration_s,
                 frame_rule=frame_rule,
                 keep_frames=False,
+                mask=mask,
                 on_progress=encoding.decoded,
                 on_rows=encoding.push,
                 cancelled=cancel,
@@ -100,7 +107,7 @@ class ClipEncoder:
                 shots=shots,
             )
             with self.turns.take(cancel):  # the tokens may be on a device
-                return cached.keep(clip, tokens, store=file_identity(video.path) == unread)
+                return cached.keep(clip, tokens, store=[file_identity(file) for file in files] == unread)
 
     def from_frames(
         self,
@@ -108,10 +115,15 @@ class ClipEncoder:
         duration_s: float,
         *,
         cuts: str | Sequence[float],
+        mask: Any,
+        mask_fill: str,
+        mask_invert: bool,
         progress: Progress | None,
         cancel: Event | None,
     ) -> Clip:
         """Do the work of `Session.encode_frames`, in a turn that the caller has."""
+        from selva_runtime.media.masks.filling import masked_frames
+
         size, lengths = self.rules.image_size, self.rules.lengths(duration_s)
         if is_foreign(frames):
             frames = self.executor.adopt(frames)
@@ -119,11 +131,12 @@ class ClipEncoder:
             raise RequestError(f"frames are {frames.dtype} {frames.shape}; give uint8 (frames, 3, {size}, {size})")
         if len(frames) < lengths.frames:
             raise RequestError(f"{len(frames)} frames do not last {duration_s} s; give {lengths.frames}")
+        frames, warnings = masked_frames(frames[: lengths.frames], mask, mask_fill, invert=mask_invert)
         not_cached = ClipCache(None, {})
         with ExitStack() as opened:
             encoding = self._encoding(opened, not_cached, self._cut_frames(cuts, 0.0), progress, cancel)
             encoding.expect(lengths.frames)
-            tokens, shots = encoding.whole(frames[: lengths.frames], duration_s)
+            tokens, shots = encoding.whole(frames, duration_s)
             clip = Clip(
                 duration_s=duration_s,
                 start_s=0.0,
@@ -131,7 +144,7 @@ class ClipEncoder:
                 source=None,
                 source_duration_s=None,
                 video_start_s=None,
-                warnings=tuple(encoding.warnings),
+                warnings=(*warnings, *encoding.warnings),
                 backbone=self.bundle.graph_hash(VIDEO_BACKBONE),
                 shots=shots,
             )

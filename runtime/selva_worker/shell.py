@@ -76,6 +76,7 @@ def _absolute(request: GenerateRequest, worker: Worker) -> dict[str, Any]:
     """Return the job's request, and have its folders allowed: the worker may do nothing that this user may not."""
     job = {name: getattr(request, name) for name in GENERATE_OPTIONS}
     names = ["video", "out"] if request.cuts in FOUND_OR_NOT else ["video", "out", "cuts"]
+    names += [] if request.mask is None else ["mask"]
     job |= {name: os.path.realpath(job[name]) for name in names}
     job["timelines"] = [os.path.realpath(path) for path in request.timelines]
     files = [job[name] for name in names if name != "out"] + job["timelines"]
@@ -148,6 +149,7 @@ def _report(result: dict[str, Any], request: GenerateRequest) -> GenerateReport:
     given = {
         "stems": [_stem(stem, request.out) for stem in result["stems"]],
         "video": os.fspath(request.video),
+        "mask": None if request.mask is None else os.fspath(request.mask),
         "timelines": [str(parents[os.path.dirname(path)] / Path(path).name) for path in result["timelines"]],
     }
     report: GenerateReport = _made(GenerateReport, {**result, **given})
