@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from selva_ref import PARTS, PRESETS
+from selva_ref import PRESETS, SYSTEM_PARTS
 from selva_ref.errors import CheckpointError, CheckpointNotFoundError
 from selva_ref.model.official import load_strict
 from selva_ref.weights.checkpoints import (
@@ -259,12 +259,12 @@ def test_load_strict_never_ignores_what_the_module_has():
 def test_the_table_covers_every_preset():
     assert CHECKPOINTS.keys() == PRESETS.keys()
     for preset, parts in CHECKPOINTS.items():
-        assert tuple(sorted(parts)) == tuple(sorted(PARTS))
+        assert tuple(sorted(parts)) == tuple(sorted(SYSTEM_PARTS[PRESETS[preset].system]))
         for part, checkpoint in parts.items():
             assert checkpoint.part == part
             assert checkpoint.file.endswith(".safetensors")
             assert (checkpoint.repo is None) == (checkpoint.weights is None)
-        assert len({checkpoint.file for checkpoint in parts.values()}) == len(PARTS), preset
+        assert len({checkpoint.file for checkpoint in parts.values()}) == len(parts), preset
     assert CHECKPOINTS["small_44k"]["vae"] is CHECKPOINTS["large_44k_v2"]["vae"]
     assert "non-commercial" in LICENCE_NOTICE
     assert "\n" not in LICENCE_NOTICE

@@ -42,6 +42,7 @@ class Lengths:
         return {"segments": self.segments, "latent": self.latent, "clip": self.visual}
 
 
+FRAME_FITS = ("squash", "crop")
 _LIMITS = {
     "sample_rate_hz": 192_000,
     "hop": 8192,
@@ -52,6 +53,7 @@ _LIMITS = {
     "segment_step": 1024,
     "sync_per_segment": 1024,
     "image_size": 4096,
+    "clip_image_size": 4096,
     "min_duration_s": 3600,
     "max_duration_s": 3600,
 }
@@ -80,6 +82,11 @@ class SequenceRules:
     """Height and width of a frame, pixels."""
     min_duration_s: float
     max_duration_s: float
+    frame_fit: str = "squash"
+    """How a frame becomes square. "squash" does not keep the aspect ratio. "crop" scales the shorter side to the size
+    and keeps the middle."""
+    clip_image_size: int = 0
+    """Height and width of the frames that the image tower sees, squashed. 0: the model has no image tower."""
     sync_timing: str = "even"
     """How sync features are assigned to latent vectors. "even" spreads them over the clip, as the official weights
     learned it. "shown" gives each latent vector the feature that shows its moment."""
@@ -87,8 +94,12 @@ class SequenceRules:
     def __post_init__(self) -> None:
         if self.sync_timing not in ("even", "shown"):
             raise ValueError(f"sequence.sync_timing is {self.sync_timing!r}, not 'even' or 'shown'")
+        if self.frame_fit not in FRAME_FITS:
+            raise ValueError(f"sequence.frame_fit is {self.frame_fit!r:.40}, not 'squash' or 'crop'")
         for field in fields(self):
-            if field.name == "sync_timing":
+            if field.name not in _LIMITS:
+                continue
+            if field.name == "clip_image_size" and self.clip_image_size == 0 and self.clip_image_size is not False:
                 continue
             value, limit = getattr(self, field.name), _LIMITS[field.name]
             kinds = (int, float) if field.name.endswith("_s") else (int,)

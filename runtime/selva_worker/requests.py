@@ -38,7 +38,7 @@ def _or_null(check: Callable[[object], bool]) -> Callable[[object], bool]:
 
 
 GENERATE_OPTIONS: Mapping[str, Callable[[object], bool]] = {
-    "video": _is_text,
+    "video": _or_null(_is_text),
     "prompts": _list_of(_is_text),
     "out": _is_text,
     "start_s": _is_number,
@@ -66,8 +66,8 @@ GENERATE_OPTIONS: Mapping[str, Callable[[object], bool]] = {
     "timelines": _list_of(_is_text),
 }
 """What `job.submit` may ask for, by the names in `GenerateRequest`. The worker's start fixed the other fields."""
-_ENCODE = ("video", "start_s", "duration_s", "cuts", "frame_rule", "mask", "mask_fill", "mask_invert")
-ENCODE_OPTIONS = {name: GENERATE_OPTIONS[name] for name in _ENCODE}
+_ENCODE = ("start_s", "duration_s", "cuts", "frame_rule", "mask", "mask_fill", "mask_invert")
+ENCODE_OPTIONS = {"video": _is_text, **{name: GENERATE_OPTIONS[name] for name in _ENCODE}}
 FOUND_OR_NOT = ("auto", "none")
 """What `cuts` may be, besides a file."""
 

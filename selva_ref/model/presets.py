@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+SYSTEMS = ("selva", "mmaudio")
+
 
 @dataclass(frozen=True, kw_only=True)
 class VideoConfig:
@@ -42,6 +44,32 @@ class VideoConfig:
     def time_tokens(self) -> int:
         """Tokens in time per segment; also the number of sync features per segment."""
         return self.segment_frames // 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageConfig:
+    """CLIP's image tower (ViT), which makes MMAudio's visual tokens."""
+
+    image_size: int = 384
+    """Height and width of a frame, pixels."""
+    patch: int = 14
+    """Height and width of a patch, pixels. Pixels beyond the last whole patch are not seen."""
+    width: int = 1280
+    depth: int = 32
+    heads: int = 16
+    output: int = 1024
+    """Width of a frame's feature."""
+
+    def __post_init__(self) -> None:
+        if self.image_size < self.patch:
+            raise ValueError(f"image_size {self.image_size} is smaller than patch {self.patch}")
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side of a frame."""
+        return self.image_size // self.patch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,10 +159,14 @@ class Preset:
     audio: AudioConfig
     video: VideoConfig = field(default_factory=VideoConfig)
     text: TextConfig = field(default_factory=TextConfig)
+    system: str = "selva"
+    """"selva": the one sound of a text prompt; "mmaudio": all sounds of a video."""
+    image: ImageConfig | None = None
+    """The image tower of MMAudio; None: SelVA has none."""
     fps: int = 25
     """Frame rate of the video encoder's input, frames per second."""
     clip_fps: int = 8
-    """CLIP tokens per second in the generator's visual stream (all of them the learned empty token)."""
+    """CLIP tokens per second in the generator's visual stream (in SelVA, all of them the learned empty token)."""
     duration_s: float = 8.0
     """Length of the clips the model was trained on, and so of the windows of a longer video."""
     anchor_segments: int = 6
@@ -143,11 +175,22 @@ class Preset:
     """Segments that a window has in common with the one before."""
 
     def __post_init__(self) -> None:
+        if self.system not in SYSTEMS:
+            raise ValueError(f"preset {self.name}: unknown system {self.system!r}; choose one of {', '.join(SYSTEMS)}")
+        if (self.image is None) == (self.system == "mmaudio"):
+            raise ValueError(f"preset {self.name}: mmaudio has an image tower, selva has none")
+        if self.image is not None and self.image.output != self.generator.clip_width:
+            raise ValueError(f"preset {self.name}: generator and image tower disagree on the width of visual tokens")
         if self.generator.latent_width != self.audio.latent_width:
             raise ValueError(f"preset {self.name}: generator and VAE disagree on the latent width")
         span = self.fps * 2 * self.audio.hop / self.audio.sample_rate_hz
         if self.generator.frames_per_latent not in (None, span):
             raise ValueError(f"preset {self.name}: a latent vector spans {span} frames")
+
+    @property
+    def is_demo(self) -> bool:
+        """Whether it is one of the project's own toy models."""
+        return self.name in ("demo", "demo_mmaudio")
 
 
 AUDIO_16K = AudioConfig(
@@ -226,15 +269,28 @@ _DEMO = Preset(
     overlap_segments=2,
 )
 
+_OFFICIAL = (
+    Preset(name="small_16k", generator=_SMALL, audio=AUDIO_16K),
+    Preset(name="small_44k", generator=replace(_SMALL, latent_width=40), audio=AUDIO_44K),
+    Preset(name="medium_44k", generator=_MEDIUM, audio=AUDIO_44K),
+    Preset(name="large_44k", generator=_LARGE, audio=AUDIO_44K),
+    Preset(name="large_44k_v2", generator=replace(_LARGE, v2=True), audio=AUDIO_44K),
+)
+_DEMO_MMAUDIO = replace(
+    _DEMO,
+    name="demo_mmaudio",
+    system="mmaudio",
+    image=ImageConfig(image_size=64, patch=8, width=64, depth=2, heads=2, output=64),
+    generator=replace(_DEMO.generator, joint_blocks=1, fused_blocks=2),
+)
+
 PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
-        Preset(name="small_16k", generator=_SMALL, audio=AUDIO_16K),
-        Preset(name="small_44k", generator=replace(_SMALL, latent_width=40), audio=AUDIO_44K),
-        Preset(name="medium_44k", generator=_MEDIUM, audio=AUDIO_44K),
-        Preset(name="large_44k", generator=_LARGE, audio=AUDIO_44K),
-        Preset(name="large_44k_v2", generator=replace(_LARGE, v2=True), audio=AUDIO_44K),
+        *_OFFICIAL,
         _DEMO,
+        *(replace(p, name=f"mmaudio_{p.name}", system="mmaudio", image=ImageConfig()) for p in _OFFICIAL),
+        _DEMO_MMAUDIO,
     )
 }
 

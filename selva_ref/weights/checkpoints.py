@@ -11,7 +11,7 @@ import json
 import re
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeGuard
 
@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from selva_ref import PARTS, get_preset
+from selva_ref import SYSTEM_PARTS, get_preset
 from selva_ref.errors import CheckpointError, CheckpointNotFoundError
 
 LICENCE_NOTICE = (
@@ -144,6 +144,18 @@ _TEXT_CLIP = Checkpoint(
     unused=("visual.*",),
 )
 
+_CLIP_IMAGE = replace(  # the other half of the same file
+    _TEXT_CLIP,
+    part="clip_image",
+    file="DFN5B-CLIP-ViT-H-14-384/image_tower.safetensors",
+    other_paths=(
+        "DFN5B-CLIP-ViT-H-14-384/open_clip_pytorch_model.bin",
+        *_TEXT_CLIP.other_paths,
+    ),
+    companions=(),
+    unused=("token_embedding.*", "positional_embedding", "transformer.*", "ln_final.*", "text_projection", "logit_*"),
+)
+
 _GENERATORS = {
     "small_16k": ("generator_small_16k_sup_5", "1cb0f0deec52de37f67b1fd9965337d0"),
     "small_44k": ("generator_small_44khz_sup_5", None),
@@ -153,8 +165,30 @@ _GENERATORS = {
 _GENERATOR_LICENCE = "none stated (SelVA); MMAudio, which it starts from, is CC-BY-NC 4.0"
 
 
+_MMAUDIO_GENERATORS = {
+    "small_16k": "af93cde404179f58e3919ac085b8033b",
+    "small_44k": "babd74c884783d13701ea2820a5f5b6d",
+    "medium_44k": "5a56b6665e45a1e65ada534defa903d0",
+    "large_44k": "fed96c325a6785b85ce75ae1aafd2673",
+    "large_44k_v2": "01ad4464f049b2d7efdaa4c1a59b8dfe",
+}
+
+
 def _family(generator: Checkpoint, vae: Checkpoint, vocoder: Checkpoint) -> dict[str, Checkpoint]:
     parts = (_VIDEO_ENCODER, _TEACHER, generator, vae, vocoder, _TEXT_T5, _TEXT_CLIP)
+    return {checkpoint.part: checkpoint for checkpoint in parts}
+
+
+def _mmaudio_family(size: str, md5: str) -> dict[str, Checkpoint]:
+    generator = Checkpoint(
+        part="generator",
+        file=f"mmaudio_{size}.safetensors",
+        licence=_VAE_LICENCE,
+        repo="hkchengrex/MMAudio",
+        weights=HubFile(path=f"weights/mmaudio_{size}.pth", md5=md5),
+    )
+    audio = (_VAE_16K, _VOCODER_16K) if size == "small_16k" else (_VAE_44K, _VOCODER_44K)
+    parts = (_TEACHER, generator, *audio, _TEXT_CLIP, _CLIP_IMAGE)
     return {checkpoint.part: checkpoint for checkpoint in parts}
 
 
@@ -173,7 +207,13 @@ CHECKPOINTS: dict[str, dict[str, Checkpoint]] = {
 CHECKPOINTS["large_44k_v2"] = _family(
     _user_supplied("generator", "generator_large_44khz_v2_sup_5.safetensors"), _VAE_44K, _VOCODER_44K
 )
-CHECKPOINTS["demo"] = {part: _user_supplied(part, f"{part}_demo.safetensors") for part in PARTS}
+for _name, _md5 in _MMAUDIO_GENERATORS.items():
+    CHECKPOINTS[f"mmaudio_{_name}"] = _mmaudio_family(_name, _md5)
+CHECKPOINTS["demo"] = {part: _user_supplied(part, f"{part}_demo.safetensors") for part in SYSTEM_PARTS["selva"]}
+CHECKPOINTS["demo_mmaudio"] = {
+    part: _user_supplied(part, "bed_demo.safetensors" if part == "generator" else f"{part}_demo.safetensors")
+    for part in SYSTEM_PARTS["mmaudio"]
+}
 """What each preset needs: preset name -> part -> checkpoint."""
 
 

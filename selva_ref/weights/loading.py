@@ -8,6 +8,7 @@ from typing import Literal, overload
 from tokenizers import Tokenizer
 
 import selva_ref
+from selva_ref.model.clip_image import ClipImageTower
 from selva_ref.model.generator import Generator
 from selva_ref.model.official import OfficialModule
 from selva_ref.model.presets import Preset
@@ -35,6 +36,8 @@ def load_part(part: Literal["text_t5"], preset: Preset, checkpoints: Path | None
 @overload
 def load_part(part: Literal["text_clip"], preset: Preset, checkpoints: Path | None) -> ClipTower: ...
 @overload
+def load_part(part: Literal["clip_image"], preset: Preset, checkpoints: Path | None) -> ClipImageTower: ...
+@overload
 def load_part(part: str, preset: Preset, checkpoints: Path | None) -> OfficialModule: ...
 def load_part(part: str, preset: Preset, checkpoints: Path | None) -> OfficialModule:
     """Loads a network from `checkpoints`. If that is None, it gets random weights that depend only on parameter names.
@@ -49,9 +52,9 @@ def load_part(part: str, preset: Preset, checkpoints: Path | None) -> OfficialMo
 
 
 def load_tokenizers(preset: Preset, checkpoints: Path | None) -> dict[str, Tokenizer]:
-    """Loads the tokenizers "t5" and "clip". Without checkpoints, the demo's small ones, which fit any text tower."""
-    makers = {"t5": t5_tokenizer, "clip": clip_tokenizer}
-    if checkpoints is None or preset.name == "demo":
+    """Loads the tokenizers "t5" (SelVA only) and "clip". Without checkpoints, the demo's, which fit any text tower."""
+    makers = {"t5": t5_tokenizer, "clip": clip_tokenizer} if preset.system == "selva" else {"clip": clip_tokenizer}
+    if checkpoints is None or preset.is_demo:
         return {name: make(DEMO, preset.text) for name, make in makers.items()}
     return {
         name: make(find_checkpoint(checkpoints, f"text_{name}", preset.name).parent, preset.text)

@@ -59,7 +59,7 @@ def tone(seconds: float, hz: float, rate_hz: int = 48000) -> np.ndarray:
 def write_checkpoints(folder: Path, preset: Preset) -> Path:
     """Writes random weights of every part except the video encoder; the generator is `base.safetensors`."""
     folder.mkdir()
-    for part in set(selva_ref.PARTS) - {"video_encoder"}:
+    for part in set(selva_ref.SYSTEM_PARTS["selva"]) - {"video_encoder"}:
         tensors = random_weights.state_dict(selva_ref.build(part, preset))
         name = "base" if part == "generator" else f"{part}_demo"
         save_file({key: value.contiguous().clone() for key, value in tensors.items()}, folder / f"{name}.safetensors")

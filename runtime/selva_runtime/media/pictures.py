@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import AbstractContextManager
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 from threading import Event
 from typing import Protocol, cast
@@ -79,7 +80,7 @@ class Mask(Protocol):
 
 
 class Pictures:
-    """Turns decoded frames into RGB planes, masked if there is a mask, and knows how to turn those upright."""
+    """Turns decoded frames into RGB planes, fills them if there is a mask, and knows how to turn them upright."""
 
     def __init__(self, path: Path, filler: Filler | None = None) -> None:
         self.path, self.filler = path, filler
@@ -105,17 +106,16 @@ class Pictures:
             self.rotation, self.matrix = frame.rotation, display_matrix(frame)
         return rows.astype(np.uint8, copy=False).transpose(2, 0, 1), self.matrix
 
-    def masked(self, frame: VideoFrame, time: Fraction) -> tuple[Planes, Matrix]:
-        """Return the planes of a frame with what the mask does not keep filled, and what turns them upright.
+    def masked(self, planes: Planes, matrix: Matrix, time: Fraction) -> Planes:
+        """Return planes of a stored picture with what the mask does not keep filled, or as they are without a mask.
 
         Raises:
-            MediaError: the pixel format cannot be converted, or the mask cannot be used.
+            MediaError: the mask cannot be used.
         """
-        planes, matrix = self.planes(frame)
         if self.filler is not None:
             planes = planes.copy(order="K")  # the decoder may still need its frame
             self.filler.fill(upright(planes, matrix), time)
-        return planes, matrix
+        return planes
 
 
 class Picture:
@@ -123,19 +123,25 @@ class Picture:
 
     def __init__(self, pictures: Pictures, frame: VideoFrame, time: Fraction) -> None:
         self._pictures, self._frame, self._time = pictures, frame, time
-        self._rgb: tuple[Planes, Matrix] | None = None
         self._seen: dict[View, Planes] = {}
 
     def seen(self, view: View) -> Planes:
         """Return what a view shows, uint8 (3, size, size).
 
         Raises:
-            MediaError: the pixel format cannot be converted.
+            MediaError: the pixel format cannot be converted, or the mask cannot be used.
         """
         if view not in self._seen:
-            if self._rgb is None:
-                self._rgb = self._pictures.masked(self._frame, self._time)
-            planes, matrix = self._rgb
+            planes, matrix = self._masked if view.masked else self._plain
             axes = view.axes(*upright(planes, matrix).shape[1:])
             self._seen[view] = upright(resize(planes, *stored(axes, matrix)), matrix)
         return self._seen[view]
+
+    @cached_property
+    def _plain(self) -> tuple[Planes, Matrix]:
+        return self._pictures.planes(self._frame)
+
+    @cached_property
+    def _masked(self) -> tuple[Planes, Matrix]:
+        planes, matrix = self._plain
+        return self._pictures.masked(planes, matrix, self._time), matrix

@@ -145,7 +145,7 @@ def read_views(
     `frame_rule` "first" takes the first frame that is not before a due time, as the model was trained. "nearest" takes
     the nearest frame, the earlier of two that are equally near.
 
-    `mask` fills parts of the whole, upright frames before they are resized.
+    `mask` fills parts of the whole, upright frames before they are resized, in the views that are `masked`.
 
     Raises:
         MediaNotFoundError: there is no such file.
@@ -210,7 +210,7 @@ def read(
             duration_s=float(length),
             source_duration_s=float(expected) or None,
             video_start_s=0.0 if decoder.by_order else float(origin),
-            warnings=warnings if filler is None else (*warnings, *filler.warnings),
+            warnings=(*warnings, *filler.warnings) if filler is not None and each.view.masked else warnings,
         )
         for each in collector.views
     ]
