@@ -152,9 +152,9 @@ def test_a_slower_view_does_not_change_the_length(tmp_path):
 def test_a_frame_is_decoded_and_converted_once_for_all_views(tmp_path, monkeypatch):
     path = write_video(tmp_path / "a.mp4", [numbered(number) for number in range(25)])
     converted = []
-    original = pictures_module.Pictures.rgb
+    original = pictures_module.Pictures.planes
     monkeypatch.setattr(
-        pictures_module.Pictures, "rgb", lambda self, frame: (converted.append(frame.pts), original(self, frame))[1]
+        pictures_module.Pictures, "planes", lambda self, frame: (converted.append(frame.pts), original(self, frame))[1]
     )
     with VideoFile(path) as video:
         read_views(video, VIEWS)

@@ -31,6 +31,7 @@ from selva_runtime.turns import Turns
 from selva_runtime.windows import Shot
 
 if TYPE_CHECKING:
+    from selva_runtime.media.masks.mask import MaskFile
     from selva_runtime.media.video import VideoClip, VideoFile
     from selva_runtime.media.views import View
 
@@ -79,10 +80,15 @@ class ClipEncoder:
         *,
         pictures: npt.NDArray[np.uint8] | None,
         cuts: str | Sequence[float],
+        mask: Any,
+        mask_fill: str,
+        mask_invert: bool,
         progress: Progress | None,
         cancel: Event | None,
     ) -> Clip:
         """Do the work of `Session.encode_frames`, in a turn that the caller has."""
+        from selva_runtime.media.masks.filling import masked_frames
+
         lengths = self.rules.lengths(duration_s)
         if is_foreign(frames):
             frames = self.executor.adopt(frames)
@@ -96,10 +102,13 @@ class ClipEncoder:
             _check_frames("pictures", pictures, lengths.visual, self.rules.clip_image_size, duration_s)
         elif pictures is not None:
             raise RequestError("this model sees no pictures besides the frames; leave pictures out")
+        if mask is not None and pictures is not None:
+            raise RequestError("a mask in an array has one size; fill frames and pictures before you give them")
+        frames, warnings = masked_frames(frames[: lengths.frames], mask, mask_fill, invert=mask_invert)
         with ExitStack() as opened:
             job = EncodingJob(self, ClipCache(None, {}), opened, cut_frames(self.rules, cuts, 0.0), progress, cancel)
             job.expect(lengths.frames)
-            tokens, shots = job.encoding.whole(frames[: lengths.frames], duration_s)
+            tokens, shots = job.encoding.whole(frames, duration_s)
             if pictures is not None:
                 job.push_pictures(pictures[: lengths.visual])
             return job.keep(
@@ -111,6 +120,7 @@ class ClipEncoder:
                 length_s=None,
                 origin_s=None,
                 store=False,
+                warnings=warnings,
             )
 
     def without_video(self, duration_s: float) -> Clip:
@@ -163,13 +173,14 @@ class ClipEncoder:
         except CacheError:
             return None
 
-    def views(self) -> list[View]:
+    def views(self, *, masked: bool) -> list[View]:
         """What the model sees of a video: the frames of its segments, and the pictures of its image tower."""
         from selva_runtime.media.views import View
 
         rules = self.rules
-        segments = View(size=rules.image_size, fps=rules.fps, fit=rules.frame_fit)
-        return [segments, View(size=rules.clip_image_size, fps=rules.clip_fps)] if self.sees_pictures else [segments]
+        segments = View(size=rules.image_size, fps=rules.fps, fit=rules.frame_fit, masked=masked)
+        pictures = View(size=rules.clip_image_size, fps=rules.clip_fps, masked=masked) if self.sees_pictures else None
+        return [segments] if pictures is None else [segments, pictures]
 
 
 class EncodingJob:
@@ -282,14 +293,19 @@ def encode_file(
     duration_s: float | None,
     cuts: str | Sequence[float],
     frame_rule: str,
+    mask: MaskFile | None,
     progress: Progress | None,
     cancel: Event | None,
 ) -> list[Clip]:
-    """Encode a part of a video by several encoders, with one decoding. The arguments are those of `Session.encode`."""
+    """Encode a part of a video by several encoders, with one decoding. The arguments are those of `Session.encode`.
+
+    Only the first encoder sees the video through the mask.
+    """
     from selva_runtime.media.video import VideoFile
 
     with path if isinstance(path, VideoFile) else VideoFile(path) as video, ExitStack() as opened:
-        unread = file_identity(video.path)
+        files = [video.path] if mask is None else [video.path, *mask.files()]
+        unread = [file_identity(file) for file in files]
         key: dict[str, object] = {"start_s": start_s, "duration_s": duration_s, "frame_rule": frame_rule}
         clips: dict[int, Clip] = {}
         jobs: dict[int, EncodingJob] = {}
@@ -297,16 +313,20 @@ def encode_file(
             shown = cut_frames(encoder.rules, cuts, start_s)
             if encoder.cache is not None and "video" not in key:
                 key["video"] = _fingerprint(video, start_s, duration_s, cancel)
-            cached = ClipCache(encoder.cache, {**key, "cuts": shown, **encoder.encodes_with()})
+            own = {**key, "cuts": shown, **encoder.encodes_with()}
+            if encoder.cache is not None and mask is not None and number == 0:
+                own["mask"] = mask.content(cancel)
+            cached = ClipCache(encoder.cache, own)
             found = cached.find(path, pictures=encoder.sees_pictures)
             if found is not None and (ready := encoder.ready(found, cancel)) is not None:
                 clips[number] = ready
             else:
                 jobs[number] = EncodingJob(encoder, cached, opened, shown, progress, cancel)
         if jobs:
-            part = _read(video, encoders, jobs, start_s, duration_s, frame_rule, progress, cancel)
+            parts = _read(video, encoders, jobs, start_s, duration_s, frame_rule, mask, progress, cancel)
+            store = [file_identity(file) for file in files] == unread
             for number, job in jobs.items():
-                clips[number] = job.finish(part, os.fspath(path), store=file_identity(video.path) == unread)
+                clips[number] = job.finish(parts[number], os.fspath(path), store=store)
         return [clips[number] for number in range(len(encoders))]
 
 
@@ -317,12 +337,14 @@ def _read(
     start_s: float,
     duration_s: float | None,
     frame_rule: str,
+    mask: MaskFile | None,
     progress: Progress | None,
     cancel: Event | None,
-) -> VideoClip:
+) -> dict[int, VideoClip]:
+    """Read the frames for all jobs, and return what was read for each."""
     from selva_runtime.media.video import read_views
 
-    views = [view for number in jobs for view in encoders[number].views()]
+    views = [(number, view) for number in jobs for view in encoders[number].views(masked=number == 0)]
     consumers = [consumer for job in jobs.values() for consumer in job.consumers]
 
     def decoded(done: int, total: int) -> None:
@@ -331,18 +353,20 @@ def _read(
         if progress is not None and all(job.encoding.fits(total) for job in jobs.values()):
             progress("decode", done, total)  # in a long video the segments are counted, not the frames
 
-    return read_views(
+    parts = read_views(
         video,
-        views,
+        [view for _, view in views],
         start_s=start_s,
         duration_s=duration_s,
         min_duration_s=max(encoders[number].rules.min_duration_s for number in jobs),
         frame_rule=frame_rule,
         keep_frames=False,
+        mask=mask if 0 in jobs else None,
         on_progress=decoded,
         on_rows=lambda number, frames: consumers[number](frames),
         cancelled=cancel,
-    )[0]
+    )
+    return {number: part for (number, _), part in zip(views, parts, strict=True)}
 
 
 def _fingerprint(video: VideoFile, start_s: float, duration_s: float | None, cancel: Event | None) -> object:

@@ -32,6 +32,7 @@ from selva_runtime.flow import EULER
 from selva_runtime.generation import Generation
 from selva_runtime.long_form import decode_part, decoded_at_once, parts, replaced, splice
 from selva_runtime.lru_cache import LruCache
+from selva_runtime.media.masks.filling import GREY
 from selva_runtime.progress import Progress, no_progress
 from selva_runtime.request import StemRequest, check_region, check_span
 from selva_runtime.results import Clip, SessionInfo, Stem, StemPart
@@ -133,6 +134,9 @@ class Session:
         start_s: float = 0.0,
         cuts: str | Sequence[float] = AUTO,
         frame_rule: str = FIRST,
+        mask: str | os.PathLike[str] | None = None,
+        mask_fill: str = GREY,
+        mask_invert: bool = False,
         progress: Progress | None = None,
         cancel: Event | None = None,
     ) -> Clip:
@@ -143,9 +147,12 @@ class Session:
         the video for one shot. They matter only in a clip that is longer than a window. `frame_rule` says which decoded
         frame shows a moment: "first" takes the first that is not earlier, as in training, "nearest" the nearest.
 
+        `mask` is a mask video, a folder of numbered PNGs or one PNG, of any size and rate. White keeps, black is filled
+        with `mask_fill`: "grey", "black" or "blur". `mask_invert` swaps white and black.
+
         Raises:
-            MediaNotFoundError: there is no such file.
-            MediaError: the file has no usable video, or the video is too short or too large.
+            MediaNotFoundError: there is no such file or mask.
+            MediaError: the file has no usable video, or the video is too short or too large, or the mask is no mask.
             RequestError: an argument is out of range, or the start is past the end of the video.
             BackendError: the backend failed, or the session was opened before a fork.
             Cancelled: `cancel` was set.
@@ -157,6 +164,9 @@ class Session:
             start_s=start_s,
             cuts=cuts,
             frame_rule=frame_rule,
+            mask=mask,
+            mask_fill=mask_fill,
+            mask_invert=mask_invert,
             progress=progress,
             cancel=cancel,
         )[0]
@@ -177,6 +187,9 @@ class Session:
         *,
         pictures: npt.NDArray[np.uint8] | None = None,
         cuts: str | Sequence[float] = NO_CUTS,
+        mask: Any = None,
+        mask_fill: str = GREY,
+        mask_invert: bool = False,
         progress: Progress | None = None,
         cancel: Event | None = None,
         stream: Any = None,
@@ -188,8 +201,11 @@ class Session:
         caller's stream. `cuts` as in `encode`. MMAudio also takes `pictures`, (P, 3, S, S) at `info.picture_fps`, where
         S is `info.picture_size`.
 
+        `mask` is an array, uint8 or bool, (H, H) or (T, H, H); `mask_fill` and `mask_invert` as in `encode`. It needs
+        frames in a NumPy array, and fills a copy of them.
+
         Raises:
-            RequestError: `duration_s` or `cuts` is out of range, the frames have another shape or type or are too few,
+            RequestError: an argument is out of range, the frames or the mask have another shape or type or are too few,
                 or the backend cannot use the array or the stream.
             BackendError: the backend failed, or the session was opened before a fork.
             Cancelled: `cancel` was set.
@@ -198,7 +214,15 @@ class Session:
         with self._turns.take(cancel):
             self._wait_for(stream)
             return self._encoder.from_frames(
-                frames, duration_s, pictures=pictures, cuts=cuts, progress=progress, cancel=cancel
+                frames,
+                duration_s,
+                pictures=pictures,
+                cuts=cuts,
+                mask=mask,
+                mask_fill=mask_fill,
+                mask_invert=mask_invert,
+                progress=progress,
+                cancel=cancel,
             )
 
     def prompt_warnings(self, prompt: str) -> tuple[str, ...]:
@@ -528,10 +552,18 @@ def encode_for(
     start_s: float = 0.0,
     cuts: str | Sequence[float] = AUTO,
     frame_rule: str = FIRST,
+    mask: str | os.PathLike[str] | None = None,
+    mask_fill: str = GREY,
+    mask_invert: bool = False,
     progress: Progress | None = None,
     cancel: Event | None = None,
 ) -> list[Clip]:
-    """Encode one video for several sessions with one decoding. Arguments and errors are those of `Session.encode`."""
+    """Encode one video for several sessions with one decoding. Arguments and errors are those of `Session.encode`.
+
+    Only the first session sees the video through the mask.
+    """
+    from selva_runtime.media.masks.mask import mask_of
+
     check_span(start_s, duration_s, max(session._rules.min_duration_s for session in sessions))
     return encode_file(
         [session._encoder for session in sessions],
@@ -540,6 +572,7 @@ def encode_for(
         duration_s=None if duration_s is None else float(duration_s),
         cuts=cuts,
         frame_rule=frame_rule,
+        mask=mask_of(mask, mask_fill, invert=mask_invert),
         progress=progress,
         cancel=cancel,
     )

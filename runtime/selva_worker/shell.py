@@ -83,7 +83,7 @@ def _worker_errors() -> Iterator[None]:
 def _absolute(request: GenerateRequest, worker: Worker) -> dict[str, Any]:
     """Return the job's request, and have its folders allowed: the worker may do nothing that this user may not."""
     job = {name: getattr(request, name) for name in GENERATE_OPTIONS}
-    names = [name for name in ("video", "out", "cuts") if job[name] is not None]
+    names = [name for name in ("video", "out", "cuts", "mask") if job[name] is not None]
     if request.cuts in FOUND_OR_NOT:
         names.remove("cuts")
     job |= {name: os.path.realpath(job[name]) for name in names}
@@ -158,6 +158,7 @@ def _report(result: dict[str, Any], request: GenerateRequest) -> GenerateReport:
     given = {
         "stems": [_stem(stem, request.out) for stem in result["stems"]],
         "video": None if request.video is None else os.fspath(request.video),
+        "mask": None if request.mask is None else os.fspath(request.mask),
         "timelines": [str(parents[os.path.dirname(path)] / Path(path).name) for path in result["timelines"]],
     }
     report: GenerateReport = _made(GenerateReport, {**result, **given})

@@ -15,11 +15,14 @@ from selva_runtime.command.records import GenerateRequest
 from selva_runtime.media.audio import check_rate
 from selva_runtime.media.cuts import read_cuts
 from selva_runtime.media.frames import check_frame_rule
+from selva_runtime.media.masks.filling import GREY
+from selva_runtime.media.masks.mask import mask_of
 from selva_runtime.media.post.broadcast import POST_RATE_HZ
 from selva_runtime.media.post.timecode import Timecode, frame_rate, parse_timecode, source_timecode
+from selva_runtime.media.seeking import header_length
 from selva_runtime.media.timelines.otio import OTIOZ
 from selva_runtime.media.timelines.write import check_timeline
-from selva_runtime.media.video import VideoFile, header_length
+from selva_runtime.media.video import VideoFile
 from selva_runtime.request import MAX_DURATION_S, MAX_SEED, check_region, check_span, check_whole
 from selva_runtime.session import ONE_PASS, WINDOWS, Session
 from selva_runtime.text import check_prompt
@@ -73,6 +76,7 @@ class CheckedRequest:
         self.cuts = read_cuts_option(asked.cuts)
         if asked.long == ONE_PASS:
             self.cuts = NO_CUTS
+        self._check_mask()
         self.region = self._checked_region()
         self.rate_hz = self._checked_rate()
         for number in asked.mux:
@@ -162,6 +166,7 @@ class CheckedRequest:
             "--mux": self.asked.mux,
             "--timeline": self.asked.timelines,
             "--bed": self.asked.bed,
+            "--mask": self.asked.mask,
         }
         if missing := [option for option, given in needs.items() if given]:
             raise RequestError(f"{missing[0]} needs a video")
@@ -175,6 +180,15 @@ class CheckedRequest:
             if self.post and self.asked.timecode is None:
                 self._messages.warn(f"{video.path.name}: its timecode is not used ({error}); name one with --timecode")
             return None
+
+    def _check_mask(self) -> None:
+        """Check that the mask is there, and the options that belong to it."""
+        asked = self.asked
+        mask = mask_of(asked.mask, asked.mask_fill, invert=asked.mask_invert)
+        if mask is not None:
+            mask.files()
+        elif asked.mask_fill != GREY or asked.mask_invert:
+            raise RequestError("--mask-fill and --mask-invert need --mask, such as --mask dog.mov")
 
     def _checked_region(self) -> tuple[float, float] | None:
         """Check the options that belong to a region."""

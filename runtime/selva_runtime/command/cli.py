@@ -108,6 +108,13 @@ class _Region(click.ParamType[tuple[float, float]]):
     help="first: the first frame that is not before each 1/25 s, as in training; nearest: the nearest one, for exact "
     "onsets where the video's frame rate is not 25.",
 )
+@click.option(
+    "--mask",
+    metavar="FILE|FOLDER",
+    help="What the model may see: a mask video, a folder of numbered PNGs or one PNG. White keeps, black is filled.",
+)
+@click.option("--mask-fill", default="grey", show_default=True, help="Fill of the rest: grey, black or blur.")
+@click.option("--mask-invert", is_flag=True, help="Black keeps, white is filled.")
 @click.option("--sample-rate", "sample_rate_hz", type=int, help="Hz of the files.  [default: the model's]")
 @click.option(
     "--deliver",

@@ -40,6 +40,12 @@ class GenerateRequest:
     """If the run is cancelled, keep what each stem has until then."""
     frame_rule: str = "first"
     """"first" or "nearest": the frame that each due time takes."""
+    mask: str | os.PathLike[str] | None = None
+    """A mask video, a folder of numbered PNGs or one PNG. White keeps, black is filled before the model sees it."""
+    mask_fill: str = "grey"
+    """"grey", "black" or "blur"."""
+    mask_invert: bool = False
+    """Black keeps, white is filled."""
     sample_rate_hz: int | None = None
     deliver: str = "wav"
     """"wav", or "post": Broadcast WAV at 48 kHz, with timecode, loudness and one gain for all stems."""
@@ -107,6 +113,10 @@ class GenerateReport:
     gain_db: float | None
     """Gain of all stems, 0 or less. None unless delivered for post-production."""
     frame_rule: str
+    mask: str | None
+    mask_fill: str | None
+    """None without a mask."""
+    mask_invert: bool
     seed: int
     steps: int
     guidance: float

@@ -218,7 +218,7 @@ class FrameCollector:
         self.concealed += frame.is_corrupt and end > self.request.start
         if self.request.nearest and self.last is not None:
             self.fill_until(self.last, (self.last_begin + begin) / 2)
-        self.last, self.last_begin = Picture(self.pictures, frame), begin
+        self.last, self.last_begin = Picture(self.pictures, frame, begin), begin
         self.fill_until(self.last, begin)
 
     def extend(self, end: Fraction) -> None:

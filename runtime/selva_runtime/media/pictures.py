@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager
+from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
-from typing import cast
+from threading import Event
+from typing import Protocol, cast
 
 import numpy as np
 from av.video.frame import VideoFrame
@@ -57,23 +61,41 @@ def stored(axes: tuple[Axis, Axis], matrix: Matrix) -> tuple[Axis, Axis]:
     return (width, height) if swaps else (height, width)
 
 
-class Pictures:
-    """Turns decoded frames into RGB planes, and knows how to turn those upright."""
+class Filler(Protocol):
+    """Fills what a mask does not keep."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Warnings about the mask, as far as it was used."""
+
+    def fill(self, planes: Planes, time: Fraction) -> None:
+        """Fill planes of an upright frame, (3, H, W), in place. Times are seconds from the first frame, ascending."""
+
+
+class Mask(Protocol):
+    """Something that can be opened to fill the frames of a video."""
+
+    def opened(self, start: Fraction, interval: Fraction, cancelled: Event | None) -> AbstractContextManager[Filler]:
+        """Open it for a video of which a frame lasts `interval` seconds, to be read from `start` (seconds) on."""
+
+
+class Pictures:
+    """Turns decoded frames into RGB planes, fills them if there is a mask, and knows how to turn them upright."""
+
+    def __init__(self, path: Path, filler: Filler | None = None) -> None:
+        self.path, self.filler = path, filler
         self.reformatter = VideoReformatter()
         self.rotation: int | None = None
         self.matrix: Matrix = (1.0, 0.0, 0.0, 1.0)
 
-    def rgb(self, frame: VideoFrame) -> tuple[Planes, Matrix]:
-        """Return the planes of a frame as it is stored, uint8 (3, H, W), and what turns them upright.
+    def planes(self, frame: VideoFrame, pixels: str = "rgb24") -> tuple[Planes, Matrix]:
+        """Return the planes of a frame as it is stored, uint8 (C, H, W), and what turns them upright.
 
         Raises:
             MediaError: the pixel format cannot be converted.
         """
         try:
-            rgb = self.reformatter.reformat(frame, format="rgb24").to_ndarray()
+            rows = self.reformatter.reformat(frame, format=pixels).to_ndarray()
         except AV_ERRORS as error:
             raise MediaError(
                 f"{self.path}: {frame.format.name} frames cannot be read ({reason(error)}); convert it to H.264 first"
@@ -82,27 +104,44 @@ class Pictures:
         # Python's garbage collector runs. Reading the rotation does not do that, so read the matrix once for each.
         if frame.rotation != self.rotation:
             self.rotation, self.matrix = frame.rotation, display_matrix(frame)
-        return rgb.astype(np.uint8, copy=False).transpose(2, 0, 1), self.matrix
+        return rows.astype(np.uint8, copy=False).transpose(2, 0, 1), self.matrix
+
+    def masked(self, planes: Planes, matrix: Matrix, time: Fraction) -> Planes:
+        """Return planes of a stored picture with what the mask does not keep filled, or as they are without a mask.
+
+        Raises:
+            MediaError: the mask cannot be used.
+        """
+        if self.filler is not None:
+            planes = planes.copy(order="K")  # the decoder may still need its frame
+            self.filler.fill(upright(planes, matrix), time)
+        return planes
 
 
 class Picture:
-    """A decoded frame, converted when a view first takes it, and once for all views."""
+    """A decoded frame, converted when a view first takes it, and once for all views. `time` counts from the first."""
 
-    def __init__(self, pictures: Pictures, frame: VideoFrame) -> None:
-        self._pictures, self._frame = pictures, frame
-        self._rgb: tuple[Planes, Matrix] | None = None
+    def __init__(self, pictures: Pictures, frame: VideoFrame, time: Fraction) -> None:
+        self._pictures, self._frame, self._time = pictures, frame, time
         self._seen: dict[View, Planes] = {}
 
     def seen(self, view: View) -> Planes:
         """Return what a view shows, uint8 (3, size, size).
 
         Raises:
-            MediaError: the pixel format cannot be converted.
+            MediaError: the pixel format cannot be converted, or the mask cannot be used.
         """
         if view not in self._seen:
-            if self._rgb is None:
-                self._rgb = self._pictures.rgb(self._frame)
-            planes, matrix = self._rgb
+            planes, matrix = self._masked if view.masked else self._plain
             axes = view.axes(*upright(planes, matrix).shape[1:])
             self._seen[view] = upright(resize(planes, *stored(axes, matrix)), matrix)
         return self._seen[view]
+
+    @cached_property
+    def _plain(self) -> tuple[Planes, Matrix]:
+        return self._pictures.planes(self._frame)
+
+    @cached_property
+    def _masked(self) -> tuple[Planes, Matrix]:
+        planes, matrix = self._plain
+        return self._pictures.masked(planes, matrix, self._time), matrix

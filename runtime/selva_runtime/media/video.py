@@ -7,10 +7,9 @@ the clip and a few frames, or to a few frames if the clip is not kept.
 from __future__ import annotations
 
 import os
-import re
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
@@ -18,24 +17,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import av
-from av.container import InputContainer
-from av.video.frame import VideoFrame
-from av.video.stream import VideoStream
-
 from selva_bundle.errors import MediaError, RequestError
-from selva_runtime.media.container import AV_ERRORS, Decoder, find_video_stream, open_media
+from selva_runtime.media.container import Decoder, find_video_stream, open_media
 from selva_runtime.media.frames import FrameCollector, FrameRequest, OnFrames, OnRows, checked_request
-from selva_runtime.media.pictures import Pictures
+from selva_runtime.media.pictures import Mask, Pictures
 from selva_runtime.media.resize import Planes
+from selva_runtime.media.seeking import SEEK_MARGIN_S, SeekFailed, header_length, seek_near
 from selva_runtime.media.views import SQUASH, View
 
-SEEK_MARGIN_S = 5
-"""Seek this much before the start, because in some formats a seek ends after the key frame that was asked for."""
 TRUNCATED_S = Fraction(1, 2)
 """A video that ends this much before its header's length gets a warning."""
-TRACK_LENGTH = re.compile(r"([0-9]{1,9}):([0-9]{2}):([0-9]{2}(?:[.][0-9]{1,9})?)")
-"""Value of a Matroska track's DURATION tag."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -93,10 +84,6 @@ class VideoFile(os.PathLike[str]):
             self._open_files = opened.pop_all()
 
 
-class SeekFailed(Exception):  # noqa: N818 -- a signal within this module
-    """The file cannot be read from the middle. It must be decoded from the start."""
-
-
 def read_clip(
     path: str | os.PathLike[str],
     *,
@@ -108,6 +95,7 @@ def read_clip(
     min_duration_s: float = 0.64,
     frame_rule: str = "first",
     keep_frames: bool = True,
+    mask: Mask | None = None,
     on_progress: OnFrames | None = None,
     on_rows: Callable[[Planes], None] | None = None,
     cancelled: threading.Event | None = None,
@@ -121,6 +109,7 @@ def read_clip(
         min_duration_s=min_duration_s,
         frame_rule=frame_rule,
         keep_frames=keep_frames,
+        mask=mask,
         on_progress=on_progress,
         on_rows=None if on_rows is None else lambda _, frames: on_rows(frames),
         cancelled=cancelled,
@@ -137,6 +126,7 @@ def read_views(
     min_duration_s: float = 0.64,
     frame_rule: str = "first",
     keep_frames: bool = True,
+    mask: Mask | None = None,
     on_progress: OnFrames | None = None,
     on_rows: OnRows | None = None,
     cancelled: threading.Event | None = None,
@@ -155,9 +145,12 @@ def read_views(
     `frame_rule` "first" takes the first frame that is not before a due time, as the model was trained. "nearest" takes
     the nearest frame, the earlier of two that are equally near.
 
+    `mask` fills parts of the whole, upright frames before they are resized, in the views that are `masked`.
+
     Raises:
         MediaNotFoundError: there is no such file.
-        MediaError: the file has no video that can be decoded, or it is too short (under `min_duration_s`) or too large.
+        MediaError: the file has no video that can be decoded, or it is too short (under `min_duration_s`) or too large,
+            or the mask cannot be used.
         RequestError: start, duration or rule is out of range, there is no view, or the start is past the end of the
             video.
         Cancelled: `cancelled` was set.
@@ -172,15 +165,16 @@ def read_views(
     )
     with path if isinstance(path, VideoFile) else VideoFile(path) as opened:
         try:
-            return read(opened, request, on_progress, on_rows, cancelled, seek=request.start > 2 * SEEK_MARGIN_S)
+            return read(opened, request, mask, on_progress, on_rows, cancelled, seek=request.start > 2 * SEEK_MARGIN_S)
         except SeekFailed:
             opened.reopen()
-            return read(opened, request, on_progress, on_rows, cancelled, seek=False)
+            return read(opened, request, mask, on_progress, on_rows, cancelled, seek=False)
 
 
 def read(
     video: VideoFile,
     request: FrameRequest,
+    mask: Mask | None,
     on_progress: OnFrames | None,
     on_rows: OnRows | None,
     cancelled: threading.Event | None,
@@ -191,35 +185,24 @@ def read(
 
     Raises:
         SeekFailed: `seek` is set and the file must be decoded from its start.
-        MediaError: the file has no video that can be decoded, or it is too short or too large.
+        MediaError: the file has no video that can be decoded, or it is too short or too large, or the mask is no mask.
         RequestError: the start is past the end of the video.
         Cancelled: `cancelled` was set.
     """
-    path = video.path
-    collector = FrameCollector(request, Pictures(path), on_progress, on_rows)
+    decoder = Decoder(video.container, video.stream, video.path, cancelled)
     expected = header_length(video.container, video.stream)
-    collector.set_expected_length(expected)
-    decoder = Decoder(video.container, video.stream, path, cancelled)
-    frames = decoder.frames()
-    first = next(frames, None)
-    if first is None:
-        raise MediaError(f"{path}: no frame can be decoded; the file is damaged, export it again")
-    origin = first[0]
-    frames = seek_near(decoder, origin + request.start) if seek else chain([first], frames)
-    for begin, end, frame in frames:
-        if end - origin <= request.start:
-            decoder.damaged_packets = 0  # damage before the clip does not matter
-        collector.add(frame, begin - origin, end - origin)
-        if collector.complete:
-            break
-    shown_end = collector.end
-    collector.extend(decoder.packets_end - origin)
-    length = collector.finish()
-    check_length(path, request, collector.end, length)
-    warnings = damage_warnings(path.name, collector, decoder, shown_end, expected)
+    with nullcontext() if mask is None else mask.opened(request.start, decoder.usual_interval, cancelled) as filler:
+        collector = FrameCollector(request, Pictures(video.path, filler), on_progress, on_rows)
+        collector.set_expected_length(expected)
+        origin = collect(decoder, collector, seek=seek)
+        shown_end = collector.end
+        collector.extend(decoder.packets_end - origin)
+        length = collector.finish()
+    check_length(video.path, request, collector.end, length)
+    warnings = damage_warnings(video.path.name, collector, decoder, shown_end, expected)
     return [
         VideoClip(
-            path=path,
+            path=video.path,
             frames=each.frames,
             frame_count=each.taken,
             fps=float(each.view.rate),
@@ -227,43 +210,33 @@ def read(
             duration_s=float(length),
             source_duration_s=float(expected) or None,
             video_start_s=0.0 if decoder.by_order else float(origin),
-            warnings=warnings,
+            warnings=(*warnings, *filler.warnings) if filler is not None and each.view.masked else warnings,
         )
         for each in collector.views
     ]
 
 
-def seek_near(decoder: Decoder, target: Fraction) -> chain[tuple[Fraction, Fraction, VideoFrame]]:
-    """Seek, and return the frames from a key frame before `target` (seconds) on.
+def collect(decoder: Decoder, collector: FrameCollector, *, seek: bool) -> Fraction:
+    """Give the collector the frames that it needs. Return the time of the first presented one, in seconds.
 
     Raises:
-        SeekFailed: the format cannot seek, or the first frame is after `target` or has no time.
+        SeekFailed: `seek` is set and the file must be decoded from its start.
+        MediaError: no frame can be decoded, or the clip is too large.
     """
-    try:
-        decoder.container.seek(int((target - SEEK_MARGIN_S) / decoder.time_base), stream=decoder.stream)
-    except AV_ERRORS as error:
-        raise SeekFailed from error
+    start = collector.request.start
     frames = decoder.frames()
     first = next(frames, None)
-    if first is None or first[0] > target or first[2].pts is None:
-        raise SeekFailed
-    return chain([first], frames)
-
-
-def header_length(container: InputContainer, stream: VideoStream) -> Fraction:
-    """Return the seconds of video according to the header, 0 if it says nothing."""
-    if stream.duration and stream.time_base:
-        return stream.duration * stream.time_base
-    end, begin = Fraction(container.duration or 0, av.time_base), Fraction(0)
-    if "matroska" in container.format.name:
-        # Its times count from 0, even if the first frame comes later. The file's length may be that of the sound.
-        begin = Fraction(container.start_time or 0, av.time_base)
-        own = TRACK_LENGTH.fullmatch(stream.metadata.get("DURATION", ""))
-        if own:
-            hours, minutes, seconds = map(Fraction, own.groups())
-            track_end = (hours * 60 + minutes) * 60 + seconds
-            end = track_end if begin < track_end < end else end
-    return end - begin
+    if first is None:
+        raise MediaError(f"{decoder.path}: no frame can be decoded; the file is damaged, export it again")
+    origin = first[0]
+    frames = seek_near(decoder, origin + start) if seek else chain([first], frames)
+    for begin, end, frame in frames:
+        if end - origin <= start:
+            decoder.damaged_packets = 0  # damage before the clip does not matter
+        collector.add(frame, begin - origin, end - origin)
+        if collector.complete:
+            break
+    return origin
 
 
 def check_length(path: Path, request: FrameRequest, end: Fraction, length: Fraction) -> None:

@@ -28,6 +28,9 @@ class View:
     fit: str = SQUASH
     """"squash": the whole frame, its aspect ratio is not kept. "crop": the middle square, the aspect ratio is kept."""
 
+    masked: bool = True
+    """If the video has a mask, this view is seen through it."""
+
     def __post_init__(self) -> None:
         if not (math.isfinite(self.fps) and self.fps > 0 and self.size > 0):
             raise RequestError(f"{self.fps} frames a second of {self.size} pixels: both must be above 0")
