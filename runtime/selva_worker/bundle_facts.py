@@ -23,7 +23,7 @@ def bundle_facts(bundle: str | None) -> dict[str, Any]:
         sequence = top["sequence"]
         return {
             "preset": str(top["preset"]),
-            "toy": top["preset"] == "demo",
+            "toy": str(top["preset"]).startswith("demo"),
             "weights": str(top["weights"]),
             "notice": " ".join(str(top["notice"]).split()),
             "hears": [str(prompt) for prompt in top.get("hears", [])],
