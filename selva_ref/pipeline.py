@@ -1,4 +1,4 @@
-"""The whole model in its plainest form: frames and a prompt in, one stem out.
+"""SelVA in its plainest form: frames and a prompt in, one stem out. `pipeline_mmaudio` is the same for MMAudio.
 
 Exports and runtimes are compared with this reference. It runs everything again for every prompt; use
 `selva_runtime.Session` for speed.
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from selva_bundle.lengths import LongForm, SequenceRules
+from selva_bundle.lengths import Lengths, LongForm, SequenceRules
 from selva_ref.model.flow_matching import ab2, adaptive, euler
 from selva_ref.model.generator import Conditions, Generator
 from selva_ref.model.layers import cast
@@ -55,22 +55,111 @@ def long_form(preset: Preset) -> LongForm:
     )
 
 
-def preprocess(frames: Tensor, size: int) -> Tensor:
-    """uint8 frames (T, 3, H, W) → (T, 3, size, size) in [-1, 1]: bicubic with antialiasing, aspect not kept."""
-    if frames.shape[-2:] != (size, size):
-        frames = F.interpolate(frames, size=(size, size), mode="bicubic", antialias=True)
-    return (frames.float() / 255 - 0.5) / 0.5
+def preprocess(frames: Tensor, size: int, fit: str = "squash") -> Tensor:
+    """uint8 frames (T, 3, H, W) → (T, 3, size, size) in [-1, 1], resized bicubically with antialiasing on uint8.
+
+    `fit` "squash" does not keep the aspect ratio. "crop" resizes the shorter side to `size` and keeps the middle.
+    """
+    return (resize(frames, size, fit).float() / 255 - 0.5) / 0.5
 
 
-class Pipeline:
-    """Every network of a preset, with weights from a folder of checkpoints or, if that is None, random weights."""
+def preprocess_clip(frames: Tensor, size: int) -> Tensor:
+    """uint8 frames (T, 3, H, W) → (T, 3, size, size) in [0, 1] for the image tower, squashed."""
+    return resize(frames, size, "squash").float() / 255
 
-    video_encoder: VideoEncoder
+
+def resize(frames: Tensor, size: int, fit: str) -> Tensor:
+    """uint8 frames (T, 3, H, W) → uint8 (T, 3, size, size); see `preprocess`."""
+    height, width = frames.shape[-2:]
+    short = min(height, width)
+    target = (size, size) if fit == "squash" else (size * height // short, size * width // short)
+    if (height, width) != target:
+        frames = F.interpolate(frames, size=target, mode="bicubic", antialias=True)
+    top, left = (round((side - size) / 2) for side in target)  # halves to even, as in training
+    return frames[..., top : top + size, left : left + size]
+
+
+class Networks:
+    """The networks of one preset, with weights from a folder of checkpoints or, if that is None, random weights."""
+
     generator: Generator
     vae: VAE
     vocoder: Vocoder
-    text_t5: T5Tower
     text_clip: ClipTower
+
+    def __init__(
+        self, preset: str | Preset, checkpoints: Path | None, device: str, dtype: torch.dtype, system: str, *parts: str
+    ) -> None:
+        self.preset = get_preset(preset) if isinstance(preset, str) else preset
+        if self.preset.system != system:
+            raise ValueError(f"preset {self.preset.name} is one of {self.preset.system}, not of {system}")
+        self.rules = sequence_rules(self.preset)
+        self.device, self.dtype = torch.device(device), dtype
+        for part in ("generator", "vae", "vocoder", "text_clip", *parts):
+            setattr(self, part, cast(load_part(part, self.preset, checkpoints), dtype).to(device))
+        self.tokenizers = load_tokenizers(self.preset, checkpoints)
+
+    def _lengths(self, duration_s: float) -> Lengths:
+        least, most = self.rules.min_duration_s, self.rules.max_duration_s
+        if not least <= duration_s <= most:
+            raise ValueError(f"duration {duration_s} s: must be from {least} to {most} s")
+        return self.rules.lengths(duration_s)
+
+    def _sound(
+        self,
+        conditions: Conditions,
+        empty: Conditions,
+        lengths: Lengths,
+        *,
+        noise: np.ndarray | None,
+        seed: int,
+        steps: int,
+        guidance: float,
+        solver: str,
+    ) -> np.ndarray:
+        """Solves the flow and decodes the latent, float32 (samples,)."""
+        if noise is None:
+            noise = draw_noise(seed, 0, 0, lengths.latent, self.rules.latent_width)
+
+        def flow(t: float, x: Tensor) -> Tensor:
+            return self.generator.guided_flow(x, torch.tensor([t], device=self.device), conditions, empty, guidance)
+
+        start = torch.from_numpy(noise)[None].to(self.device, self.dtype)
+        solvers = {
+            "euler": lambda: euler(flow, start, steps=steps),
+            "ab2": lambda: ab2(flow, start, steps=steps),
+            "adaptive": lambda: adaptive(flow, start),
+        }
+        latent = solvers[solver]()
+        mel = self.vae.decode(self.generator.unnormalize(latent).transpose(1, 2))
+        audio = self.vocoder(mel).flatten()[: lengths.samples]
+        return F.pad(audio, (0, lengths.samples - audio.shape[0])).cpu().numpy()
+
+    def _ids(self, which: str, prompt: str) -> Tensor:
+        return torch.tensor([self.tokenizers[which].encode(prompt).ids], device=self.device)
+
+    def _text(self, prompt: str) -> Tensor:
+        y: Tensor = self.text_clip(self._ids("clip", prompt))
+        return y
+
+    def _empty(self, like: Conditions, sync_length: int, negative: str | None) -> Conditions:
+        """The conditions of guidance's other side."""
+        against = None if negative is None else self._text(negative)
+        return self.generator.prepare_empty(like, sync_length=sync_length, negative_text=against)
+
+
+class Pipeline(Networks):
+    """SelVA: the one sound of a video that a prompt asks for.
+
+    Weights come from a folder of checkpoints or, if that is None, are random.
+
+    Raises:
+        ValueError: the preset is not one of SelVA.
+        CheckpointError: weights are missing, damaged or do not fit.
+    """
+
+    video_encoder: VideoEncoder
+    text_t5: T5Tower
 
     def __init__(
         self,
@@ -80,12 +169,7 @@ class Pipeline:
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.preset = get_preset(preset) if isinstance(preset, str) else preset
-        self.rules = sequence_rules(self.preset)
-        self.device = torch.device(device)
-        for part in ("video_encoder", "generator", "vae", "vocoder", "text_t5", "text_clip"):
-            setattr(self, part, cast(load_part(part, self.preset, checkpoints), dtype).to(device))
-        self.tokenizers = load_tokenizers(self.preset, checkpoints)
+        super().__init__(preset, checkpoints, device, dtype, "selva", "video_encoder", "text_t5")
 
     @torch.inference_mode()
     def __call__(
@@ -112,38 +196,21 @@ class Pipeline:
 
         Returns:
             float32 (round(duration_s * rate),) in [-1, 1].
+
+        Raises:
+            ValueError: the duration is out of range.
         """
-        lengths = self.rules.lengths(duration_s)
-        if noise is None:
-            noise = draw_noise(seed, 0, 0, lengths.latent, self.rules.latent_width)
-        conditions, empty = self._conditions(frames[: lengths.frames], prompt, negative, lengths.latent, lengths.visual)
+        lengths, g = self._lengths(duration_s), self.generator
+        sync = self._sync(frames[: lengths.frames], prompt)
+        conditions = g.prepare(sync, g.empty_clip(1, lengths.visual), self._text(prompt), latent_length=lengths.latent)
+        empty = self._empty(conditions, lengths.sync, negative)
+        return self._sound(
+            conditions, empty, lengths, noise=noise, seed=seed, steps=steps, guidance=guidance, solver=solver
+        )
 
-        def flow(t: float, x: Tensor) -> Tensor:
-            return self.generator.guided_flow(x, torch.tensor([t], device=self.device), conditions, empty, guidance)
-
-        start = torch.from_numpy(noise)[None].to(self.device, self.video_encoder.dtype)
-        solvers = {
-            "euler": lambda: euler(flow, start, steps=steps),
-            "ab2": lambda: ab2(flow, start, steps=steps),
-            "adaptive": lambda: adaptive(flow, start),
-        }
-        latent = solvers[solver]()
-        mel = self.vae.decode(self.generator.unnormalize(latent).transpose(1, 2))
-        audio = self.vocoder(mel).flatten()[: lengths.samples]
-        return F.pad(audio, (0, lengths.samples - audio.shape[0])).cpu().numpy()
-
-    def _conditions(
-        self, frames: np.ndarray, prompt: str, negative: str | None, latent: int, clip: int
-    ) -> tuple[Conditions, Conditions]:
+    def _sync(self, frames: np.ndarray, prompt: str) -> Tensor:
         video = preprocess(torch.from_numpy(frames), self.preset.video.image_size)[None]
-        video = video.to(self.device, self.video_encoder.dtype)
         ids = self._ids("t5", prompt)
         mask = torch.ones_like(ids, dtype=torch.bool)
-        sync = self.video_encoder(video, self.text_t5(ids, mask), mask)
-        text = self.text_clip(self._ids("clip", prompt))
-        against = None if negative is None else self.text_clip(self._ids("clip", negative))
-        conditions = self.generator.prepare(sync, self.generator.empty_clip(1, clip), text, latent_length=latent)
-        return conditions, self.generator.prepare_empty(conditions, sync_length=sync.shape[1], negative_text=against)
-
-    def _ids(self, which: str, prompt: str) -> Tensor:
-        return torch.tensor([self.tokenizers[which].encode(prompt).ids], device=self.device)
+        y: Tensor = self.video_encoder(video.to(self.device, self.dtype), self.text_t5(ids, mask), mask)
+        return y

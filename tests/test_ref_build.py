@@ -20,11 +20,17 @@ MANIFESTS = {
     ("vae", "small_44k"): "vae_44k",
     ("vocoder", "small_16k"): "bigvgan_16k",
     ("vocoder", "small_44k"): "bigvgan_44k",
+    ("clip_image", "mmaudio_small_16k"): "clip_image",
     **{
-        ("generator", p): f"generator_{p}"
+        ("generator", f"{system}{p}"): f"generator_{p}"
         for p in ("small_16k", "small_44k", "medium_44k", "large_44k", "large_44k_v2")
+        for system in ("", "mmaudio_")
     },
 }
+
+
+def demo(part: str) -> str:
+    return "demo_mmaudio" if part == "clip_image" else "demo"
 
 
 @pytest.mark.parametrize(("part", "preset"), MANIFESTS)
@@ -37,7 +43,7 @@ def test_names_and_shapes_are_the_official_ones(part: str, preset: str) -> None:
 
 @pytest.mark.parametrize("part", selva_ref.PARTS)
 def test_loading_lists_every_wrong_name(part: str) -> None:
-    network = selva_ref.build(part, "demo_mmaudio" if part == "clip_image" else "demo")
+    network = selva_ref.build(part, demo(part))
     good = random_weights.state_dict(network)
     names = [name for name, _ in network.named_parameters()]
     before = {name: value.clone() for name, value in network.state_dict().items()}
@@ -86,10 +92,11 @@ def test_unknown_names() -> None:
         ("generator", {"latent_mean", "latent_std", "freqs"}),
         ("vae", {"data_mean", "data_std"}),
         ("vocoder", {"alpha", "beta"}),
+        ("clip_image", {"pixel_mean", "pixel_std"}),
     ],
 )
 def test_cast_keeps_the_small_tables(part: str, in_float32: set[str]) -> None:
-    network = cast(selva_ref.build(part, "demo"), torch.float16)
+    network = cast(selva_ref.build(part, demo(part)), torch.float16)
     found: dict[torch.dtype, set[str]] = {torch.float32: set(), torch.float16: set()}
     for name, value in (*network.named_parameters(), *network.named_buffers()):
         found[value.dtype].add(name.rsplit(".", 1)[-1])

@@ -2,35 +2,17 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
-from oracle import expected, official_weights
+from oracle import TOLERANCE, expected, load, relative_error, tensor
 from torch import Tensor
 
 import selva_ref
 from selva_export.rewrites import rewrite
 from selva_ref.model.flow_matching import euler
 from selva_ref.model.mel import MelSpectrogram
-from selva_ref.model.official import OfficialModule
 from selva_ref.model.video_encoder import segment
 from selva_ref.model.vocoder import lowpass_filter
-from selva_ref.weights.random_weights import normal
-
-TOLERANCE = 1e-4
-
-
-def load(part: str, preset: str, manifest: str) -> OfficialModule:
-    return selva_ref.build(part, preset).load_official(official_weights(manifest))
-
-
-def relative_error(out: Tensor, reference: np.ndarray) -> float:
-    assert out.shape == reference.shape
-    return float(np.linalg.norm(out.numpy() - reference) / np.linalg.norm(reference))
-
-
-def tensor(key: str, *shape: int) -> Tensor:
-    return torch.from_numpy(normal(key, *shape))
 
 
 @pytest.fixture(autouse=True)

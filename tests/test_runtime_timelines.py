@@ -92,6 +92,7 @@ def render(path: Path, sound: Path, tries: int = 3) -> None:
         render(path, sound, tries - 1)
 
 
+@pytest.mark.melt
 @needs_melt
 def test_melt_renders_the_stems_within_a_sample(sequence, tmp_path):
     path = write_timeline(sequence, tmp_path / "out.mlt")

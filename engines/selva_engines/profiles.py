@@ -16,6 +16,8 @@ from selva_bundle.ports import (
     TEXT_CLIP,
     TEXT_T5,
     VIDEO_BACKBONE,
+    VIDEO_CLIP,
+    VIDEO_POOL,
     VIDEO_SELECT,
     Port,
     Size,
@@ -26,8 +28,8 @@ from selva_engines.source import BundleSource, GraphSource
 
 MAX_STEMS = 8
 SEGMENTS_PER_CALL = 32
-"""Most segments that `video_backbone` and `video_select` take at once. 8 s are 24 segments. Segments are independent
-and have the largest activations of all, so a longer clip takes several calls."""
+"""Most segments that the graphs of the video take at once, and most pictures of `video_clip`. 8 s are 24 segments and
+64 pictures. They are independent and have the largest activations of all, so a longer clip takes several calls."""
 OPTIMAL_TOKENS = 16
 """Optimal number of tokens of a prompt, which is a few words."""
 WORKSPACE_BYTES = 16 * 2**30
@@ -42,10 +44,19 @@ _ISLANDS: dict[str, dict[str, tuple[str, ...]]] = {
     TEXT_CLIP: {**_SOFTMAX, **_NORMS},
     VIDEO_BACKBONE: {**_SOFTMAX, **_NORMS},
     VIDEO_SELECT: {**_SOFTMAX, **_NORMS},
+    VIDEO_POOL: {**_SOFTMAX, **_NORMS},
+    VIDEO_CLIP: {**_SOFTMAX, **_NORMS},
     CONDITIONS: {"rotation tables": _ANGLES, "means over tokens": ("REDUCE",)},
     GUIDED_STEP: {**_SOFTMAX, **_NORMS, "time embedding": _ANGLES},
     DECODER: {**_SOFTMAX, **_NORMS, "snake": ("UNARY.COS",)},
 }
+_INDEPENDENT_ROWS = {
+    VIDEO_BACKBONE: "segments",
+    VIDEO_SELECT: "segments",
+    VIDEO_POOL: "segments",
+    VIDEO_CLIP: "clip",
+}
+"""The axis of these graphs of which few rows are taken at once."""
 _FLOAT32_PRODUCTS = {TEXT_T5: "the feed-forward output of every T5 block, which leaves float16's range"}
 
 
@@ -111,11 +122,11 @@ def describe(source: BundleSource, *, max_stems: int = MAX_STEMS) -> dict[str, E
 
 
 def _describe(source: BundleSource, graph: GraphSource, axes: Mapping[str, Range]) -> EngineDescription:
-    if graph.name in (VIDEO_BACKBONE, VIDEO_SELECT):
-        segments = axes["segments"]
-        largest = min(segments.max, SEGMENTS_PER_CALL)
-        few = Range(min=1, opt=min(segments.opt, largest), max=largest)
-        axes = {**axes, "segments": few}
+    if graph.name in _INDEPENDENT_ROWS:
+        rows = axes[_INDEPENDENT_ROWS[graph.name]]
+        largest = min(rows.max, SEGMENTS_PER_CALL)
+        few = Range(min=1, opt=min(rows.opt, largest), max=largest)
+        axes = {**axes, _INDEPENDENT_ROWS[graph.name]: few}
     return EngineDescription(
         graph=graph.name,
         precision=source.precision,

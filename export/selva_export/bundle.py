@@ -17,10 +17,23 @@ import torch
 from torch import nn
 
 from selva_bundle.manifest import FORMAT, FORMAT_VERSION
-from selva_bundle.ports import CONDITIONS, DECODER, GUIDED_STEP, TEXT_CLIP, TEXT_T5, VIDEO_BACKBONE, VIDEO_SELECT
+from selva_bundle.ports import (
+    CONDITIONS,
+    DECODER,
+    GUIDED_STEP,
+    MMAUDIO,
+    SELVA,
+    TEXT_CLIP,
+    TEXT_T5,
+    VIDEO_BACKBONE,
+    VIDEO_CLIP,
+    VIDEO_POOL,
+    VIDEO_SELECT,
+)
 from selva_export import graphs
 from selva_export.errors import ExportError
 from selva_export.rewrites import rewrite
+from selva_export.sharing import share_files
 from selva_export.signatures import Signature, example_inputs, signatures
 from selva_export.to_onnx import TRACE_AXES, export_graph
 from selva_export.verify import TOLERANCES, VERIFY_AXES, Parity, compare, reference_outputs
@@ -29,22 +42,36 @@ from selva_ref.model.layers import cast
 from selva_ref.model.presets import Preset
 from selva_ref.model.text_tokenizers import CLIP_PAD_ID, save
 from selva_ref.pipeline import long_form, sequence_rules
-from selva_ref.weights.checkpoints import LICENCE_NOTICE, file_sha256, find_checkpoint, read_record
+from selva_ref.weights.checkpoints import file_sha256, find_checkpoint, read_record
 from selva_ref.weights.loading import load_part, load_tokenizers
+from selva_ref.weights.published import LICENCE_NOTICES
 
 RANDOM_NOTICE = "Random weights: for latency work and tests; the sounds mean nothing."
 DEMO_NOTICE = "Toy model of the selva-deploy project, MIT licence."
 
-MAKERS: dict[str, tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
-    TEXT_T5: (graphs.TextT5, ("text_t5",)),
+Makers = dict[str, tuple[Callable[..., nn.Module], tuple[str, ...]]]
+_SHARED: Makers = {
     TEXT_CLIP: (graphs.TextClip, ("text_clip",)),
-    VIDEO_BACKBONE: (graphs.VideoBackbone, ("video_encoder",)),
-    VIDEO_SELECT: (graphs.VideoSelect, ("video_encoder",)),
-    CONDITIONS: (graphs.PrepareConditions, ("generator",)),
     GUIDED_STEP: (graphs.GuidedStep, ("generator",)),
     DECODER: (graphs.Decode, ("generator", "vae", "vocoder")),
 }
-"""Graph name → its module and the parts it is made from."""
+MAKERS: dict[str, Makers] = {
+    SELVA: {
+        **_SHARED,
+        TEXT_T5: (graphs.TextT5, ("text_t5",)),
+        VIDEO_BACKBONE: (graphs.VideoBackbone, ("video_encoder",)),
+        VIDEO_SELECT: (graphs.VideoSelect, ("video_encoder",)),
+        CONDITIONS: (graphs.PrepareConditions, ("generator",)),
+    },
+    MMAUDIO: {
+        **_SHARED,
+        VIDEO_BACKBONE: (graphs.VideoBackbone, ("teacher",)),
+        VIDEO_POOL: (graphs.VideoPool, ("teacher",)),
+        VIDEO_CLIP: (graphs.VideoClip, ("clip_image",)),
+        CONDITIONS: (graphs.PrepareMMAudioConditions, ("generator",)),
+    },
+}
+"""System → graph name → its module and the parts it is made from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,13 +121,15 @@ def export_bundle(request: ExportRequest, say: Callable[[str], None] = print) ->
             parities += found
         manifest = _manifest(request, table, sources, parities, folder)
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+        for other, size in share_files(folder, request.out.parent).items():
+            say(f"{size / 1e6:.1f} MB are stored once, with those of {other}")
     return parities
 
 
 def export_part(request: ExportRequest, signature: Signature, path: Path) -> list[Parity]:
     """Exports one graph: computes reference outputs in float32, then rewrites, casts, exports and compares."""
-    make, parts = MAKERS[signature.name]
     preset = request.preset
+    make, parts = MAKERS[preset.system][signature.name]
     module = make(*(load_part(part, request.preset, request.checkpoints) for part in parts)).eval()
     feeds = [example_inputs(signature, preset, axes, seed=1) for axes in VERIFY_AXES]
     cases = [(feed, reference_outputs(module, signature, feed)) for feed in feeds]
@@ -132,7 +161,8 @@ def _atomic_folder(out: Path) -> Iterator[Path]:
 def _write_tokenizers(request: ExportRequest, folder: Path) -> None:
     folder.mkdir()
     for name, tokenizer in load_tokenizers(request.preset, request.checkpoints).items():
-        save(tokenizer, folder / f"{name}.json")
+        if f"text_{name}" in MAKERS[request.preset.system]:
+            save(tokenizer, folder / f"{name}.json")
 
 
 def _manifest(
@@ -143,10 +173,12 @@ def _manifest(
     folder: Path,
 ) -> dict[str, Any]:
     preset, text = request.preset, request.preset.text
+    t5 = {"tokenizer": "tokenizers/t5.json", "max_tokens": text.t5_max_tokens}
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "preset": preset.name,
+        "system": preset.system,
         "precision": request.precision,
         "weights": _kind_of_weights(request, sources),
         "created_with": _versions(),
@@ -156,7 +188,7 @@ def _manifest(
         "defaults": {"steps": 25, "guidance": 4.5, "duration_s": preset.duration_s},
         "long_form": asdict(long_form(preset)),
         "text": {
-            "t5": {"tokenizer": "tokenizers/t5.json", "max_tokens": text.t5_max_tokens},
+            **({"t5": t5} if preset.system == SELVA else {}),
             "clip": {"tokenizer": "tokenizers/clip.json", "tokens": text.clip_tokens, "pad_id": CLIP_PAD_ID},
         },
         "sources": sources,
@@ -184,7 +216,7 @@ def _graph_entry(signature: Signature, folder: Path) -> dict[str, Any]:
 def _sources(request: ExportRequest) -> dict[str, dict[str, str]]:
     if request.checkpoints is None:
         return {}
-    used = sorted({part for _, parts in MAKERS.values() for part in parts})
+    used = sorted({part for _, parts in MAKERS[request.preset.system].values() for part in parts})
     paths = {part: find_checkpoint(request.checkpoints, part, request.preset.name) for part in used}
     return {part: {"file": path.name, "sha256": file_sha256(path)} for part, path in paths.items()}
 
@@ -201,12 +233,12 @@ def _kind_of_weights(request: ExportRequest, sources: dict[str, dict[str, str]])
 def _notice(request: ExportRequest) -> str:
     if request.checkpoints is None:
         return RANDOM_NOTICE
-    return DEMO_NOTICE if request.preset.name == "demo" else LICENCE_NOTICE
+    return DEMO_NOTICE if request.preset.is_demo else LICENCE_NOTICES[request.preset.system]
 
 
 def _bounds(request: ExportRequest) -> dict[str, list[str]]:
     """The sounds and words the demo knows. Empty for models that know all words, or none."""
-    if request.checkpoints is None or request.preset.name != "demo":
+    if request.checkpoints is None or not request.preset.is_demo:
         return {}
     return {"hears": [prompt(kind) for kind in KINDS], "words": known_words()}
 

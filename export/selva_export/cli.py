@@ -40,7 +40,7 @@ def main(
     engines: str,
     as_json: bool,
 ) -> None:
-    """Turn checkpoints into a bundle: seven ONNX graphs, tokenizers and a manifest.
+    """Turn checkpoints into a bundle: ONNX graphs, tokenizers and a manifest.
 
     Each graph is compared with the PyTorch reference on ONNX Runtime; one that is out of tolerance fails the export
     and leaves nothing behind.

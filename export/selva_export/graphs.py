@@ -1,4 +1,4 @@
-"""The seven graphs of a bundle, as modules that torch can export.
+"""The graphs of a bundle, as modules that torch can export.
 
 Each wraps parts of `selva_ref` with the inputs and outputs of the runtime: float32 and integers outside, the weights'
 own precision inside. Everything that does not depend on the latent is in `Conditions`, so that `GuidedStep`, which runs
@@ -12,11 +12,12 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
+from selva_ref.model.clip_image import ClipImageTower
 from selva_ref.model.generator import Conditions, Generator
 from selva_ref.model.layers import Conv1d, GatedMLP
 from selva_ref.model.text import ClipTower, T5Tower
 from selva_ref.model.vae import VAE
-from selva_ref.model.video_encoder import VideoEncoder
+from selva_ref.model.video_encoder import Teacher, VideoEncoder
 from selva_ref.model.vocoder import Vocoder
 
 
@@ -47,7 +48,7 @@ class TextClip(nn.Module):
 class VideoBackbone(nn.Module):
     """Segments of 8-bit frames (N, 16, 3, H, W) → tokens (N, 8*P, D). Without text, so once per video."""
 
-    def __init__(self, encoder: VideoEncoder) -> None:
+    def __init__(self, encoder: VideoEncoder | Teacher) -> None:
         super().__init__()
         self.extractor = encoder.vfeat_extractor
 
@@ -69,6 +70,30 @@ class VideoSelect(nn.Module):
         return self.encoder.select(tokens.to(self.encoder.dtype).flatten(0, 1)[None], text, mask).float()
 
 
+class VideoPool(nn.Module):
+    """Tokens of N segments (N, 8*P, D) → sync features (N, 8, D), of everything that is seen."""
+
+    def __init__(self, teacher: Teacher) -> None:
+        super().__init__()
+        self.teacher = teacher
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        y: Tensor = self.teacher.vfeat_extractor.pool(tokens.to(self.teacher.dtype)).float()
+        return y
+
+
+class VideoClip(nn.Module):
+    """8-bit frames (C, 3, H, W) → CLIP image features (C, W), each normalised to length 1."""
+
+    def __init__(self, tower: ClipImageTower) -> None:
+        super().__init__()
+        self.tower = tower
+
+    def forward(self, frames: Tensor) -> Tensor:
+        y: Tensor = self.tower((frames.float() / 255).to(self.tower.dtype)).float()
+        return y
+
+
 class PrepareConditions(nn.Module):
     """Features → everything the flow needs besides latent and time: B conditional rows, then B empty ones.
 
@@ -88,16 +113,52 @@ class PrepareConditions(nn.Module):
         latent_positions: Tensor,
         clip_positions: Tensor,
     ) -> tuple[Tensor, ...]:
-        g = self.generator
-        batch, clip_length = sync.shape[0], clip_positions.shape[0]
-        against = torch.where(use_negative, negative_text, g.empty_text(1).float())
-        asked = g.project_tokens(g.empty_clip(batch, clip_length), text)
-        empty = g.project_tokens(g.empty_clip(1, clip_length), against)
+        empty_clip = self.generator.empty_clip(1, clip_positions.shape[0])
+        against = torch.where(use_negative, negative_text, self.generator.empty_text(1).float())
+        return self.prepare(sync, empty_clip, empty_clip, text, against, latent_positions, clip_positions)
+
+    def prepare(
+        self,
+        sync: Tensor,
+        clip: Tensor,
+        empty_clip: Tensor,
+        text: Tensor,
+        against: Tensor,
+        latent_positions: Tensor,
+        clip_positions: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """Project the features. `clip` (B, C, W) or (1, C, W), `empty_clip` (1, C, W)."""
+        g, batch = self.generator, sync.shape[0]
+        asked = g.project_tokens(clip.expand(batch, -1, -1), text)
+        empty = g.project_tokens(empty_clip, against)
         both = (
             torch.cat((rows, repeat(row, "1 ... -> b ...", b=batch))) for rows, row in zip(asked, empty, strict=True)
         )
         values = (g.project_sync(sync), *both, g.rope(latent_positions), g.rope(clip_positions))
         return tuple(value.float() for value in values)
+
+
+class PrepareMMAudioConditions(PrepareConditions):
+    """`PrepareConditions` with CLIP image features, and the learned empty features where there is no video."""
+
+    def forward(  # type: ignore[override]
+        self,
+        sync: Tensor,
+        text: Tensor,
+        negative_text: Tensor,
+        use_negative: Tensor,
+        use_sync: Tensor,
+        clip: Tensor,
+        use_clip: Tensor,
+        latent_positions: Tensor,
+        clip_positions: Tensor,
+    ) -> tuple[Tensor, ...]:
+        g = self.generator
+        empty_clip = g.empty_clip(1, clip_positions.shape[0])
+        against = torch.where(use_negative, negative_text, g.empty_text(1).float())
+        seen = torch.where(use_clip, clip, empty_clip.float())
+        sync = torch.where(use_sync, sync, g.empty_sync(1, 1).float())
+        return self.prepare(sync, seen, empty_clip, text, against, latent_positions, clip_positions)
 
 
 class GuidedStep(nn.Module):

@@ -15,9 +15,12 @@ from selva_bundle.ports import (
     CONDITIONS,
     DECODER,
     GUIDED_STEP,
+    MMAUDIO,
     TEXT_CLIP,
     TEXT_T5,
     VIDEO_BACKBONE,
+    VIDEO_CLIP,
+    VIDEO_POOL,
     VIDEO_SELECT,
     Port,
     Size,
@@ -39,7 +42,7 @@ def _float(name: str, *shape: Size) -> Port:
 
 
 def signatures(preset: Preset) -> dict[str, Signature]:
-    """The seven graphs of a preset's bundle, by name, in the order they run."""
+    """The graphs of a preset's bundle, by name, in the order they run."""
     return {s.name: s for s in (*_text(preset), *_video(preset), *_generation(preset))}
 
 
@@ -48,14 +51,11 @@ def _text(preset: Preset) -> tuple[Signature, ...]:
     ids = Port(name="ids", dtype="int64", shape=("prompts", "tokens"))
     mask = Port(name="mask", dtype="bool", shape=("prompts", "tokens"))
     clip_ids = Port(name="ids", dtype="int64", shape=("prompts", text.clip_tokens))
-    return (
-        Signature(name=TEXT_T5, inputs=(ids, mask), outputs=(_float("features", "prompts", "tokens", text.t5_width),)),
-        Signature(
-            name=TEXT_CLIP,
-            inputs=(clip_ids,),
-            outputs=(_float("features", "prompts", text.clip_tokens, text.clip_width),),
-        ),
-    )
+    t5_features = _float("features", "prompts", "tokens", text.t5_width)
+    clip_features = _float("features", "prompts", text.clip_tokens, text.clip_width)
+    t5 = Signature(name=TEXT_T5, inputs=(ids, mask), outputs=(t5_features,))
+    clip = Signature(name=TEXT_CLIP, inputs=(clip_ids,), outputs=(clip_features,))
+    return (clip,) if preset.system == MMAUDIO else (t5, clip)
 
 
 def _video(preset: Preset) -> tuple[Signature, ...]:
@@ -65,9 +65,15 @@ def _video(preset: Preset) -> tuple[Signature, ...]:
     text = _float("text", "stems", "tokens", video.text_width)
     mask = Port(name="mask", dtype="bool", shape=("stems", "tokens"))
     sync = _float("sync", "stems", f"{video.time_tokens}*segments", video.width)
+    backbone = Signature(name=VIDEO_BACKBONE, inputs=(frames,), outputs=(tokens,))
+    if preset.image is None:
+        return backbone, Signature(name=VIDEO_SELECT, inputs=(tokens, text, mask), outputs=(sync,))
+    pooled = _float("sync", "segments", video.time_tokens, video.width)
+    pictures = Port(name="frames", dtype="uint8", shape=("clip", 3, preset.image.image_size, preset.image.image_size))
     return (
-        Signature(name=VIDEO_BACKBONE, inputs=(frames,), outputs=(tokens,)),
-        Signature(name=VIDEO_SELECT, inputs=(tokens, text, mask), outputs=(sync,)),
+        backbone,
+        Signature(name=VIDEO_POOL, inputs=(tokens,), outputs=(pooled,)),
+        Signature(name=VIDEO_CLIP, inputs=(pictures,), outputs=(_float("features", "clip", preset.image.output),)),
     )
 
 
@@ -91,6 +97,7 @@ def _generation(preset: Preset) -> tuple[Signature, ...]:
                 _float("text", "stems", g.text_tokens, g.text_width),
                 _float("negative_text", 1, g.text_tokens, g.text_width),
                 Port(name="use_negative", dtype="bool", shape=(1,)),
+                *_seen(preset),
                 _float("latent_positions", "latent"),
                 _float("clip_positions", "clip"),
             ),
@@ -112,13 +119,21 @@ def _generation(preset: Preset) -> tuple[Signature, ...]:
     )
 
 
+def _seen(preset: Preset) -> tuple[Port, ...]:
+    """What the conditions of MMAudio take besides those of SelVA."""
+    if preset.image is None:
+        return ()
+    use_sync, use_clip = (Port(name=name, dtype="bool", shape=(1,)) for name in ("use_sync", "use_clip"))
+    return use_sync, _float("clip", "stems", "clip", preset.image.output), use_clip
+
+
 def example_inputs(signature: Signature, preset: Preset, axes: Mapping[str, int], seed: int) -> dict[str, np.ndarray]:
     """Inputs of the right kind and scale for a graph: pixels, token ids, unit-normal features, positions."""
     rng = np.random.default_rng(seed)
     feeds = {port.name: _example(port, port.sizes(axes), preset, axes, rng) for port in signature.inputs}
     if signature.name == CONDITIONS:
-        for text in ("text", "negative_text"):  # CLIP features have unit length
-            feeds[text] /= np.linalg.norm(feeds[text], axis=-1, keepdims=True)
+        for name in {"text", "negative_text", "clip"} & feeds.keys():  # CLIP features have unit length
+            feeds[name] /= np.linalg.norm(feeds[name], axis=-1, keepdims=True)
         feeds["clip_positions"] *= np.float32(axes["latent"] / axes["clip"])
     return feeds
 

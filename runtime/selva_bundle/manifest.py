@@ -18,14 +18,14 @@ from selva_bundle.errors import BundleError
 from selva_bundle.fields import SHA256, items, section
 from selva_bundle.fields import text as one_of
 from selva_bundle.lengths import LongForm, SequenceRules
-from selva_bundle.ports import PORTS, Port, check_ports, known_sizes
+from selva_bundle.ports import MMAUDIO, PORTS, SELVA, SYSTEMS, Port, check_ports, known_sizes
 
 FORMAT = "selva-bundle"
-FORMAT_VERSION = 2
-"""Version 1 had the sync features at the latent rate."""
+FORMAT_VERSION = 3
+"""Version 1 had the sync features at the latent rate. Version 2 had no `system`: its bundles are SelVA's, and are still
+read."""
+_READ_VERSIONS = (2, 3)
 MAX_MANIFEST_BYTES = 4_000_000
-GRAPHS = tuple(PORTS)
-
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*(/[A-Za-z0-9_][A-Za-z0-9._+-]*)*")
 _RESERVED = ("manifest.json", "engines/")
 MAX_STEPS = 1000
@@ -58,7 +58,8 @@ class Graph:
 class TextRules:
     """How prompts become token ids."""
 
-    t5_tokenizer: str
+    t5_tokenizer: str | None
+    """None: the system has no T5 tower."""
     t5_max_tokens: int
     clip_tokenizer: str
     clip_tokens: int
@@ -80,6 +81,8 @@ class Manifest:
     """Everything in manifest.json that the runtime uses."""
 
     preset: str
+    system: str
+    """"selva" or "mmaudio"."""
     precision: str
     weights: str
     """"official", "trained" or "random"."""
@@ -135,22 +138,27 @@ def _manifest(top: dict[str, Any]) -> Manifest:
     if top.get("format") != FORMAT:
         raise BundleError(f"this is not a {FORMAT} manifest; make one with selva-export")
     version = top.get("format_version")
-    if version != FORMAT_VERSION or isinstance(version, bool):
+    if version not in _READ_VERSIONS or isinstance(version, bool):
         what, fix = ("out of date", "export the bundle again") if version == 1 else ("unknown", "update selva-deploy")
         raise BundleError(f"format version {version!r} is {what}: this runtime reads {FORMAT_VERSION}; {fix}")
+    system = SELVA if version == 2 else one_of(top["system"], "system", "|".join(SYSTEMS))
     files = {_file_name(name): _file_entry(name, entry) for name, entry in section(top["files"], "files").items()}
     listed = section(top["graphs"], "graphs")
-    if missing := [name for name in GRAPHS if name not in listed]:
+    names = PORTS[system]
+    if missing := [name for name in names if name not in listed]:
         raise ValueError(f"no graph {', '.join(missing)}")
     sequence: SequenceRules = _record(SequenceRules, section(top["sequence"], "sequence"))
-    text = _text_rules(section(top["text"], "text"), files)
-    graphs = {name: _graph(name, section(listed[name], f"graph {name}"), files) for name in GRAPHS}
+    if (sequence.clip_image_size > 0) != (system == MMAUDIO):
+        raise ValueError(f"sequence.clip_image_size is {sequence.clip_image_size} in a bundle of {system}")
+    text = _text_rules(section(top["text"], "text"), files, with_t5=system == SELVA)
+    graphs = {name: _graph(name, section(listed[name], f"graph {name}"), files) for name in names}
     defaults = _defaults(section(top.get("defaults", {}), "defaults"), sequence)
     sizes = known_sizes(sequence, text.clip_tokens)
     for name, graph in graphs.items():
-        check_ports(name, graph.inputs, graph.outputs, sizes)
+        check_ports(system, name, graph.inputs, graph.outputs, sizes)
     return Manifest(
         preset=_string(top["preset"], "preset"),
+        system=system,
         precision=one_of(top["precision"], "precision", "fp32|fp16"),
         weights=one_of(top["weights"], "weights", "official|trained|random"),
         notice=" ".join(_string(top["notice"], "notice").split()),
@@ -195,17 +203,20 @@ def _ports(value: object, what: str) -> tuple[Port, ...]:
     return tuple(ports)
 
 
-def _text_rules(entry: dict[str, Any], files: Mapping[str, FileEntry]) -> TextRules:
-    t5, clip = section(entry["t5"], "text.t5"), section(entry["clip"], "text.clip")
-    counts = {"text.t5.max_tokens": t5["max_tokens"], "text.clip.tokens": clip["tokens"]}
+def _text_rules(entry: dict[str, Any], files: Mapping[str, FileEntry], *, with_t5: bool) -> TextRules:
+    clip = section(entry["clip"], "text.clip")
+    t5 = section(entry["t5"], "text.t5") if with_t5 else None
+    counts = {"text.clip.tokens": clip["tokens"]}
+    if t5 is not None:
+        counts["text.t5.max_tokens"] = t5["max_tokens"]
     for what, value in counts.items():
         if not _is_count(value) or not 3 <= value <= 65536:
             raise ValueError(f"{what} is {value!r}")
     if not _is_count(clip["pad_id"]) or clip["pad_id"] > _MAX_TOKEN_ID:
         raise ValueError(f"text.clip.pad_id is {clip['pad_id']!r}")
     return TextRules(
-        t5_tokenizer=_listed_file(t5["tokenizer"], files),
-        t5_max_tokens=t5["max_tokens"],
+        t5_tokenizer=None if t5 is None else _listed_file(t5["tokenizer"], files),
+        t5_max_tokens=0 if t5 is None else t5["max_tokens"],
         clip_tokenizer=_listed_file(clip["tokenizer"], files),
         clip_tokens=clip["tokens"],
         clip_pad_id=clip["pad_id"],

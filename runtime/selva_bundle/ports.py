@@ -22,11 +22,26 @@ TEXT_T5 = "text_t5"
 TEXT_CLIP = "text_clip"
 VIDEO_BACKBONE = "video_backbone"
 VIDEO_SELECT = "video_select"
+VIDEO_POOL = "video_pool"
+VIDEO_CLIP = "video_clip"
 CONDITIONS = "conditions"
 GUIDED_STEP = "guided_step"
 DECODER = "decoder"
 
-PORTS = {
+SELVA, MMAUDIO = SYSTEMS = ("selva", "mmaudio")
+"""What a bundle is: SelVA makes a stem of what a prompt selects, MMAudio one track of all that it sees."""
+
+_CONDITIONS_OF_TEXT = (
+    "sync float32 stems SYNC SYNC_WIDTH; text float32 stems CLIP_TOKENS CLIP_WIDTH; "
+    "negative_text float32 1 CLIP_TOKENS CLIP_WIDTH; use_negative bool 1"
+)
+_POSITIONS = "latent_positions float32 latent; clip_positions float32 clip"
+_CONDITIONS = (
+    "sync_f float32 stems SYNC WIDTH; clip_f float32 2*stems clip WIDTH; "
+    "text_f float32 2*stems CLIP_TOKENS WIDTH; global_f float32 2*stems WIDTH; "
+    "latent_rope float32 latent 2 HALF_HEAD; clip_rope float32 clip 2 HALF_HEAD"
+)
+_SELVA_PORTS = {
     TEXT_T5: (
         "ids int64 prompts tokens; mask bool prompts tokens",
         "features float32 prompts tokens T5_WIDTH",
@@ -44,19 +59,10 @@ PORTS = {
         "mask bool stems tokens",
         "sync float32 stems SYNC SYNC_WIDTH",
     ),
-    CONDITIONS: (
-        "sync float32 stems SYNC SYNC_WIDTH; text float32 stems CLIP_TOKENS CLIP_WIDTH; "
-        "negative_text float32 1 CLIP_TOKENS CLIP_WIDTH; use_negative bool 1; "
-        "latent_positions float32 latent; clip_positions float32 clip",
-        "sync_f float32 stems SYNC WIDTH; clip_f float32 2*stems clip WIDTH; "
-        "text_f float32 2*stems CLIP_TOKENS WIDTH; global_f float32 2*stems WIDTH; "
-        "latent_rope float32 latent 2 HALF_HEAD; clip_rope float32 clip 2 HALF_HEAD",
-    ),
+    CONDITIONS: (f"{_CONDITIONS_OF_TEXT}; {_POSITIONS}", _CONDITIONS),
     GUIDED_STEP: (
         "latents float32 stems latent LATENT_WIDTH; t float32 1; dt float32 1; guidance float32 1; "
-        "sync_row int64 2*stems latent; sync_f float32 stems SYNC WIDTH; clip_f float32 2*stems clip WIDTH; "
-        "text_f float32 2*stems CLIP_TOKENS WIDTH; global_f float32 2*stems WIDTH; "
-        "latent_rope float32 latent 2 HALF_HEAD; clip_rope float32 clip 2 HALF_HEAD",
+        f"sync_row int64 2*stems latent; {_CONDITIONS}",
         "next_latents float32 stems latent LATENT_WIDTH",
     ),
     DECODER: (
@@ -64,8 +70,27 @@ PORTS = {
         "audio float32 stems SAMPLES",
     ),
 }
-"""Graph → (inputs, outputs), each as "name dtype size size …", separated by semicolons. A size is a number, an axis,
-or a name in capitals. The bundle chooses a size in capitals, and it is the same wherever that name is used."""
+_MMAUDIO_PORTS = {
+    TEXT_CLIP: _SELVA_PORTS[TEXT_CLIP],
+    VIDEO_BACKBONE: _SELVA_PORTS[VIDEO_BACKBONE],
+    VIDEO_POOL: (
+        "tokens float32 segments TOKENS_PER_SEGMENT VIDEO_WIDTH",
+        "sync float32 segments SYNC_PER_SEGMENT SYNC_WIDTH",
+    ),
+    VIDEO_CLIP: (
+        "frames uint8 clip 3 CLIP_IMAGE_SIZE CLIP_IMAGE_SIZE",
+        "features float32 clip IMAGE_WIDTH",
+    ),
+    CONDITIONS: (
+        f"{_CONDITIONS_OF_TEXT}; use_sync bool 1; clip float32 stems clip IMAGE_WIDTH; use_clip bool 1; {_POSITIONS}",
+        _CONDITIONS,
+    ),
+    GUIDED_STEP: _SELVA_PORTS[GUIDED_STEP],
+    DECODER: _SELVA_PORTS[DECODER],
+}
+PORTS = {SELVA: _SELVA_PORTS, MMAUDIO: _MMAUDIO_PORTS}
+"""System → graph → (inputs, outputs), each as "name dtype size size …", separated by semicolons. A size is a number, an
+axis, or a name in capitals. The bundle chooses a size in capitals, and it is the same wherever that name is used."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,15 +115,17 @@ def split_axis(size: Size) -> tuple[int, str]:
     return int(factor or 1), axis
 
 
-def check_ports(graph: str, inputs: tuple[Port, ...], outputs: tuple[Port, ...], sizes: dict[str, Size]) -> None:
-    """Compare a graph's ports with the table.
+def check_ports(
+    system: str, graph: str, inputs: tuple[Port, ...], outputs: tuple[Port, ...], sizes: dict[str, Size]
+) -> None:
+    """Compare the ports of a graph of a `system` with the table.
 
     `sizes` holds the known sizes in capitals. Sizes that are new here are added to it.
 
     Raises:
         ValueError: a port differs. The message names it and says what was expected.
     """
-    for ports, expected, kind in zip((inputs, outputs), PORTS[graph], ("inputs", "outputs"), strict=True):
+    for ports, expected, kind in zip((inputs, outputs), PORTS[system][graph], ("inputs", "outputs"), strict=True):
         rows = [row.split() for row in expected.split("; ")]
         names = [name for name, *_ in rows]
         if [port.name for port in ports] != names:
@@ -132,6 +159,8 @@ def known_sizes(sequence: SequenceRules, clip_tokens: int) -> dict[str, Size]:
         "CLIP_TOKENS": clip_tokens,
         "SEGMENT_FRAMES": sequence.segment_frames,
         "IMAGE_SIZE": sequence.image_size,
+        "CLIP_IMAGE_SIZE": sequence.clip_image_size,
+        "SYNC_PER_SEGMENT": sequence.sync_per_segment,
         "SYNC": f"{sequence.sync_per_segment}*segments",
         "LATENT_WIDTH": sequence.latent_width,
         "SAMPLES": f"{2 * sequence.hop}*latent",

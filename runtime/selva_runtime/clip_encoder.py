@@ -1,28 +1,39 @@
-"""From a video file or a caller's frames to a `Clip`: read, find cuts, encode, and keep in the cache."""
+"""From a video file or a caller's frames to a `Clip`: read, find cuts, encode, and keep in the cache.
+
+Several models can encode one video, which is decoded once for all of them.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from threading import Event
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from selva_bundle.bundle import Bundle
 from selva_bundle.errors import CacheError, RequestError
 from selva_bundle.lengths import SequenceRules, exact_seconds
-from selva_bundle.ports import VIDEO_BACKBONE
+from selva_bundle.ports import MMAUDIO, VIDEO_BACKBONE, VIDEO_CLIP, VIDEO_POOL
 from selva_runtime.backends.executor import Executor
 from selva_runtime.backends.gpu.foreign import is_foreign
 from selva_runtime.cache import Cache
 from selva_runtime.clip_cache import ClipCache, file_identity
-from selva_runtime.encoding import Encoding, KnownCuts
+from selva_runtime.encoding import Encoding, KnownCuts, PictureEncoding
 from selva_runtime.progress import Progress, no_progress
 from selva_runtime.results import Clip
 from selva_runtime.turns import Turns
+from selva_runtime.windows import Shot
+
+if TYPE_CHECKING:
+    from selva_runtime.media.masks.mask import MaskFile
+    from selva_runtime.media.video import VideoClip, VideoFile
+    from selva_runtime.media.views import View
 
 AUTO, NO_CUTS = "auto", "none"
 """What `cuts` may be, besides a list of seconds."""
@@ -49,145 +60,340 @@ class ClipEncoder:
         """Longest clip in a single window."""
         return self.bundle.manifest.defaults.duration_s
 
-    def from_file(
-        self,
-        path: Any,
-        *,
-        start_s: float,
-        duration_s: float | None,
-        cuts: str | Sequence[float],
-        frame_rule: str,
-        progress: Progress | None,
-        cancel: Event | None,
-    ) -> Clip:
-        """Do the work of `Session.encode`."""
-        from selva_runtime.media.fingerprint import fingerprint
-        from selva_runtime.media.video import VideoFile, read_clip
+    @property
+    def sees_pictures(self) -> bool:
+        """Whether the model has an image tower."""
+        return self.bundle.manifest.system == MMAUDIO
 
-        shown = self._cut_frames(cuts, start_s)
-        with path if isinstance(path, VideoFile) else VideoFile(path) as video, ExitStack() as opened:
-            key: dict[str, object] = {"start_s": start_s, "duration_s": duration_s, "frame_rule": frame_rule}
-            unread = file_identity(video.path)
-            if self.cache is not None:
-                key["video"] = fingerprint(video, start_s=start_s, duration_s=duration_s, cancelled=cancel)
-            cached = ClipCache(self.cache, {**key, "cuts": shown, **self._encodes_with()})
-            if (found := cached.find(path)) is not None and (ready := self._ready(found, cancel)) is not None:
-                return ready
-            encoding = self._encoding(opened, cached, shown, progress, cancel)
-            part = read_clip(
-                video,
-                size=self.rules.image_size,
-                fps=self.rules.fps,
-                start_s=start_s,
-                duration_s=duration_s,
-                min_duration_s=self.rules.min_duration_s,
-                frame_rule=frame_rule,
-                keep_frames=False,
-                on_progress=encoding.decoded,
-                on_rows=encoding.push,
-                cancelled=cancel,
-            )
-            tokens, shots = encoding.finish(part.duration_s)
-            clip = Clip(
-                duration_s=part.duration_s,
-                start_s=start_s,
-                tokens=np.empty(0, np.float32),
-                source=os.fspath(path),
-                source_duration_s=part.source_duration_s,
-                video_start_s=part.video_start_s,
-                warnings=(*part.warnings, *encoding.warnings),
-                backbone=self.bundle.graph_hash(VIDEO_BACKBONE),
-                shots=shots,
-            )
-            with self.turns.take(cancel):  # the tokens may be on a device
-                return cached.keep(clip, tokens, store=file_identity(video.path) == unread)
+    @property
+    def networks(self) -> str:
+        """One SHA-256 of the networks that encode a video."""
+        if not self.sees_pictures:
+            return self.bundle.graph_hash(VIDEO_BACKBONE)
+        hashes = (self.bundle.graph_hash(name) for name in (VIDEO_BACKBONE, VIDEO_POOL, VIDEO_CLIP))
+        return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
     def from_frames(
         self,
         frames: Any,
         duration_s: float,
         *,
+        pictures: npt.NDArray[np.uint8] | None,
         cuts: str | Sequence[float],
+        mask: Any,
+        mask_fill: str,
+        mask_invert: bool,
         progress: Progress | None,
         cancel: Event | None,
     ) -> Clip:
         """Do the work of `Session.encode_frames`, in a turn that the caller has."""
-        size, lengths = self.rules.image_size, self.rules.lengths(duration_s)
+        from selva_runtime.media.masks.filling import masked_frames
+
+        lengths = self.rules.lengths(duration_s)
         if is_foreign(frames):
             frames = self.executor.adopt(frames)
-        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != (3, size, size):
-            raise RequestError(f"frames are {frames.dtype} {frames.shape}; give uint8 (frames, 3, {size}, {size})")
-        if len(frames) < lengths.frames:
-            raise RequestError(f"{len(frames)} frames do not last {duration_s} s; give {lengths.frames}")
-        not_cached = ClipCache(None, {})
+        _check_frames("frames", frames, lengths.frames, self.rules.image_size, duration_s)
+        if self.sees_pictures:
+            if pictures is None:
+                size = self.rules.clip_image_size
+                raise RequestError(
+                    f"this model also sees pictures; give uint8 ({lengths.visual}, 3, {size}, {size}) as pictures"
+                )
+            _check_frames("pictures", pictures, lengths.visual, self.rules.clip_image_size, duration_s)
+        elif pictures is not None:
+            raise RequestError("this model sees no pictures besides the frames; leave pictures out")
+        if mask is not None and pictures is not None:
+            raise RequestError("a mask in an array has one size; fill frames and pictures before you give them")
+        frames, warnings = masked_frames(frames[: lengths.frames], mask, mask_fill, invert=mask_invert)
         with ExitStack() as opened:
-            encoding = self._encoding(opened, not_cached, self._cut_frames(cuts, 0.0), progress, cancel)
-            encoding.expect(lengths.frames)
-            tokens, shots = encoding.whole(frames[: lengths.frames], duration_s)
-            clip = Clip(
+            job = EncodingJob(self, ClipCache(None, {}), opened, cut_frames(self.rules, cuts, 0.0), progress, cancel)
+            job.expect(lengths.frames)
+            tokens, shots = job.encoding.whole(frames, duration_s)
+            if pictures is not None:
+                job.push_pictures(pictures[: lengths.visual])
+            return job.keep(
+                tokens,
+                shots,
                 duration_s=duration_s,
                 start_s=0.0,
-                tokens=np.empty(0, np.float32),
                 source=None,
-                source_duration_s=None,
-                video_start_s=None,
-                warnings=tuple(encoding.warnings),
-                backbone=self.bundle.graph_hash(VIDEO_BACKBONE),
-                shots=shots,
+                length_s=None,
+                origin_s=None,
+                store=False,
+                warnings=warnings,
             )
-            return not_cached.keep(clip, tokens, store=False)
 
-    def _encodes_with(self) -> dict[str, object]:
+    def without_video(self, duration_s: float) -> Clip:
+        """Do the work of `Session.without_video`."""
+        if not self.sees_pictures:
+            raise RequestError("this model needs a video; only MMAudio makes sound from text alone")
+        lengths = self.rules.lengths(duration_s)
+        step, width = self.rules.segment_step, self.rules.segment_frames
+        is_long = exact_seconds(duration_s) > exact_seconds(self.window_s)
+        segments = -(-(lengths.frames - width) // step) + 1 if is_long else lengths.segments
+        sync, features = self._row_shape(VIDEO_POOL), self._row_shape(VIDEO_CLIP)
+        return Clip(
+            duration_s=duration_s,
+            start_s=0.0,
+            tokens=np.broadcast_to(np.float32(0), (segments, *sync)),
+            source=None,
+            source_duration_s=None,
+            video_start_s=None,
+            warnings=(),
+            backbone=self.networks,
+            shots=(Shot(first_frame=0, first_segment=0, segments=segments),),
+            pictures=np.broadcast_to(np.float32(0), (lengths.visual, *features)),
+            has_video=False,
+        )
+
+    def _row_shape(self, graph: str) -> tuple[int, ...]:
+        (output,) = self.bundle.manifest.graphs[graph].outputs
+        return tuple(int(size) for size in output.shape[1:])
+
+    def encodes_with(self) -> dict[str, object]:
         """What the tokens of a video depend on besides the video."""
         rules = self.rules
         return {
             "frames": [rules.image_size, rules.fps, rules.segment_frames, rules.segment_step],
             "window_s": self.window_s,
-            "backbone": self.bundle.graph_hash(VIDEO_BACKBONE),
+            "backbone": self.networks,
             "backend": self.executor.backend,
             "precision": self.precision,
+            **({"pictures": [rules.frame_fit, rules.clip_image_size]} if self.sees_pictures else {}),
         }
 
-    def _ready(self, clip: Clip, cancel: Event | None) -> Clip | None:
+    def ready(self, clip: Clip, cancel: Event | None) -> Clip | None:
         """Load the tokens of a cached clip if it is short. None if they are damaged."""
         if exact_seconds(clip.duration_s) > exact_seconds(self.window_s):
             return clip
         try:
+            pictures = None if clip.pictures is None else np.asarray(clip.pictures)
             with self.turns.take(cancel):
-                return replace(clip, tokens=self.executor.put(np.asarray(clip.tokens)))
+                return replace(clip, tokens=self.executor.put(np.asarray(clip.tokens)), pictures=pictures)
         except CacheError:
             return None
 
-    def _encoding(
+    def views(self, *, masked: bool) -> list[View]:
+        """What the model sees of a video: the frames of its segments, and the pictures of its image tower."""
+        from selva_runtime.media.views import View
+
+        rules = self.rules
+        segments = View(size=rules.image_size, fps=rules.fps, fit=rules.frame_fit, masked=masked)
+        pictures = View(size=rules.clip_image_size, fps=rules.clip_fps, masked=masked) if self.sees_pictures else None
+        return [segments] if pictures is None else [segments, pictures]
+
+
+class EncodingJob:
+    """One encoder at work on one clip."""
+
+    def __init__(
         self,
-        opened: ExitStack,
+        encoder: ClipEncoder,
         cached: ClipCache,
+        opened: ExitStack,
         cuts: list[int] | str,
         progress: Progress | None,
         cancel: Event | None,
-    ) -> Encoding:
+    ) -> None:
         from selva_runtime.media.cuts import CutDetector
 
+        self._encoder, self._cached, self._cancel = encoder, cached, cancel
         known = None if cuts == NO_CUTS else CutDetector() if isinstance(cuts, str) else KnownCuts(cuts=cuts)
-        return Encoding(
-            self.executor,
-            self.rules,
-            self.window_s,
+        self.encoding = Encoding(
+            encoder.executor,
+            encoder.rules,
+            encoder.window_s,
             cuts=known,
             open_writer=lambda: opened.enter_context(cached.writer()),
-            turn=lambda: self.turns.take(cancel),
+            turn=self._turn,
             progress=progress or no_progress,
             cancel=cancel,
         )
+        self._pictures: PictureEncoding | None = None
+        if encoder.sees_pictures:
+            self._pictures = PictureEncoding(
+                encoder.executor,
+                encoder.rules.lengths(encoder.window_s).visual,
+                open_writer=lambda: opened.enter_context(cached.picture_writer()),
+                turn=self._turn,
+                progress=progress or no_progress,
+                cancel=cancel,
+            )
 
-    def _cut_frames(self, cuts: str | Sequence[float], start_s: float) -> list[int] | str:
-        """Check `cuts`. Return the frames of the clip that they begin, or "auto" or "none"."""
-        if isinstance(cuts, str):
-            if cuts not in (AUTO, NO_CUTS):
-                raise RequestError(f"cuts is {cuts!r}; give {AUTO!r}, {NO_CUTS!r} or the seconds of the cuts")
-            return cuts
-        try:
-            frames = {round((exact_seconds(cut) - exact_seconds(start_s)) * self.rules.fps) for cut in cuts}
-        except (TypeError, ValueError, OverflowError) as error:
-            raise RequestError(f"cuts is {cuts!r}; give the seconds of the cuts as numbers") from error
-        return sorted(frame for frame in frames if frame > 0)
+    def _turn(self) -> Any:
+        return self._encoder.turns.take(self._cancel)
+
+    @property
+    def consumers(self) -> list[Callable[[npt.NDArray[np.uint8]], None]]:
+        """What takes the frames of each of the encoder's views."""
+        return [self.encoding.push] if self._pictures is None else [self.encoding.push, self.push_pictures]
+
+    def expect(self, frames: int) -> None:
+        """Note how many frames will come, for the progress."""
+        self.encoding.expect(frames)
+
+    def push_pictures(self, frames: npt.NDArray[np.uint8]) -> None:
+        """Take the next frames of the image tower."""
+        assert self._pictures is not None
+        self._pictures.push(frames)
+
+    def finish(self, part: VideoClip, source: str, *, store: bool) -> Clip:
+        """Encode the rest of what was read, and return the clip."""
+        tokens, shots = self.encoding.finish(part.duration_s)
+        return self.keep(
+            tokens,
+            shots,
+            duration_s=part.duration_s,
+            start_s=part.start_s,
+            source=source,
+            length_s=part.source_duration_s,
+            origin_s=part.video_start_s,
+            store=store,
+            warnings=part.warnings,
+        )
+
+    def keep(
+        self,
+        tokens: Any,
+        shots: tuple[Shot, ...],
+        *,
+        duration_s: float,
+        start_s: float,
+        source: str | None,
+        length_s: float | None,
+        origin_s: float | None,
+        store: bool,
+        warnings: tuple[str, ...] = (),
+    ) -> Clip:
+        """Return the clip, and keep it in the cache if it is to be stored."""
+        pictures = None if self._pictures is None else self._pictures.finish()
+        seen = () if self._pictures is None else self._pictures.warnings
+        clip = Clip(
+            duration_s=duration_s,
+            start_s=start_s,
+            tokens=np.empty(0, np.float32),
+            source=source,
+            source_duration_s=length_s,
+            video_start_s=origin_s,
+            warnings=(*warnings, *self.encoding.warnings, *seen),
+            backbone=self._encoder.networks,
+            shots=shots,
+        )
+        with self._turn():  # the tokens may be on a device
+            if pictures is not None:
+                clip = self._cached.keep_pictures(clip, pictures, store=store)
+            return self._cached.keep(clip, tokens, store=store)
+
+
+def encode_file(
+    encoders: Sequence[ClipEncoder],
+    path: Any,
+    *,
+    start_s: float,
+    duration_s: float | None,
+    cuts: str | Sequence[float],
+    frame_rule: str,
+    mask: MaskFile | None,
+    progress: Progress | None,
+    cancel: Event | None,
+) -> list[Clip]:
+    """Encode a part of a video by several encoders, with one decoding. The arguments are those of `Session.encode`.
+
+    Only the first encoder sees the video through the mask.
+    """
+    from selva_runtime.media.video import VideoFile
+
+    with path if isinstance(path, VideoFile) else VideoFile(path) as video, ExitStack() as opened:
+        files = [video.path] if mask is None else [video.path, *mask.files()]
+        unread = [file_identity(file) for file in files]
+        key: dict[str, object] = {"start_s": start_s, "duration_s": duration_s, "frame_rule": frame_rule}
+        clips: dict[int, Clip] = {}
+        jobs: dict[int, EncodingJob] = {}
+        for number, encoder in enumerate(encoders):
+            shown = cut_frames(encoder.rules, cuts, start_s)
+            if encoder.cache is not None and "video" not in key:
+                key["video"] = _fingerprint(video, start_s, duration_s, cancel)
+            own = {**key, "cuts": shown, **encoder.encodes_with()}
+            if encoder.cache is not None and mask is not None and number == 0:
+                own["mask"] = mask.content(cancel)
+            cached = ClipCache(encoder.cache, own)
+            found = cached.find(path, pictures=encoder.sees_pictures)
+            if found is not None and (ready := encoder.ready(found, cancel)) is not None:
+                clips[number] = ready
+            else:
+                jobs[number] = EncodingJob(encoder, cached, opened, shown, progress, cancel)
+        if jobs:
+            parts = _read(video, encoders, jobs, start_s, duration_s, frame_rule, mask, progress, cancel)
+            store = [file_identity(file) for file in files] == unread
+            for number, job in jobs.items():
+                clips[number] = job.finish(parts[number], os.fspath(path), store=store)
+        return [clips[number] for number in range(len(encoders))]
+
+
+def _read(
+    video: VideoFile,
+    encoders: Sequence[ClipEncoder],
+    jobs: dict[int, EncodingJob],
+    start_s: float,
+    duration_s: float | None,
+    frame_rule: str,
+    mask: MaskFile | None,
+    progress: Progress | None,
+    cancel: Event | None,
+) -> dict[int, VideoClip]:
+    """Read the frames for all jobs, and return what was read for each."""
+    from selva_runtime.media.video import read_views
+
+    views = [(number, view) for number in jobs for view in encoders[number].views(masked=number == 0)]
+    consumers = [consumer for job in jobs.values() for consumer in job.consumers]
+
+    def decoded(done: int, total: int) -> None:
+        for job in jobs.values():
+            job.expect(total)
+        if progress is not None and all(job.encoding.fits(total) for job in jobs.values()):
+            progress("decode", done, total)  # in a long video the segments are counted, not the frames
+
+    parts = read_views(
+        video,
+        [view for _, view in views],
+        start_s=start_s,
+        duration_s=duration_s,
+        min_duration_s=max(encoders[number].rules.min_duration_s for number in jobs),
+        frame_rule=frame_rule,
+        keep_frames=False,
+        mask=mask if 0 in jobs else None,
+        on_progress=decoded,
+        on_rows=lambda number, frames: consumers[number](frames),
+        cancelled=cancel,
+    )
+    return {number: part for (number, _), part in zip(views, parts, strict=True)}
+
+
+def _fingerprint(video: VideoFile, start_s: float, duration_s: float | None, cancel: Event | None) -> object:
+    from selva_runtime.media.fingerprint import fingerprint
+
+    return fingerprint(video, start_s=start_s, duration_s=duration_s, cancelled=cancel)
+
+
+def _check_frames(name: str, frames: Any, count: int, size: int, duration_s: float) -> None:
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != (3, size, size):
+        raise RequestError(f"{name} are {frames.dtype} {frames.shape}; give uint8 (frames, 3, {size}, {size})")
+    if len(frames) < count:
+        raise RequestError(f"{len(frames)} {name} do not last {duration_s} s; give {count}")
+
+
+def cut_frames(rules: SequenceRules, cuts: str | Sequence[float], start_s: float) -> list[int] | str:
+    """Check `cuts`. Return the frames of the clip that they begin, or "auto" or "none".
+
+    Raises:
+        RequestError: they are something else.
+    """
+    if isinstance(cuts, str):
+        if cuts not in (AUTO, NO_CUTS):
+            raise RequestError(f"cuts is {cuts!r}; give {AUTO!r}, {NO_CUTS!r} or the seconds of the cuts")
+        return cuts
+    try:
+        frames = {round((exact_seconds(cut) - exact_seconds(start_s)) * rules.fps) for cut in cuts}
+    except (TypeError, ValueError, OverflowError) as error:
+        raise RequestError(f"cuts is {cuts!r}; give the seconds of the cuts as numbers") from error
+    return sorted(frame for frame in frames if frame > 0)

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from selva_bundle.lengths import SequenceRules, exact_seconds
-from selva_bundle.ports import VIDEO_BACKBONE
+from selva_bundle.ports import VIDEO_BACKBONE, VIDEO_CLIP, VIDEO_POOL
 from selva_runtime.backends.executor import Executor, Tensor, concatenate, stack
 from selva_runtime.batches import in_batches
 from selva_runtime.cache.rows import RowWriter
@@ -62,13 +62,14 @@ class Backbone:
 
     def __init__(self, executor: Executor, rules: SequenceRules, progress: Progress, cancel: Event | None) -> None:
         self._executor, self._rules, self._progress, self._cancel = executor, rules, progress, cancel
+        self._pools = rules.clip_image_size > 0
         self.warnings: list[str] = []
         self.expected = 0
         """Segments of the whole clip, for the progress."""
         self._done = 0
 
     def tokens(self, frames: Tensor, segments: int) -> Tensor:
-        """(segments, tokens, width) of the first segments of `frames` (T, 3, H, H).
+        """(segments, tokens, width) of the first segments of `frames` (T, 3, H, H). In MMAudio the sync features.
 
         Raises:
             BackendError: the backend failed.
@@ -84,6 +85,8 @@ class Backbone:
             starts = range(step * rows.start, step * rows.stop, step)
             parts = stack(executor, [frames[start : start + width] for start in starts])
             part = executor.run(VIDEO_BACKBONE, {"segments": parts}, self._cancel)["tokens"]
+            if self._pools:
+                part = executor.run(VIDEO_POOL, {"tokens": part}, self._cancel)["sync"]
             if tokens is None:
                 tokens = executor.empty((segments, *part.shape[1:]), np.float32)
             tokens[rows] = finite(part, VIDEO_BACKBONE)
@@ -97,6 +100,70 @@ class Backbone:
         in_batches(segments, executor.segments_per_batch, encode, fewer)
         assert tokens is not None
         return tokens
+
+
+class PictureEncoding:
+    """Runs the image tower on frames (n, 3, S, S), 8 a second. Up to `most` are encoded when all are there.
+
+    If more come, they are encoded while they are decoded, and their features leave memory.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        most: int,
+        *,
+        open_writer: Callable[[], RowWriter],
+        turn: Callable[[], AbstractContextManager[None]],
+        progress: Progress,
+        cancel: Event | None,
+    ) -> None:
+        self._executor, self._most, self._turn, self._cancel = executor, most, turn, cancel
+        self._open_writer, self._progress = open_writer, progress
+        self._waiting: list[Frames] = []
+        self._found: list[npt.NDArray[np.float32]] = []
+        self._writer: RowWriter | None = None
+        self.warnings: list[str] = []
+
+    def push(self, frames: Frames) -> None:
+        """Take the next frames."""
+        self._waiting.append(frames)
+        count = sum(map(len, self._waiting))
+        if self._writer is None and count > self._most:
+            self._writer = self._open_writer()
+        if self._writer is not None and count >= self._executor.segments_per_batch:
+            self._encode()
+
+    def finish(self) -> npt.NDArray[np.float32] | RowWriter:
+        """Return the features (frames, width), or the writer that has them."""
+        if self._waiting:
+            self._encode()
+        with self._turn():
+            self._executor.idle(VIDEO_CLIP)
+            self._executor.finish()
+        return self._writer or np.concatenate(self._found)
+
+    def _encode(self) -> None:
+        frames = np.concatenate(self._waiting)
+        self._waiting = []
+
+        def run(rows: slice) -> npt.NDArray[np.float32]:
+            with self._turn():
+                features = self._executor.run(VIDEO_CLIP, {"frames": frames[rows]}, self._cancel)["features"]
+                (values,) = self._executor.read(features)
+            if self._writer is None:  # in a long clip the segments are counted
+                self._progress("pictures", rows.stop, len(frames))
+            return values
+
+        def fewer(limit: int) -> None:
+            self._executor.segments_per_batch = limit
+            self.warnings.append(f"the GPU is low on memory: pictures are encoded {limit} at a time")
+
+        values = np.concatenate(in_batches(len(frames), self._executor.segments_per_batch, run, fewer))
+        if self._writer is None:
+            self._found.append(finite(values, VIDEO_CLIP))
+        else:
+            self._writer.append(finite(values, VIDEO_CLIP))
 
 
 class Encoding:
@@ -129,14 +196,12 @@ class Encoding:
     def expect(self, frames: int) -> None:
         """Note how many frames will come, for the progress."""
         step, width = self._rules.segment_step, self._rules.segment_frames
-        more = 0 if self._fits(frames) else step - 1  # in a long clip the last frame is repeated to fill a segment
+        more = 0 if self.fits(frames) else step - 1  # in a long clip the last frame is repeated to fill a segment
         self._backbone.expected = max(1, (frames - width + more) // step + 1)
 
-    def decoded(self, done: int, total: int) -> None:
-        """Note that `done` of `total` frames were read. In a long video the segments are counted, not the frames."""
-        self.expect(total)
-        if self._fits(total):
-            self._progress("decode", done, total)
+    def fits(self, frames: int) -> bool:
+        """Whether so many frames are encoded in one piece."""
+        return self._long is None and frames <= self._rules.lengths(self._window_s).frames
 
     def push(self, frames: Frames) -> None:
         """Take the next frames. They must not change afterwards."""
@@ -144,7 +209,7 @@ class Encoding:
             self._long.push(frames)
             return
         self._pieces.append(frames)
-        if not self._fits(sum(map(len, self._pieces))):
+        if not self.fits(sum(map(len, self._pieces))):
             self._lengthen()
         elif self._executor.loop is not None:  # a device takes the frames while more are read
             with self._turn():
@@ -170,10 +235,6 @@ class Encoding:
         self._executor.idle(VIDEO_BACKBONE)
         self._executor.finish()
         return tokens, (Shot(first_frame=0, first_segment=0, segments=lengths.segments),)
-
-    def _fits(self, frames: int) -> bool:
-        """Whether so many frames are encoded in one piece."""
-        return self._long is None and frames <= self._rules.lengths(self._window_s).frames
 
     def _lengthen(self) -> None:
         writer = self._open_writer()

@@ -21,15 +21,18 @@ from selva_bundle.ports import CONDITIONS, DECODER, GUIDED_STEP, VIDEO_SELECT
 from selva_runtime.backends.executor import Array, Executor, Tensor, concatenate, stack
 from selva_runtime.backends.gpu.device_array import DeviceArray
 from selva_runtime.batches import in_batches
+from selva_runtime.cache import Rows
 from selva_runtime.flow import Held, draw_noise, finite, integrate
 from selva_runtime.lru_cache import LruCache
 from selva_runtime.progress import Progress
 from selva_runtime.request import StemRequest
 from selva_runtime.results import Clip, StemPart
 from selva_runtime.text import TextEncoder
-from selva_runtime.windows import Window, stretches
+from selva_runtime.windows import Slices, Window, pictures_shown, stretches
 
 Float32 = npt.NDArray[np.float32]
+_ROWS = 64
+"""Rows of a clip that are read at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,11 +105,17 @@ class Generation:
             on_progress=lambda done, total: self.progress("text", done, total),
         )
         self.notes.extend(self.text.new_cache_warnings())
-        sync = self._select(t5)
+        sync = self._select(t5) if self.clip.pictures is None else dict.fromkeys(clip_text, self._all_that_moves())
         return Features(
             stems=[(sync[prompt], clip_text[prompt]) for prompt, _ in self.stems],
             negative=None if self.request.negative is None else clip_text[self.request.negative],
         )
+
+    def _all_that_moves(self) -> Tensor:
+        """(sync, W) features of the whole picture, which do not depend on a prompt."""
+        tokens = self.clip.tokens
+        parts = [tokens[first : first + _ROWS] for first in range(0, len(tokens), _ROWS)]
+        return concatenate(self.executor, [part[i] for part in parts for i in range(len(part))])
 
     def _select(self, t5: dict[str, Tensor]) -> dict[str, Tensor]:
         """(sync, W) features of the clip for each prompt, computed some segments at a time."""
@@ -195,23 +204,40 @@ class Generation:
         self, window: Window, features: list[tuple[Tensor, Tensor]], anchors: Sequence[int], negative: Tensor | None
     ) -> dict[str, Tensor]:
         text = stack(self.executor, [text for _, text in features])
-        shown = [self._shown(window, anchor, sync) for anchor, (sync, _) in zip(anchors, features, strict=True)]
-        feeds = {
-            "sync": stack(self.executor, shown),
+        each = self.rules.sync_per_segment
+        shown = [
+            self._shown(window, anchor, len(sync) // each) for anchor, (sync, _) in zip(anchors, features, strict=True)
+        ]
+        parts = [
+            concatenate(self.executor, [sync[each * first : each * stop] for first, stop in slices])
+            for slices, (sync, _) in zip(shown, features, strict=True)
+        ]
+        feeds: dict[str, Tensor] = {
+            "sync": stack(self.executor, parts),
             "text": text,
             "negative_text": np.zeros((1, *text.shape[1:]), np.float32) if negative is None else negative[None],
             "use_negative": np.array([negative is not None]),
             "latent_positions": latent_positions(window.lengths),
             "clip_positions": visual_positions(window.lengths),
         }
+        if self.clip.pictures is not None:
+            seen = np.array([self.clip.has_video])
+            pictures = np.stack([self._pictures(window, slices, self.clip.pictures) for slices in shown])
+            feeds |= {"use_sync": seen, "clip": pictures, "use_clip": seen}
         conditions = self.executor.run(CONDITIONS, feeds, self.cancel)
         return {**conditions, "sync_row": sync_rows(self.rules, window.lengths, len(features))}
 
-    def _shown(self, window: Window, anchor: int, sync: Tensor) -> Tensor:
-        """The sync features of the segments that a window shows. `anchor` is the first of its anchor."""
-        each = self.rules.sync_per_segment
-        shown = (*stretches(anchor, window.anchor_segments, len(sync) // each), *window.segments)
-        return concatenate(self.executor, [sync[each * first : each * stop] for first, stop in shown])
+    def _shown(self, window: Window, anchor: int, total: int) -> Slices:
+        """The segments of the clip's `total` that a window shows. `anchor` is the first of its anchor."""
+        return (*stretches(anchor, window.anchor_segments, total), *window.segments)
+
+    def _pictures(self, window: Window, shown: Slices, pictures: Float32 | Rows) -> Float32:
+        """(visual, width) features of the pictures in a window that shows these segments."""
+        places = pictures_shown(shown, self.clip.shots, self.rules, count=window.lengths.visual, total=len(pictures))
+        known = np.unique(places)
+        runs = np.split(known, np.flatnonzero(np.diff(known) > _ROWS) + 1)
+        parts = [pictures[int(run[0]) : int(run[-1]) + 1][run - run[0]] for run in runs]
+        return np.concatenate(parts)[np.searchsorted(known, places)]
 
     def decode(self, latents: Tensor, lead: int, first: int, stop: int) -> Iterator[StemPart]:
         """Decode `latents` (stems, T, Z) and yield each stem's sound from the place `first` to `stop`.

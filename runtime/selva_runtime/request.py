@@ -35,6 +35,8 @@ class StemRequest:
     steps: int
     guidance: float
     takes: int
+    may_be_empty: bool = False
+    """An empty prompt is allowed. MMAudio then makes a sound of all that it sees."""
     solver: str = EULER
     """One of `SOLVERS`."""
     warnings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -46,7 +48,7 @@ class StemRequest:
         if not self.prompts:
             raise RequestError("no prompt; say what should be heard, such as 'dog barking'")
         for prompt in self.prompts:
-            check_prompt(prompt)
+            check_prompt(prompt, may_be_empty=self.may_be_empty)
         if self.negative is not None:
             check_prompt(self.negative, may_be_empty=True)
         check_whole(self.seed, "seed", 0, MAX_SEED)

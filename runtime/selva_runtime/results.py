@@ -17,14 +17,15 @@ from selva_runtime.windows import Shot
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Clip:
-    """A part of a video, encoded by the backbone without any prompt. Keep it while the user tries prompts."""
+    """A part of a video, encoded without any prompt. Keep it while the user tries prompts."""
 
     duration_s: float
     """Less than the requested duration if the video ends early."""
     start_s: float
     tokens: npt.NDArray[np.float32] | DeviceArray | Rows
-    """(segments, tokens per segment, width), float32. Those of a clip longer than a window are read from a file when
-    they are needed. A GPU backend keeps the others there. `numpy.asarray` copies them."""
+    """(segments, tokens per segment, width), float32: the backbone's tokens, or in MMAudio its sync features. Those of
+    a clip longer than a window are read from a file when they are needed. A GPU backend keeps the others there.
+    `numpy.asarray` copies them."""
     source: str | None
     """Path of the video. None if the caller gave frames."""
     source_duration_s: float | None
@@ -33,9 +34,13 @@ class Clip:
     """Time of the video's first frame on the file's own timeline."""
     warnings: tuple[str, ...]
     backbone: str
-    """SHA-256 of the backbone. A clip fits only a bundle with the same backbone."""
+    """SHA-256 of the networks that encoded it. A clip fits only a bundle with the same ones."""
     shots: tuple[Shot, ...]
     """Stretches without a cut. A clip that is not longer than a window has one."""
+    pictures: npt.NDArray[np.float32] | Rows | None = None
+    """(frames, width) CLIP features of 8 frames a second. None in SelVA."""
+    has_video: bool = True
+    """False for a clip of `Session.without_video`."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -86,6 +91,8 @@ class SessionInfo:
     """The model, backend and limits of a session."""
 
     preset: str
+    system: str
+    """"selva", or "mmaudio", which makes one track of all that it sees and takes an empty prompt."""
     precision: str
     """The bundle's: "fp32" or "fp16"."""
     compute_precision: str
@@ -103,6 +110,9 @@ class SessionInfo:
     image_size: int
     """Height and width of the frames for `encode_frames`, pixels."""
     fps: int
+    picture_size: int
+    """Height and width of the pictures for `encode_frames`, pixels. 0: the model sees none."""
+    picture_fps: int
     min_duration_s: float
     max_duration_s: float
     """Longest clip in one pass. Longer videos are generated in windows."""

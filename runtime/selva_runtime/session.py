@@ -21,17 +21,18 @@ import numpy.typing as npt
 from selva_bundle.bundle import Bundle
 from selva_bundle.errors import RequestError
 from selva_bundle.lengths import LongForm, exact_seconds
-from selva_bundle.ports import VIDEO_BACKBONE, VIDEO_SELECT
+from selva_bundle.ports import CONDITIONS, MMAUDIO
 from selva_runtime.backends.choose import make_executor
 from selva_runtime.backends.executor import EXACT, Tensor, concatenate
 from selva_runtime.backends.gpu.device_array import DeviceArray
 from selva_runtime.backends.gpu.foreign import stream_handle
 from selva_runtime.cache import Cache
-from selva_runtime.clip_encoder import AUTO, NO_CUTS, ClipEncoder
+from selva_runtime.clip_encoder import AUTO, NO_CUTS, ClipEncoder, encode_file
 from selva_runtime.flow import EULER
 from selva_runtime.generation import Generation
 from selva_runtime.long_form import decode_part, decoded_at_once, parts, replaced, splice
 from selva_runtime.lru_cache import LruCache
+from selva_runtime.media.masks.filling import GREY
 from selva_runtime.progress import Progress, no_progress
 from selva_runtime.request import StemRequest, check_region, check_span
 from selva_runtime.results import Clip, SessionInfo, Stem, StemPart
@@ -94,6 +95,7 @@ class Session:
         manifest = self._bundle.manifest
         return SessionInfo(
             preset=manifest.preset,
+            system=manifest.system,
             precision=manifest.precision,
             compute_precision=self._compute_precision,
             weights=manifest.weights,
@@ -104,6 +106,8 @@ class Session:
             sample_rate_hz=self._rules.sample_rate_hz,
             image_size=self._rules.image_size,
             fps=self._rules.fps,
+            picture_size=self._rules.clip_image_size,
+            picture_fps=self._rules.clip_fps,
             min_duration_s=self._rules.min_duration_s,
             max_duration_s=self._rules.max_duration_s,
             window_s=self._encoder.window_s,
@@ -130,6 +134,9 @@ class Session:
         start_s: float = 0.0,
         cuts: str | Sequence[float] = AUTO,
         frame_rule: str = FIRST,
+        mask: str | os.PathLike[str] | None = None,
+        mask_fill: str = GREY,
+        mask_invert: bool = False,
         progress: Progress | None = None,
         cancel: Event | None = None,
     ) -> Clip:
@@ -140,30 +147,49 @@ class Session:
         the video for one shot. They matter only in a clip that is longer than a window. `frame_rule` says which decoded
         frame shows a moment: "first" takes the first that is not earlier, as in training, "nearest" the nearest.
 
+        `mask` is a mask video, a folder of numbered PNGs or one PNG, of any size and rate. White keeps, black is filled
+        with `mask_fill`: "grey", "black" or "blur". `mask_invert` swaps white and black.
+
         Raises:
-            MediaNotFoundError: there is no such file.
-            MediaError: the file has no usable video, or the video is too short or too large.
+            MediaNotFoundError: there is no such file or mask.
+            MediaError: the file has no usable video, or the video is too short or too large, or the mask is no mask.
             RequestError: an argument is out of range, or the start is past the end of the video.
             BackendError: the backend failed, or the session was opened before a fork.
             Cancelled: `cancel` was set.
         """
-        check_span(start_s, duration_s, self._rules.min_duration_s)
-        return self._encoder.from_file(
+        return encode_for(
+            [self],
             path,
-            start_s=float(start_s),
-            duration_s=None if duration_s is None else float(duration_s),
+            duration_s=duration_s,
+            start_s=start_s,
             cuts=cuts,
             frame_rule=frame_rule,
+            mask=mask,
+            mask_fill=mask_fill,
+            mask_invert=mask_invert,
             progress=progress,
             cancel=cancel,
-        )
+        )[0]
+
+    def without_video(self, duration_s: float) -> Clip:
+        """Return a clip without a picture, for MMAudio: `generate` then makes sound from the prompt alone.
+
+        Raises:
+            RequestError: `duration_s` is out of range, or this is no MMAudio bundle.
+        """
+        check_span(0.0, duration_s, self._rules.min_duration_s)
+        return self._encoder.without_video(float(duration_s))
 
     def encode_frames(
         self,
         frames: Any,
         duration_s: float,
         *,
+        pictures: npt.NDArray[np.uint8] | None = None,
         cuts: str | Sequence[float] = NO_CUTS,
+        mask: Any = None,
+        mask_fill: str = GREY,
+        mask_invert: bool = False,
         progress: Progress | None = None,
         cancel: Event | None = None,
         stream: Any = None,
@@ -172,10 +198,14 @@ class Session:
 
         `frames` is a NumPy array or, with a GPU backend, an array with `__cuda_array_interface__` (PyCUDA, CuPy,
         PyTorch, …), which is used without a copy. The GPU first waits for the work in `stream`, a handle of the
-        caller's stream. `cuts` as in `encode`.
+        caller's stream. `cuts` as in `encode`. MMAudio also takes `pictures`, (P, 3, S, S) at `info.picture_fps`, where
+        S is `info.picture_size`.
+
+        `mask` is an array, uint8 or bool, (H, H) or (T, H, H); `mask_fill` and `mask_invert` as in `encode`. It needs
+        frames in a NumPy array, and fills a copy of them.
 
         Raises:
-            RequestError: `duration_s` or `cuts` is out of range, the frames have another shape or type or are too few,
+            RequestError: an argument is out of range, the frames or the mask have another shape or type or are too few,
                 or the backend cannot use the array or the stream.
             BackendError: the backend failed, or the session was opened before a fork.
             Cancelled: `cancel` was set.
@@ -183,7 +213,17 @@ class Session:
         check_span(0.0, duration_s, self._rules.min_duration_s)
         with self._turns.take(cancel):
             self._wait_for(stream)
-            return self._encoder.from_frames(frames, duration_s, cuts=cuts, progress=progress, cancel=cancel)
+            return self._encoder.from_frames(
+                frames,
+                duration_s,
+                pictures=pictures,
+                cuts=cuts,
+                mask=mask,
+                mask_fill=mask_fill,
+                mask_invert=mask_invert,
+                progress=progress,
+                cancel=cancel,
+            )
 
     def prompt_warnings(self, prompt: str) -> tuple[str, ...]:
         """Warn about what the model ignores in a prompt: words past its window, and unknown words or characters."""
@@ -192,7 +232,7 @@ class Session:
     def generate(
         self,
         clip: Clip,
-        prompts: Sequence[str],
+        prompts: Sequence[str] = (),
         *,
         negative: str | None = None,
         seed: int = 0,
@@ -209,6 +249,8 @@ class Session:
         device_output: bool = False,
     ) -> list[Stem]:
         """Generate one stem per prompt and take: all takes of the first prompt, then of the second, and so on.
+
+        MMAudio needs no prompts, and takes an empty one: its stem is all that it sees.
 
         `steps` and `guidance` None mean the bundle's defaults, 25 and 4.5. `solver` None means "euler"; "ab2" comes
         about as close in two thirds of the steps. `noise` (stems, latent, width) replaces the noise that the seed would
@@ -246,7 +288,7 @@ class Session:
 
     def request(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[str] = (),
         *,
         negative: str | None = None,
         seed: int = 0,
@@ -261,8 +303,11 @@ class Session:
             RequestError: an argument is out of range.
         """
         defaults = self._bundle.manifest.defaults
+        may_be_empty = self._bundle.manifest.system == MMAUDIO
+        asked = prompts if isinstance(prompts, str) else tuple(prompts)
         request = StemRequest(
-            prompts=prompts if isinstance(prompts, str) else tuple(prompts),
+            prompts=("",) if may_be_empty and not asked else asked,
+            may_be_empty=may_be_empty,
             negative=negative,
             seed=seed,
             steps=defaults.steps if steps is None else steps,
@@ -400,13 +445,13 @@ class Session:
         device_output: bool = False,
     ) -> tuple[Generation, list[Window], LongForm]:
         """Check that the clip can be used as asked, and divide it into windows."""
-        if clip.backbone != self._bundle.graph_hash(VIDEO_BACKBONE):
+        if clip.backbone != self._encoder.networks:
             raise RequestError("the clip was encoded with another bundle; encode the video again with this one")
         form = long if isinstance(long, LongForm) else self._bundle.manifest.long_form
         windows = self._windows(clip, form, long, loop=loop)
         lengths = self._rules.lengths(clip.duration_s)
         latent = windows[-1].final
-        (sync,) = self._bundle.manifest.graphs[VIDEO_SELECT].outputs
+        sync = self._bundle.manifest.graphs[CONDITIONS].inputs[0]
         sync_bytes = 4 * math.prod(sync.sizes({"stems": 1, "segments": len(clip.tokens)}))
         capacity = max(1, min(_CACHED_SELECTIONS, int(_CACHED_SELECTION_BYTES / sync_bytes)))
         generation = Generation(
@@ -497,3 +542,37 @@ class Session:
     def _wait_for(self, stream: Any) -> None:
         if stream is not None:
             self._executor.after(stream_handle(stream))
+
+
+def encode_for(
+    sessions: Sequence[Session],
+    path: str | os.PathLike[str],
+    *,
+    duration_s: float | None = None,
+    start_s: float = 0.0,
+    cuts: str | Sequence[float] = AUTO,
+    frame_rule: str = FIRST,
+    mask: str | os.PathLike[str] | None = None,
+    mask_fill: str = GREY,
+    mask_invert: bool = False,
+    progress: Progress | None = None,
+    cancel: Event | None = None,
+) -> list[Clip]:
+    """Encode one video for several sessions with one decoding. Arguments and errors are those of `Session.encode`.
+
+    Only the first session sees the video through the mask.
+    """
+    from selva_runtime.media.masks.mask import mask_of
+
+    check_span(start_s, duration_s, max(session._rules.min_duration_s for session in sessions))
+    return encode_file(
+        [session._encoder for session in sessions],
+        path,
+        start_s=float(start_s),
+        duration_s=None if duration_s is None else float(duration_s),
+        cuts=cuts,
+        frame_rule=frame_rule,
+        mask=mask_of(mask, mask_fill, invert=mask_invert),
+        progress=progress,
+        cancel=cancel,
+    )

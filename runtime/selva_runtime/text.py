@@ -112,7 +112,7 @@ class TextTower:
 
 
 class TextEncoder:
-    """Both text towers of a bundle. `keep` leaves them loaded between calls.
+    """The text towers of a bundle. `keep` leaves them loaded between calls. MMAudio has no T5.
 
     `cache` keeps features on the disk. They depend on the `precision` of the computation.
 
@@ -132,7 +132,6 @@ class TextEncoder:
         self._manifest = bundle.manifest
         self._cache = cache
         rules = bundle.manifest.text
-        t5 = _load_tokenizer(bundle, rules.t5_tokenizer, rules.t5_max_tokens)
         clip = _load_tokenizer(bundle, rules.clip_tokenizer, rules.clip_tokens)
 
         def t5_feeds(encoding: Encoding) -> dict[str, Array]:
@@ -151,25 +150,23 @@ class TextEncoder:
             key = {"graph": bundle.graph_hash(graph), "backend": executor.backend, "precision": precision}
             return None if cache is None else TextCache(cache, executor, key, bundle.manifest.preset)
 
-        self.t5 = TextTower(executor, TEXT_T5, t5, t5_feeds, stored(TEXT_T5))
+        self.t5: TextTower | None = None
+        if rules.t5_tokenizer is not None:
+            t5 = _load_tokenizer(bundle, rules.t5_tokenizer, rules.t5_max_tokens)
+            self.t5 = TextTower(executor, TEXT_T5, t5, t5_feeds, stored(TEXT_T5))
         self.clip_text = TextTower(executor, TEXT_CLIP, clip, clip_feeds, stored(TEXT_CLIP))
         self._keep = keep
-        self._unknown_id = t5.token_to_id("<unk>")
 
     def mask(self, prompt: str, length: int) -> Array:
         """(1, length) bool: true for the prompt's own T5 tokens, false for padding."""
+        assert self.t5 is not None
         return _first(len(self.t5.tokenizer.encode(prompt).ids), length)
 
     def warnings(self, prompt: str) -> tuple[str, ...]:
         """Return warnings about what the model ignores in a prompt."""
-        encoding = self.t5.tokenizer.encode(prompt)
+        encodings = [tower.tokenizer.encode(prompt) for tower in (self.t5, self.clip_text) if tower is not None]
         warnings = []
-        unknown = [
-            prompt[start:end]
-            for id_, (start, end) in zip(encoding.ids, encoding.offsets, strict=True)
-            if id_ == self._unknown_id
-        ]
-        if unknown:
+        if self.t5 is not None and (unknown := _unknown(prompt, encodings[0], self.t5.tokenizer)):
             sample = "".join(dict.fromkeys("".join(unknown)))[:12]
             warnings.append(
                 f"the prompt {short(prompt)} has characters that the model does not know ({sample}); use plain English"
@@ -177,7 +174,7 @@ class TextEncoder:
         if unknown_words := self._unknown_words(prompt):
             heard = ", ".join(self._manifest.hears)
             warnings.append(f"the {self._manifest.preset} model does not know {unknown_words}; it hears: {heard}")
-        cut = [e for e in (encoding, self.clip_text.tokenizer.encode(prompt)) if e.overflowing]
+        cut = [encoding for encoding in encodings if encoding.overflowing]
         if cut:
             end = min(max(end for _, end in e.offsets) for e in cut)
             words = len(prompt[:end].split())
@@ -207,7 +204,8 @@ class TextEncoder:
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """T5 features (tokens, width) of the prompts, and CLIP features (77, width) of them and the negative prompt.
 
-        T5 features may have more rows than the prompt has tokens; `mask` tells which count.
+        There are no T5 features in MMAudio. They may have more rows than the prompt has tokens; `mask` tells which
+        count.
 
         `on_progress(done, total)` counts the prompts that had to be computed, once for each tower.
 
@@ -216,8 +214,9 @@ class TextEncoder:
             Cancelled: `cancel` was set.
         """
         clip_prompts = [*prompts, *([] if negative is None else [negative])]
-        t5_cached, clip_cached = self.t5.cached(prompts), self.clip_text.cached(clip_prompts)
-        total = len({*prompts} - {*t5_cached}) + len({*clip_prompts} - {*clip_cached})
+        clip_cached = self.clip_text.cached(clip_prompts)
+        t5_cached = {} if self.t5 is None else self.t5.cached(prompts)
+        total = len({*clip_prompts} - {*clip_cached}) + (0 if self.t5 is None else len({*prompts} - {*t5_cached}))
         done = 0
 
         def on_done() -> None:
@@ -226,9 +225,18 @@ class TextEncoder:
             if on_progress is not None:
                 on_progress(done, total)
 
-        t5 = self.t5.features(prompts, t5_cached, keep=self._keep, cancel=cancel, on_done=on_done)
+        t5: dict[str, Tensor] = {}
+        if self.t5 is not None:
+            t5 = self.t5.features(prompts, t5_cached, keep=self._keep, cancel=cancel, on_done=on_done)
         clip = self.clip_text.features(clip_prompts, clip_cached, keep=self._keep, cancel=cancel, on_done=on_done)
         return t5, clip
+
+
+def _unknown(prompt: str, encoding: Encoding, tokenizer: Tokenizer) -> list[str]:
+    """The parts of a prompt that the tokenizer does not know."""
+    unknown = tokenizer.token_to_id("<unk>")
+    places = zip(encoding.ids, encoding.offsets, strict=True)
+    return [prompt[start:end] for id_, (start, end) in places if id_ == unknown]
 
 
 def _first(count: int, length: int) -> Array:

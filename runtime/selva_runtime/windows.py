@@ -172,6 +172,28 @@ def stretches(first: int, count: int, total: int) -> Slices:
     return tuple(pieces)
 
 
+def pictures_shown(
+    shown: Slices, shots: tuple[Shot, ...], rules: SequenceRules, *, count: int, total: int
+) -> npt.NDArray[np.int64]:
+    """(count,) which of a clip's `total` pictures, 8 a second, the visual tokens of a window stand for.
+
+    `shown` are the segments of the window, its anchor included. Where segments repeat the last frame of a shot, so do
+    the pictures.
+    """
+    segments = [segment for first, stop in shown for segment in range(first, stop)]
+    found = []
+    for token in range(count):
+        frame = Fraction(token * rules.fps, rules.clip_fps)
+        unit = min(int(frame // rules.segment_step), len(segments) - 1)
+        number = max(i for i, shot in enumerate(shots) if shot.first_segment <= segments[unit])
+        shot = shots[number]
+        frame += shot.first_frame + (segments[unit] - shot.first_segment - unit) * rules.segment_step
+        if number + 1 < len(shots):
+            frame = min(frame, Fraction(shots[number + 1].first_frame - 1))
+        found.append(min(int(frame * rules.clip_fps // rules.fps), total - 1))
+    return np.array(found, np.int64)
+
+
 def unit_length(rules: SequenceRules) -> Fraction:
     """Latent vectors in a unit: 10 at 16 kHz, 13.78 at 44.1 kHz."""
     return Fraction(rules.segment_step * rules.sample_rate_hz, rules.fps * 2 * rules.hop)

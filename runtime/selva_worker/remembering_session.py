@@ -14,6 +14,8 @@ from threading import Event
 from selva_runtime.cache import Rows
 from selva_runtime.clip_cache import file_identity
 from selva_runtime.clip_encoder import AUTO
+from selva_runtime.media.masks.filling import GREY
+from selva_runtime.media.masks.mask import mask_of
 from selva_runtime.progress import Progress
 from selva_runtime.results import Clip
 from selva_runtime.session import FIRST, Session
@@ -34,12 +36,17 @@ class RememberingSession(Session):
         start_s: float = 0.0,
         cuts: str | Sequence[float] = AUTO,
         frame_rule: str = FIRST,
+        mask: str | os.PathLike[str] | None = None,
+        mask_fill: str = GREY,
+        mask_invert: bool = False,
         progress: Progress | None = None,
         cancel: Event | None = None,
     ) -> Clip:
-        """Return the last clip if it is of the same part of the same, unchanged file. Otherwise encode."""
+        """Return the last clip if it is of the same part of the same, unchanged files. Otherwise encode."""
         name = Path(path)
-        part = (name, file_identity(name), start_s, duration_s, repr(cuts), frame_rule)
+        masked = mask_of(mask, mask_fill, invert=mask_invert)
+        masks = [] if masked is None else [(file, file_identity(file)) for file in masked.files()]
+        part = (name, file_identity(name), start_s, duration_s, repr(cuts), frame_rule, masked, masks)
         if self._clip is not None and part == self._part:
             return self._clip
         self.forget()
@@ -49,6 +56,9 @@ class RememberingSession(Session):
             start_s=start_s,
             cuts=cuts,
             frame_rule=frame_rule,
+            mask=mask,
+            mask_fill=mask_fill,
+            mask_invert=mask_invert,
             progress=progress,
             cancel=cancel,
         )

@@ -25,6 +25,10 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str)
 
 
+def _is_flag(value: object) -> bool:
+    return isinstance(value, bool)
+
+
 def _list_of(check: Callable[[object], bool]) -> Callable[[object], bool]:
     return lambda value: isinstance(value, list) and all(map(check, value))
 
@@ -34,18 +38,21 @@ def _or_null(check: Callable[[object], bool]) -> Callable[[object], bool]:
 
 
 GENERATE_OPTIONS: Mapping[str, Callable[[object], bool]] = {
-    "video": _is_text,
+    "video": _or_null(_is_text),
     "prompts": _list_of(_is_text),
     "out": _is_text,
     "start_s": _is_number,
     "duration_s": _or_null(_is_number),
     "cuts": _is_text,
     "long": _is_text,
-    "loop": lambda value: isinstance(value, bool),
+    "loop": _is_flag,
     "region": _or_null(lambda value: _list_of(_is_number)(value) and len(value) == 2),  # type: ignore[arg-type]
     "region_seed": _or_null(_is_whole),
     "region_prompt": _or_null(_is_text),
     "frame_rule": _is_text,
+    "mask": _or_null(_is_text),
+    "mask_fill": _is_text,
+    "mask_invert": _is_flag,
     "sample_rate_hz": _or_null(_is_whole),
     "negative": _or_null(_is_text),
     "seed": _is_whole,
@@ -59,7 +66,8 @@ GENERATE_OPTIONS: Mapping[str, Callable[[object], bool]] = {
     "timelines": _list_of(_is_text),
 }
 """What `job.submit` may ask for, by the names in `GenerateRequest`. The worker's start fixed the other fields."""
-ENCODE_OPTIONS = {name: GENERATE_OPTIONS[name] for name in ("video", "start_s", "duration_s", "cuts", "frame_rule")}
+_ENCODE = ("start_s", "duration_s", "cuts", "frame_rule", "mask", "mask_fill", "mask_invert")
+ENCODE_OPTIONS = {"video": _is_text, **{name: GENERATE_OPTIONS[name] for name in _ENCODE}}
 FOUND_OR_NOT = ("auto", "none")
 """What `cuts` may be, besides a file."""
 
@@ -86,8 +94,8 @@ def checked_encode(request: Any, folders: AllowedFolders) -> dict[str, Any]:
 
 
 def _resolved(found: dict[str, Any], folders: AllowedFolders) -> dict[str, Any]:
-    for name in ("video", "out", "cuts"):
-        if name in found and not (name == "cuts" and found[name] in FOUND_OR_NOT):
+    for name in ("video", "out", "cuts", "mask"):
+        if found.get(name) is not None and not (name == "cuts" and found[name] in FOUND_OR_NOT):
             found[name] = folders.resolved(found[name])
     return found
 

@@ -22,6 +22,14 @@ from selva_worker.jobs import CANCELLED, DONE, INTERRUPTED, QUEUED
 from selva_worker.requests import FOUND_OR_NOT, GENERATE_OPTIONS
 
 _POLL_S = 0.05
+_ONE_MODEL = "it has one model"
+_NOT_THERE = {
+    "keep_partial": "a worker keeps no partial stems",
+    "bed": _ONE_MODEL,
+    "bed_prompt": _ONE_MODEL,
+    "bed_gain_db": _ONE_MODEL,
+}
+"""Why a worker does not do what some options ask for."""
 
 
 def check_options(given: Mapping[str, str]) -> None:
@@ -32,7 +40,7 @@ def check_options(given: Mapping[str, str]) -> None:
     """
     for name in (field.name for field in fields(GenerateRequest)):
         if name not in GENERATE_OPTIONS and name in given:
-            reason = "a worker keeps no partial stems" if name == "keep_partial" else "its start fixed that"
+            reason = _NOT_THERE.get(name, "its start fixed that")
             raise RequestError(f"{given[name]} has no effect on a running worker ({reason}); leave it or --worker out")
 
 
@@ -75,7 +83,9 @@ def _worker_errors() -> Iterator[None]:
 def _absolute(request: GenerateRequest, worker: Worker) -> dict[str, Any]:
     """Return the job's request, and have its folders allowed: the worker may do nothing that this user may not."""
     job = {name: getattr(request, name) for name in GENERATE_OPTIONS}
-    names = ["video", "out"] if request.cuts in FOUND_OR_NOT else ["video", "out", "cuts"]
+    names = [name for name in ("video", "out", "cuts", "mask") if job[name] is not None]
+    if request.cuts in FOUND_OR_NOT:
+        names.remove("cuts")
     job |= {name: os.path.realpath(job[name]) for name in names}
     job["timelines"] = [os.path.realpath(path) for path in request.timelines]
     files = [job[name] for name in names if name != "out"] + job["timelines"]
@@ -147,7 +157,8 @@ def _report(result: dict[str, Any], request: GenerateRequest) -> GenerateReport:
     parents = {os.path.dirname(os.path.realpath(path)): Path(path).parent for path in request.timelines}
     given = {
         "stems": [_stem(stem, request.out) for stem in result["stems"]],
-        "video": os.fspath(request.video),
+        "video": None if request.video is None else os.fspath(request.video),
+        "mask": None if request.mask is None else os.fspath(request.mask),
         "timelines": [str(parents[os.path.dirname(path)] / Path(path).name) for path in result["timelines"]],
     }
     report: GenerateReport = _made(GenerateReport, {**result, **given})

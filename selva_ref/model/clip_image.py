@@ -118,8 +118,8 @@ class ClipImageTower(OfficialModule):
         super().__init__()
         self.config = config
         self.visual = VisionTransformer(config)
-        self.mean = nn.Buffer(torch.tensor(MEAN)[:, None, None], persistent=False)
-        self.std = nn.Buffer(torch.tensor(STD)[:, None, None], persistent=False)
+        self.pixel_mean = nn.Buffer(torch.tensor(MEAN)[:, None, None], persistent=False)
+        self.pixel_std = nn.Buffer(torch.tensor(STD)[:, None, None], persistent=False)
 
     def forward(self, frames: Tensor) -> Tensor:
         """Frames (B, 3, S, S) in [0, 1], S >= grid * patch → features (B, output), float32 of length 1.
@@ -127,7 +127,7 @@ class ClipImageTower(OfficialModule):
         Only the first grid * patch rows and columns of pixels are seen: the official tower sees 378 of 384.
         """
         seen = self.config.grid * self.config.patch
-        pixels = (frames[..., :seen, :seen].float() - self.mean.float()) / self.std.float()
+        pixels = (frames[..., :seen, :seen].float() - self.pixel_mean) / self.pixel_std
         return F.normalize(self.visual(pixels).float(), dim=-1)
 
     def load_official(self, state_dict: Mapping[str, Tensor]) -> Self:

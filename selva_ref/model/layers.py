@@ -12,7 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-FLOAT32_NAMES = {"freqs", "latent_mean", "latent_std", "data_mean", "data_std", "alpha", "beta"}
+FLOAT32_NAMES = {
+    "freqs",
+    "latent_mean",
+    "latent_std",
+    "data_mean",
+    "data_std",
+    "pixel_mean",
+    "pixel_std",
+    "alpha",
+    "beta",
+}
 """Small tensors that stay float32 in every precision: time table, statistics, snake rates."""
 
 RMS_EPS = torch.finfo(torch.float32).eps

@@ -35,20 +35,12 @@ class _Generate(StoppableCommand):
                 formatter.write_text(heard)
 
 
-class _UnlessListing:
-    """A parameter that a run needs and --list does not. click processes --list first."""
+class _NeededOption(click.Option):
+    """An option that a run needs and --list does not. click processes --list first."""
 
     def process_value(self, ctx: click.Context, value: Any) -> Any:
         """Return the value, or None with --list. click raises its own error if the value is missing."""
-        return None if ctx.params["listing"] else super().process_value(ctx, value)  # type: ignore[misc]
-
-
-class _NeededArgument(_UnlessListing, click.Argument):
-    """An argument that a run needs."""
-
-
-class _NeededOption(_UnlessListing, click.Option):
-    """An option that a run needs."""
+        return None if ctx.params["listing"] else super().process_value(ctx, value)
 
 
 class _Region(click.ParamType[tuple[float, float]]):
@@ -68,20 +60,21 @@ class _Region(click.ParamType[tuple[float, float]]):
 
 
 @click.command("selva-generate", cls=_Generate, context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("video", cls=_NeededArgument)
+@click.argument("video", required=False)
 @click.option(
     "-p",
     "--prompt",
     "prompts",
-    cls=_NeededOption,
     multiple=True,
-    required=True,
-    help="What to hear; one stem for each -p.",
+    help="What to hear; one stem for each -p. MMAudio needs none, and then makes one track of all that it sees.",
 )
 @click.option(
     "-o", "--out", cls=_NeededOption, required=True, help="Folder for the stems; nothing in it is overwritten."
 )
-@click.option("--bundle", help="Bundle folder from selva-export.  [default: $SELVA_BUNDLE, else the toy demo]")
+@click.option(
+    "--bundle",
+    help="Bundle folder from selva-export, or demo or demo_mmaudio, the toys.  [default: $SELVA_BUNDLE, else demo]",
+)
 @click.option("--start", "start_s", type=float, default=0.0, show_default=True, help="Seconds into the video.")
 @click.option(
     "--duration", "duration_s", type=float, help="Seconds to use; --duration 8 is quick.  [default: to the end]"
@@ -98,6 +91,11 @@ class _Region(click.ParamType[tuple[float, float]]):
     show_default=True,
     help="How a video longer than a window is generated: windows, or one-pass up to 30 s.",
 )
+@click.option(
+    "--bed", metavar="BUNDLE", help="Also one track of all that is seen, by an MMAudio bundle, such as demo_mmaudio."
+)
+@click.option("--bed-prompt", default="", help="What the bed is.  [default: nothing said]")
+@click.option("--bed-gain", "bed_gain_db", type=float, default=0.0, show_default=True, help="dB.")
 @click.option("--loop", is_flag=True, help="Stems whose end leads back to their begin, for ambience.")
 @click.option(
     "--region",
@@ -115,6 +113,13 @@ class _Region(click.ParamType[tuple[float, float]]):
     help="first: the first frame that is not before each 1/25 s, as in training; nearest: the nearest one, for exact "
     "onsets where the video's frame rate is not 25.",
 )
+@click.option(
+    "--mask",
+    metavar="FILE|FOLDER",
+    help="What the model may see: a mask video, a folder of numbered PNGs or one PNG. White keeps, black is filled.",
+)
+@click.option("--mask-fill", default="grey", show_default=True, help="Fill of the rest: grey, black or blur.")
+@click.option("--mask-invert", is_flag=True, help="Black keeps, white is filled.")
 @click.option("--sample-rate", "sample_rate_hz", type=int, help="Hz of the files.  [default: the model's]")
 @click.option(
     "--deliver",
@@ -176,6 +181,8 @@ class _Region(click.ParamType[tuple[float, float]]):
 def main(context: click.Context, /, listing: bool, worker: bool, as_json: bool, quiet: bool, **options: Any) -> None:
     """One audio stem for each prompt from VIDEO, synchronised with it, as 24-bit WAV.
 
+    An MMAudio bundle makes sound without VIDEO too, as long as --duration.
+
     \b
     selva-generate street.mp4 -p "dog barking" -p footsteps -o stems
     """
@@ -213,6 +220,8 @@ def main(context: click.Context, /, listing: bool, worker: bool, as_json: bool, 
         for stem in report.stems:
             for path in filter(None, (stem.file, stem.video)):
                 click.echo(os.fsencode(path))
+        if report.bed is not None:
+            click.echo(os.fsencode(report.bed.file))
         for path in report.timelines:
             click.echo(os.fsencode(path))
     for what in report.left_out:

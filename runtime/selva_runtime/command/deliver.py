@@ -8,26 +8,39 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 from selva_bundle.errors import BundleError, CacheError, Cancelled, SelvaError
 from selva_bundle.lengths import exact_seconds
+from selva_bundle.ports import MMAUDIO
+from selva_runtime.command.bed import Bed
 from selva_runtime.command.checks import NOTHING_S, CheckedRequest
 from selva_runtime.command.extras import write_film, write_timelines
 from selva_runtime.command.messages import Messages, Say
 from selva_runtime.command.output import output_folder
 from selva_runtime.command.progress import StageClock, TimeLeft
 from selva_runtime.command.records import GenerateReport, GenerateRequest, StemFile
-from selva_runtime.command.stem_files import Post, StemFiles
+from selva_runtime.command.stem_files import Post, StemFiles, tracks
+from selva_runtime.media.video import VideoFile
 from selva_runtime.progress import Progress
 from selva_runtime.request import check_region
 from selva_runtime.results import Clip
-from selva_runtime.session import Session
+from selva_runtime.session import Session, encode_for
 from selva_runtime.text import short
 
 DEMO_BUNDLE = Path(__file__).parents[1] / "demo_bundle"
+DEMOS = {"demo": "demo_bundle", "demo_mmaudio": "demo_mmaudio_bundle"}
+"""The toys in the package, which may be named like a folder: name → folder in the package."""
+
+
+def bundle_folder(name: str | os.PathLike[str]) -> Path:
+    """Return the folder of a bundle. A name of `DEMOS` is the toy in the package, unless there is such a folder."""
+    path = Path(name)
+    return path if str(name) not in DEMOS or path.exists() else DEMO_BUNDLE.with_name(DEMOS[str(name)])
 
 
 def default_bundle() -> Path:
@@ -37,7 +50,7 @@ def default_bundle() -> Path:
         BundleError: there is neither.
     """
     if named := os.environ.get("SELVA_BUNDLE"):
-        return Path(named)
+        return bundle_folder(named)
     if DEMO_BUNDLE.is_dir():
         return DEMO_BUNDLE
     raise BundleError("no bundle: make one with selva-export and name it with --bundle or SELVA_BUNDLE")
@@ -67,7 +80,7 @@ def generate_files(
         Cancelled: `cancel` was set.
     """
     run = _Run(request, session, say, progress, cancel)
-    with run.video:
+    with run.video or nullcontext():
         return run.report()
 
 
@@ -89,7 +102,8 @@ class _Run:
         self.left_out: list[str] = []
         self.error: str | None = None
         self.timelines: list[str] = []
-        self.bundle = default_bundle() if asked.bundle is None else Path(asked.bundle)
+        self.bed_file: StemFile | None = None
+        self.bundle = default_bundle() if asked.bundle is None else bundle_folder(asked.bundle)
         self.session = session or Session(
             self.bundle,
             backend=asked.backend,
@@ -100,28 +114,39 @@ class _Run:
         self.info = self.session.info
         self.checked = CheckedRequest(asked, self.session, self.messages)
         self.request, self.video = self.checked.request, self.checked.video
+        self.bed = None if asked.bed is None else Bed(asked, bundle_folder(asked.bed))
 
     def report(self) -> GenerateReport:
         self.checked.check_one_pass()
         with output_folder(self.asked.out, self.checked.needed_bytes()) as folder:
             self._announce()
             self.session.verify(self._progress)
+            if self.bed is not None:
+                self.bed.session.verify(self._progress)
+            if self.video is None:
+                return self._make(folder, self.session.without_video(self.checked.expected_s()))
             try:
-                return self._make(folder, self._encode())
+                return self._make(folder, self._encode(self.video))
             except CacheError:  # the damaged entry is gone by now
                 self.video.reopen()
-                return self._make(folder, self._encode())
+                return self._make(folder, self._encode(self.video))
 
-    def _encode(self) -> Clip:
-        clip = self.session.encode(
-            self.video,
-            duration_s=self.asked.duration_s,
-            start_s=self.asked.start_s,
-            cuts=self.checked.cuts,
-            frame_rule=self.asked.frame_rule,
-            progress=self._progress,
-            cancel=self.cancel,
-        )
+    def _encode(self, video: VideoFile) -> Clip:
+        what: dict[str, Any] = {
+            "duration_s": self.asked.duration_s,
+            "start_s": self.asked.start_s,
+            "cuts": self.checked.cuts,
+            "frame_rule": self.asked.frame_rule,
+            "mask": self.asked.mask,
+            "mask_fill": self.asked.mask_fill,
+            "mask_invert": self.asked.mask_invert,
+            "progress": self._progress,
+            "cancel": self.cancel,
+        }
+        if self.bed is None:
+            clip = self.session.encode(video, **what)
+        else:
+            clip, self.bed.clip = encode_for([self.session, self.bed.session], video, **what)
         self._tell_what_was_used(clip)
         return clip
 
@@ -131,11 +156,17 @@ class _Run:
         post = None
         if self.checked.post:
             first = self.checked.or_zero(self.checked.timecode)
-            post = Post(scene=self.video.path.stem, timecode=first, start_s=clip.start_s)
-        with StemFiles(folder, self.request, self.info, self.checked.rate_hz, post) as files:
+            scene = "sound" if self.video is None else self.video.path.stem
+            post = Post(scene=scene, timecode=first, start_s=clip.start_s)
+        asked = tracks(self.request, self.info)
+        wanted = asked if self.bed is None else [*asked, self.bed.track]
+        with StemFiles(folder, wanted, self.checked.rate_hz, post) as files:
             try:
+                if self.bed is not None:
+                    for part in self.bed.parts(self._progress, self.cancel):
+                        files.write(len(asked), part.audio)
                 notes = self._generate(clip, files)
-                self.clock("write", 0, len(self.request.prompts) * self.request.takes + len(self.checked.films))
+                self.clock("write", 0, len(wanted) + len(self.checked.films))
                 stems = files.close(notes)
             except Cancelled:
                 if not self.asked.keep_partial or not files.written_s:
@@ -146,10 +177,12 @@ class _Run:
                 self.error = f"cancelled: {kept} of each stem were kept"
                 stems = files.close(suffix="-partial")
         self.gain_db = files.gain_db
+        if self.bed is not None:
+            self.bed_file = stems.pop()
         if not cancelled:  # the caller's progress may raise `Cancelled` again
             self.clock("write", len(stems), len(stems) + len(self.checked.films))
             self._write_films(stems, clip)
-            self.timelines, error = write_timelines(self.checked, stems, clip, self.messages)
+            self.timelines, error = write_timelines(self.checked, stems, self.bed_file, clip, self.messages)
             self.error = self.error or error
         return self._report(clip, stems, cancelled=cancelled)
 
@@ -197,7 +230,8 @@ class _Run:
 
         The most important message comes last, where it can still be seen after the work has begun.
         """
-        self.messages.notice(self.info.notice)
+        for notice in dict.fromkeys([self.info.notice] + ([self.bed.session.info.notice] if self.bed else [])):
+            self.messages.notice(notice)
         if self.info.backend_notice:
             self.messages.notice(self.info.backend_notice)
         for prompt, times in Counter(self.request.prompts).items():
@@ -207,9 +241,10 @@ class _Run:
                 )
             for warning in self.request.warnings[prompt]:
                 self.messages.warn(warning)
-        if self.info.preset == "demo":
+        if self.info.preset.startswith("demo"):
             which = "" if self.asked.bundle or os.environ.get("SELVA_BUNDLE") else " that comes with the software"
-            self.messages.notice(f"this is the toy demo model{which}, not SelVA's quality; --bundle names another")
+            whose = "MMAudio" if self.info.system == MMAUDIO else "SelVA"
+            self.messages.notice(f"this is the toy demo model{which}, not {whose}'s quality; --bundle names another")
         if self.info.weights == "random":
             self.messages.notice("the weights of this bundle are random: the stems are noise, made only to try it out")
 
@@ -241,19 +276,24 @@ class _Run:
             self.left_out.append(f"{clip.duration_s - files[0].duration_s:.2f} s at the end, so that the loop joins")
         return GenerateReport(
             stems=tuple(files),
-            video=os.fspath(self.asked.video),
+            bed=self.bed_file,
+            video=None if self.asked.video is None else os.fspath(self.asked.video),
             video_duration_s=clip.source_duration_s,
             start_s=clip.start_s,
             duration_s=clip.duration_s,
             timecode=None if self.checked.timecode is None else str(self.checked.timecode),
             gain_db=self.gain_db,
             frame_rule=self.asked.frame_rule,
+            mask=None if self.asked.mask is None else os.fspath(self.asked.mask),
+            mask_fill=None if self.asked.mask is None else self.asked.mask_fill,
+            mask_invert=self.asked.mask_invert,
             seed=self.request.seed,
             steps=self.request.steps,
             guidance=self.request.guidance,
             solver=self.request.solver,
             negative=self.request.negative,
             bundle=str(self.bundle),
+            system=self.info.system,
             preset=self.info.preset,
             precision=self.info.precision,
             compute_precision=self.info.compute_precision,

@@ -26,6 +26,7 @@ def write_film(checked: CheckedRequest, stem: StemFile, clip: Clip, messages: Me
         OutputError: the copy cannot be written.
         MediaError: the video cannot be copied.
     """
+    assert checked.asked.video is not None
     result = mux(
         checked.asked.video,
         WavBlocks(stem.file),
@@ -33,7 +34,7 @@ def write_film(checked: CheckedRequest, stem: StemFile, clip: Clip, messages: Me
         Path(stem.file).with_suffix(""),
         start_s=clip.start_s,
         video_start_s=clip.video_start_s,
-        title=stem.prompt,
+        title=stem.name,
     )
     for warning in result.warnings:
         messages.warn(warning)
@@ -41,12 +42,14 @@ def write_film(checked: CheckedRequest, stem: StemFile, clip: Clip, messages: Me
 
 
 def write_timelines(
-    checked: CheckedRequest, stems: list[StemFile], clip: Clip, messages: Messages
+    checked: CheckedRequest, stems: list[StemFile], bed: StemFile | None, clip: Clip, messages: Messages
 ) -> tuple[list[str], str | None]:
     """Write all timelines that were asked for. Return the paths, and the first error."""
     written: list[str] = []
     first_error = None
-    sequence = _sequence(checked, stems, clip)
+    if not checked.timelines:
+        return written, first_error
+    sequence = _sequence(checked, stems, bed, clip)
     for path in checked.timelines:
         if abs(moved := moved_s(sequence, path)) * checked.rate_hz >= 1:
             messages.warn(f"{path.name}: has whole frames only, so its stems begin {1000 * moved:+.1f} ms off")
@@ -59,8 +62,15 @@ def write_timelines(
     return written, first_error
 
 
-def _sequence(checked: CheckedRequest, stems: list[StemFile], clip: Clip) -> Sequence:
+def _sequence(checked: CheckedRequest, stems: list[StemFile], bed: StemFile | None, clip: Clip) -> Sequence:
+    assert checked.video is not None
     takes = checked.request.takes
+    found = [
+        StemTrack(name=stems[first].name, takes=tuple(Path(stem.file) for stem in stems[first : first + takes]))
+        for first in range(0, len(stems), takes)
+    ]
+    if bed is not None:
+        found.append(StemTrack(name=bed.name, takes=(Path(bed.file),)))
     whole_s = clip.source_duration_s or clip.start_s + clip.duration_s
     return Sequence(
         name=checked.video.path.stem,
@@ -69,10 +79,7 @@ def _sequence(checked: CheckedRequest, stems: list[StemFile], clip: Clip) -> Seq
         first=checked.or_zero(checked.timecode),
         video_first=checked.or_zero(checked.own_timecode),
         frames=round(whole_s * checked.frame_rate),
-        tracks=tuple(
-            StemTrack(name=prompt, takes=tuple(Path(stem.file) for stem in stems[index * takes :][:takes]))
-            for index, prompt in enumerate(checked.request.prompts)
-        ),
+        tracks=tuple(found),
         start_s=Fraction(clip.start_s),
         samples=stems[0].samples,
         rate_hz=checked.rate_hz,

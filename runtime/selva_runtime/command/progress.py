@@ -10,6 +10,7 @@ LABELS = {
     "verify": "checking bundle",
     "decode": "reading video",
     "encode": "encoding video",
+    "pictures": "looking at it",
     "text": "encoding prompts",
     "select": "selecting sources",
     "conditions": "preparing",
@@ -22,7 +23,7 @@ _REDRAW_S = 0.1
 
 
 _WORTH_SAYING_S = 10
-_LONG_STAGES = ("encode", "step")
+_LONG_STAGES = ("encode", "pictures", "step")
 _LONG_S = 30
 _SEEN, _SEEN_S = 3, 2.0
 """A rate is known after this many items and seconds."""

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 class GenerateRequest:
     """What to generate. None means the bundle's default."""
 
-    video: str | os.PathLike[str]
+    video: str | os.PathLike[str] | None
+    """None: MMAudio makes sound of `duration_s` from the prompts alone."""
     prompts: tuple[str, ...]
+    """May be empty for MMAudio."""
     out: str | os.PathLike[str]
     """Folder for the stems. It is made if it does not exist."""
     bundle: str | os.PathLike[str] | None = None
@@ -22,6 +24,10 @@ class GenerateRequest:
     """"auto" finds the cuts, "none" takes the video for one shot, anything else is a file of times."""
     long: str = "windows"
     """"windows" or "one-pass": how a video that is longer than a window is generated."""
+    bed: str | os.PathLike[str] | None = None
+    """Bundle of MMAudio that makes one more track of all that it sees, from the same decoding."""
+    bed_prompt: str = ""
+    bed_gain_db: float = 0.0
     loop: bool = False
     """The end of each stem leads back to its begin."""
     region: tuple[float, float] | None = None
@@ -34,6 +40,12 @@ class GenerateRequest:
     """If the run is cancelled, keep what each stem has until then."""
     frame_rule: str = "first"
     """"first" or "nearest": the frame that each due time takes."""
+    mask: str | os.PathLike[str] | None = None
+    """A mask video, a folder of numbered PNGs or one PNG. White keeps, black is filled before the model sees it."""
+    mask_fill: str = "grey"
+    """"grey", "black" or "blur"."""
+    mask_invert: bool = False
+    """Black keeps, white is filled."""
     sample_rate_hz: int | None = None
     deliver: str = "wav"
     """"wav", or "post": Broadcast WAV at 48 kHz, with timecode, loudness and one gain for all stems."""
@@ -65,6 +77,8 @@ class StemFile:
     """A stem on the disk."""
 
     prompt: str
+    name: str
+    """What timelines call it: the prompt, or "mix" or "bed" if there is none."""
     take: int
     """From 1."""
     seed: int
@@ -86,7 +100,9 @@ class GenerateReport:
     """What was made, and how. The command prints it with --json."""
 
     stems: tuple[StemFile, ...]
-    video: str
+    bed: StemFile | None
+    """None unless one was asked for."""
+    video: str | None
     video_duration_s: float | None
     """Length of the whole video, if its container says so."""
     start_s: float
@@ -97,12 +113,18 @@ class GenerateReport:
     gain_db: float | None
     """Gain of all stems, 0 or less. None unless delivered for post-production."""
     frame_rule: str
+    mask: str | None
+    mask_fill: str | None
+    """None without a mask."""
+    mask_invert: bool
     seed: int
     steps: int
     guidance: float
     solver: str
     negative: str | None
     bundle: str
+    system: str
+    """"selva" or "mmaudio"."""
     preset: str
     precision: str
     """The bundle's: "fp32" or "fp16"."""

@@ -24,13 +24,52 @@ from selva_runtime.media.resampler import Resampler
 from selva_runtime.request import StemRequest
 from selva_runtime.results import SessionInfo
 
+MIX = "mix"
+"""Name of a stem without a prompt."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Track:
+    """A stem that is to be written."""
+
+    name: str
+    prompt: str
+    take: int
+    """From 0."""
+    seed: int
+    warnings: tuple[str, ...]
+    file_name: str
+    """Without suffix."""
+    comment: str
+    model_rate_hz: int
+    gain: float = 1.0
+    """Factor on the samples."""
+
+
+def tracks(request: StemRequest, info: SessionInfo, *, unnamed: str = MIX, gain_db: float = 0.0) -> list[Track]:
+    """Return the tracks of a request's stems. One without a prompt is called `unnamed`."""
+    return [
+        Track(
+            name=prompt or unnamed,
+            prompt=prompt,
+            take=take,
+            seed=request.seed,
+            warnings=tuple(request.warnings[prompt]),
+            file_name=stem_file_name(prompt or unnamed) + (f"-take{take + 1}" if request.takes > 1 else ""),
+            comment=f"selva-deploy, {info.preset} ({info.weights} weights), seed {request.seed}; {info.notice}",
+            model_rate_hz=info.sample_rate_hz,
+            gain=10 ** (gain_db / 20),
+        )
+        for prompt in request.prompts
+        for take in range(request.takes)
+    ]
+
 
 @dataclass(kw_only=True, eq=False)
 class _Open:
     """A stem that is being written."""
 
-    prompt: str
-    take: int
+    track: Track
     file: WavWriter | BroadcastWriter
     resampler: Resampler
     samples: int = 0
@@ -55,7 +94,7 @@ class Post:
 
 
 class StemFiles:
-    """The files of all stems of a request. As a context manager it removes those that were not closed.
+    """The files of all stems of a run. As a context manager it removes those that were not closed.
 
     With `post` they are Broadcast WAV files at 48 kHz with one gain.
 
@@ -63,33 +102,27 @@ class StemFiles:
         OutputError: a file cannot be written.
     """
 
-    def __init__(
-        self, folder: Path, request: StemRequest, info: SessionInfo, rate_hz: int, post: Post | None = None
-    ) -> None:
-        self._request, self._rate_hz, self._post = request, rate_hz, post
+    def __init__(self, folder: Path, tracks: Sequence[Track], rate_hz: int, post: Post | None = None) -> None:
+        self._rate_hz, self._post = rate_hz, post
         self._open: list[_Open] = []
         self._gain = SharedGain(rate_hz)
-        self._comment = f"selva-deploy, {info.preset} ({info.weights} weights), seed {request.seed}; {info.notice}"
         with ExitStack() as opened:
-            for prompt in request.prompts:
-                for take in range(request.takes):
-                    name = stem_file_name(prompt) + (f"-take{take + 1}" if request.takes > 1 else "")
-                    file = self._new_file(folder / f"{name}.wav", prompt, take)
-                    opened.enter_context(file)
-                    resampler = Resampler(info.sample_rate_hz, rate_hz)
-                    self._open.append(_Open(prompt=prompt, take=take, file=file, resampler=resampler))
+            for track in tracks:
+                file = self._new_file(folder / f"{track.file_name}.wav", track)
+                opened.enter_context(file)
+                self._open.append(_Open(track=track, file=file, resampler=Resampler(track.model_rate_hz, rate_hz)))
             self._files = opened.pop_all()
 
-    def _new_file(self, path: Path, prompt: str, take: int) -> WavWriter | BroadcastWriter:
+    def _new_file(self, path: Path, track: Track) -> WavWriter | BroadcastWriter:
         if self._post is None:
-            return WavWriter(path, self._rate_hz, title=prompt, comment=self._comment)
+            return WavWriter(path, self._rate_hz, title=track.name, comment=track.comment)
         post = self._post
         tags = StemTags(
-            prompt=prompt,
-            take=take + 1,
+            prompt=track.name,
+            take=track.take + 1,
             scene=post.scene,
-            reference=f"seed {self._request.seed} take {take + 1}",
-            note=self._comment,
+            reference=f"seed {track.seed} take {track.take + 1}",
+            note=track.comment,
             frame_rate=post.timecode.rate,
             drop_frame=post.timecode.drop,
             start=post.timecode.seconds + Fraction(post.start_s),
@@ -121,7 +154,9 @@ class StemFiles:
         Raises:
             OutputError: the file cannot be written.
         """
-        self._open[stem].write(self._open[stem].resampler.push(audio))
+        gain = self._open[stem].track.gain
+        heard = audio if gain == 1 else audio * np.float32(gain)
+        self._open[stem].write(self._open[stem].resampler.push(heard))
 
     def close(self, notes: Sequence[str] = (), *, suffix: str = "") -> list[StemFile]:
         """Complete the files and give them their names, with `suffix` added. `notes` are warnings about all of them.
@@ -137,10 +172,12 @@ class StemFiles:
 
     def _close(self, stem: _Open, notes: Sequence[str], suffix: str) -> StemFile:
         level = stem.file.level if isinstance(stem.file, BroadcastWriter) else Level(lufs=None, true_peak_db=None)
+        track = stem.track
         return StemFile(
-            prompt=stem.prompt,
-            take=stem.take + 1,
-            seed=self._request.seed,
+            prompt=track.prompt,
+            name=track.name,
+            take=track.take + 1,
+            seed=track.seed,
             file=str(stem.file.close(suffix)),
             video=None,
             samples=stem.samples,
@@ -148,5 +185,5 @@ class StemFiles:
             duration_s=stem.samples / self._rate_hz,
             loudness_lufs=level.lufs,
             true_peak_db=level.true_peak_db,
-            warnings=(*self._request.warnings[stem.prompt], *notes),
+            warnings=(*track.warnings, *notes),
         )

@@ -20,7 +20,8 @@ from selva_bundle.errors import Cancelled
 from selva_bundle.lengths import exact_seconds
 from selva_runtime.media.container import Decoder, packets
 from selva_runtime.media.pictures import display_matrix
-from selva_runtime.media.video import SEEK_MARGIN_S, SeekFailed, VideoFile, header_length, seek_near
+from selva_runtime.media.seeking import SEEK_MARGIN_S, SeekFailed, header_length, seek_near
+from selva_runtime.media.video import VideoFile
 
 _MARGIN_S = 5
 """Packets are hashed until this much after the end of the part, because decoders show frames late and out of order."""

@@ -18,10 +18,20 @@ Planes = NDArray[np.uint8]
 
 CUBIC_A = -0.5
 SUPPORT = 2.0
+PIECE = 4096
+"""Outputs whose weights are computed at a time."""
 BLOCK = 16
 """Output columns in one matrix product. Wider blocks multiply more zeros, narrower ones need more calls."""
 STRIPE_PIXELS = 1 << 18
 """Input pixels converted to float32 at a time (1 MiB). This limits the memory and fits a core's cache."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Into how many pixels an axis is resized, and which of them are kept."""
+
+    size: int
+    kept: range
 
 
 @dataclass(frozen=True)
@@ -42,28 +52,40 @@ def cubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(x < 1, near, np.where(x < 2, far, 0.0))
 
 
-@lru_cache(maxsize=64)
-def taps(size_in: int, size_out: int) -> Taps:
-    """Return the integer weights of every output in blocks along the diagonal, quantised as torch and Pillow do."""
+def kernels(size_in: int, size_out: int, outputs: range) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return the first input and the weights (inputs, zero behind the last one) of some of the outputs of an axis."""
     scale = size_in / size_out
     stretch = max(scale, 1.0)
-    centers = scale * (np.arange(size_out) + 0.5)
+    centers = scale * (np.arange(outputs.start, outputs.stop) + 0.5)
     first = np.maximum((centers - SUPPORT * stretch + 0.5).astype(np.int64), 0)
     last = np.minimum((centers + SUPPORT * stretch + 0.5).astype(np.int64), size_in)
     index = first[:, None] + np.arange((last - first).max())
     weights = cubic((index - centers[:, None] + 0.5) / stretch) * (index < last[:, None])
-    weights /= weights.sum(axis=1, keepdims=True)
-    bits = next((n for n in range(22) if int(0.5 + weights.max() * 2 ** (n + 1)) >= 1 << 15), 22)
+    return first, weights / weights.sum(axis=1, keepdims=True)
+
+
+@lru_cache(maxsize=64)
+def taps(size_in: int, size_out: int, outputs: range) -> Taps:
+    """Return the integer weights of the outputs in blocks along the diagonal, quantised as torch and Pillow do.
+
+    The largest weight of the whole axis decides the bits, and an axis may have a million outputs of which 224 are kept.
+    """
+    pieces = (range(low, min(low + PIECE, size_out)) for low in range(0, size_out, PIECE))
+    largest = max(kernels(size_in, size_out, piece)[1].max() for piece in pieces)
+    bits = next((n for n in range(22) if int(0.5 + largest * 2 ** (n + 1)) >= 1 << 15), 22)
+    first, weights = kernels(size_in, size_out, outputs)
     weights = np.trunc(weights * 2**bits + np.copysign(0.5, weights))
     offsets = (weights.sum(axis=1) * 128 + (1 << (bits - 1))).astype(np.int32)
     blocks = []
-    for start in range(0, size_out, BLOCK):
-        stop = min(start + BLOCK, size_out)
-        low, high = int(first[start:stop].min()), int(last[start:stop].max())
+    for start in range(0, len(outputs), BLOCK):
+        stop = min(start + BLOCK, len(outputs))
+        low = int(first[start])
+        high = min(size_in, int(first[stop - 1]) + weights.shape[1])
         block = np.zeros((high - low, stop - start), np.float32)
         for column, output in enumerate(range(start, stop)):
-            count = last[output] - first[output]
-            block[first[output] - low :, column][:count] = weights[output, :count]
+            rows = block[first[output] - low :, column]
+            count = min(len(rows), weights.shape[1])
+            rows[:count] = weights[output, :count]
         blocks.append((start, low, block))
     return Taps(bits, offsets, tuple(blocks))
 
@@ -81,43 +103,43 @@ def rounded(sums: NDArray[np.float32], offsets: NDArray[np.int32], bits: int) ->
     return np.clip(levels, 0, 255, out=levels).astype(np.uint8)
 
 
-def horizontal(planes: Planes, size: int) -> Planes:
-    """Resize (C, H, W) to (C, H, size) in stripes of rows.
+def horizontal(planes: Planes, axis: Axis) -> Planes:
+    """Resize (C, H, W) along the rows, in stripes of rows.
 
     The planes of a frame are often interleaved, so a stripe of all planes is read from memory only once.
     """
     channels, height, width = planes.shape
-    if width == size:
-        return planes
-    axis = taps(width, size)
-    result = np.empty((channels, height, size), np.uint8)
-    step = max(1, STRIPE_PIXELS // max(width, size))
-    sums = np.empty((min(step, height), size), np.float32)
+    if width == axis.size:
+        return planes[:, :, axis.kept.start : axis.kept.stop]
+    columns = taps(width, axis.size, axis.kept)
+    result = np.empty((channels, height, len(axis.kept)), np.uint8)
+    step = max(1, STRIPE_PIXELS // max(width, len(axis.kept)))
+    sums = np.empty((min(step, height), len(axis.kept)), np.float32)
     for top in range(0, height, step):
         for plane, target in zip(planes, result, strict=True):
             rows = centred(plane[top : top + step])
             part = sums[: len(rows)]
-            for start, low, block in axis.blocks:
+            for start, low, block in columns.blocks:
                 np.matmul(rows[:, low : low + len(block)], block, out=part[:, start : start + block.shape[1]])
-            target[top : top + step] = rounded(part, axis.offsets, axis.bits)
+            target[top : top + step] = rounded(part, columns.offsets, columns.bits)
     return result
 
 
-def vertical(planes: Planes, size: int) -> Planes:
-    """Resize (C, H, W) to (C, size, W)."""
+def vertical(planes: Planes, axis: Axis) -> Planes:
+    """Resize (C, H, W) along the columns."""
     channels, height, width = planes.shape
-    if height == size:
-        return planes
-    axis = taps(height, size)
-    result = np.empty((channels, size, width), np.uint8)
+    if height == axis.size:
+        return planes[:, axis.kept.start : axis.kept.stop]
+    lines = taps(height, axis.size, axis.kept)
+    result = np.empty((channels, len(axis.kept), width), np.uint8)
     for plane, target in zip(planes, result, strict=True):
-        for start, low, block in axis.blocks:
+        for start, low, block in lines.blocks:
             sums = block.T @ centred(plane[low : low + len(block)])
             stop = start + block.shape[1]
-            target[start:stop] = rounded(sums, axis.offsets[start:stop, None], axis.bits)
+            target[start:stop] = rounded(sums, lines.offsets[start:stop, None], lines.bits)
     return result
 
 
-def resize(planes: Planes, size: int) -> Planes:
-    """Resize `planes` (C, H, W), of any strides, to (C, size, size). The aspect ratio is not kept."""
-    return vertical(horizontal(planes, size), size).copy()
+def resize(planes: Planes, height: Axis, width: Axis) -> Planes:
+    """Resize `planes` (C, H, W), of any strides, and keep a part. The aspect ratio is what the axes say."""
+    return vertical(horizontal(planes, width), height).copy()

@@ -1,4 +1,4 @@
-"""Read the frames of one clip from a video file.
+"""Read the frames of one clip from a video file, in one view or several.
 
 A file may be damaged, truncated or malicious: every frame that can be decoded is used, and the memory is limited to
 the clip and a few frames, or to a few frames if the clip is not kept.
@@ -7,9 +7,9 @@ the clip and a few frames, or to a few frames if the clip is not kept.
 from __future__ import annotations
 
 import os
-import re
 import threading
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
@@ -17,28 +17,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import av
-from av.container import InputContainer
-from av.video.frame import VideoFrame
-from av.video.stream import VideoStream
-
 from selva_bundle.errors import MediaError, RequestError
-from selva_runtime.media.container import AV_ERRORS, Decoder, find_video_stream, open_media
+from selva_runtime.media.container import Decoder, find_video_stream, open_media
 from selva_runtime.media.frames import FrameCollector, FrameRequest, OnFrames, OnRows, checked_request
-from selva_runtime.media.pictures import Pictures
+from selva_runtime.media.pictures import Mask, Pictures
 from selva_runtime.media.resize import Planes
+from selva_runtime.media.seeking import SEEK_MARGIN_S, SeekFailed, header_length, seek_near
+from selva_runtime.media.views import SQUASH, View
 
-SEEK_MARGIN_S = 5
-"""Seek this much before the start, because in some formats a seek ends after the key frame that was asked for."""
 TRUNCATED_S = Fraction(1, 2)
 """A video that ends this much before its header's length gets a warning."""
-TRACK_LENGTH = re.compile(r"([0-9]{1,9}):([0-9]{2}):([0-9]{2}(?:[.][0-9]{1,9})?)")
-"""Value of a Matroska track's DURATION tag."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class VideoClip:
-    """The part of a video that one generation uses."""
+    """The part of a video that one generation uses, in one view."""
 
     path: Path
     frames: Planes
@@ -91,46 +84,79 @@ class VideoFile(os.PathLike[str]):
             self._open_files = opened.pop_all()
 
 
-class SeekFailed(Exception):  # noqa: N818 -- a signal within this module
-    """The file cannot be read from the middle. It must be decoded from the start."""
-
-
 def read_clip(
     path: str | os.PathLike[str],
     *,
     size: int,
     fps: float = 25,
+    fit: str = SQUASH,
     start_s: float = 0.0,
     duration_s: float | None = 8.0,
     min_duration_s: float = 0.64,
     frame_rule: str = "first",
     keep_frames: bool = True,
+    mask: Mask | None = None,
+    on_progress: OnFrames | None = None,
+    on_rows: Callable[[Planes], None] | None = None,
+    cancelled: threading.Event | None = None,
+) -> VideoClip:
+    """Read one view of a video, as `read_views` does. `on_rows(frames)` gets its next frames."""
+    (clip,) = read_views(
+        path,
+        [View(size=size, fps=fps, fit=fit)],
+        start_s=start_s,
+        duration_s=duration_s,
+        min_duration_s=min_duration_s,
+        frame_rule=frame_rule,
+        keep_frames=keep_frames,
+        mask=mask,
+        on_progress=on_progress,
+        on_rows=None if on_rows is None else lambda _, frames: on_rows(frames),
+        cancelled=cancelled,
+    )
+    return clip
+
+
+def read_views(
+    path: str | os.PathLike[str],
+    views: Sequence[View],
+    *,
+    start_s: float = 0.0,
+    duration_s: float | None = 8.0,
+    min_duration_s: float = 0.64,
+    frame_rule: str = "first",
+    keep_frames: bool = True,
+    mask: Mask | None = None,
     on_progress: OnFrames | None = None,
     on_rows: OnRows | None = None,
     cancelled: threading.Event | None = None,
-) -> VideoClip:
-    """Read `duration_s` seconds of a video from `start_s` on, at `fps` frames a second of `size` x `size` pixels.
+) -> list[VideoClip]:
+    """Read `duration_s` seconds of a video from `start_s` on, decoded once, as a clip for each of the views.
 
-    If the video ends early, the clip is shorter and its `duration_s` says so. The last frame is repeated until the end
-    of the stream. `duration_s` None reads to the end of the video, of up to 10 hours. `path` may be a `VideoFile`,
-    which is closed after it was read.
+    If the video ends early, the clips are shorter and their `duration_s`, the same for all, says so. The last frame is
+    repeated until the end of the stream. `duration_s` None reads to the end of the video, of up to 10 hours. `path` may
+    be a `VideoFile`, which is closed after it was read.
 
-    `on_progress(done, total)` counts frames, and `on_rows(frames)` gets the next frames as soon as they are there, each
-    once, in order and at most 64 in one call. Both are called from this thread. Without `keep_frames` the frames are
-    only given to `on_rows`, and the memory does not grow with the length.
+    `on_progress(done, total)` counts the frames of the first view, and `on_rows(view, frames)` gets the next frames of
+    a view, by its place in `views`, as soon as they are there, each once, in order and at most 64 in one call. Both are
+    called from this thread. Without `keep_frames` the frames are only given to `on_rows`, and the memory does not grow
+    with the length.
 
     `frame_rule` "first" takes the first frame that is not before a due time, as the model was trained. "nearest" takes
     the nearest frame, the earlier of two that are equally near.
 
+    `mask` fills parts of the whole, upright frames before they are resized, in the views that are `masked`.
+
     Raises:
         MediaNotFoundError: there is no such file.
-        MediaError: the file has no video that can be decoded, or it is too short (under `min_duration_s`) or too large.
-        RequestError: start, duration, fps, size or rule is out of range, or the start is past the end of the video.
+        MediaError: the file has no video that can be decoded, or it is too short (under `min_duration_s`) or too large,
+            or the mask cannot be used.
+        RequestError: start, duration or rule is out of range, there is no view, or the start is past the end of the
+            video.
         Cancelled: `cancelled` was set.
     """
     request = checked_request(
-        size=size,
-        fps=fps,
+        views=views,
         start_s=start_s,
         duration_s=duration_s,
         min_duration_s=min_duration_s,
@@ -139,94 +165,78 @@ def read_clip(
     )
     with path if isinstance(path, VideoFile) else VideoFile(path) as opened:
         try:
-            return read(opened, request, on_progress, on_rows, cancelled, seek=request.start > 2 * SEEK_MARGIN_S)
+            return read(opened, request, mask, on_progress, on_rows, cancelled, seek=request.start > 2 * SEEK_MARGIN_S)
         except SeekFailed:
             opened.reopen()
-            return read(opened, request, on_progress, on_rows, cancelled, seek=False)
+            return read(opened, request, mask, on_progress, on_rows, cancelled, seek=False)
 
 
 def read(
     video: VideoFile,
     request: FrameRequest,
+    mask: Mask | None,
     on_progress: OnFrames | None,
     on_rows: OnRows | None,
     cancelled: threading.Event | None,
     *,
     seek: bool,
-) -> VideoClip:
-    """Read a clip, from a key frame before its start (`seek`) or from the start of the file.
+) -> list[VideoClip]:
+    """Read the clips, from a key frame before their start (`seek`) or from the start of the file.
 
     Raises:
         SeekFailed: `seek` is set and the file must be decoded from its start.
-        MediaError: the file has no video that can be decoded, or it is too short or too large.
+        MediaError: the file has no video that can be decoded, or it is too short or too large, or the mask is no mask.
         RequestError: the start is past the end of the video.
         Cancelled: `cancelled` was set.
     """
-    path = video.path
-    collector = FrameCollector(request, Pictures(request.size, path), on_progress, on_rows)
+    decoder = Decoder(video.container, video.stream, video.path, cancelled)
     expected = header_length(video.container, video.stream)
-    collector.set_expected_length(expected)
-    decoder = Decoder(video.container, video.stream, path, cancelled)
+    with nullcontext() if mask is None else mask.opened(request.start, decoder.usual_interval, cancelled) as filler:
+        collector = FrameCollector(request, Pictures(video.path, filler), on_progress, on_rows)
+        collector.set_expected_length(expected)
+        origin = collect(decoder, collector, seek=seek)
+        shown_end = collector.end
+        collector.extend(decoder.packets_end - origin)
+        length = collector.finish()
+    check_length(video.path, request, collector.end, length)
+    warnings = damage_warnings(video.path.name, collector, decoder, shown_end, expected)
+    return [
+        VideoClip(
+            path=video.path,
+            frames=each.frames,
+            frame_count=each.taken,
+            fps=float(each.view.rate),
+            start_s=float(request.start),
+            duration_s=float(length),
+            source_duration_s=float(expected) or None,
+            video_start_s=0.0 if decoder.by_order else float(origin),
+            warnings=(*warnings, *filler.warnings) if filler is not None and each.view.masked else warnings,
+        )
+        for each in collector.views
+    ]
+
+
+def collect(decoder: Decoder, collector: FrameCollector, *, seek: bool) -> Fraction:
+    """Give the collector the frames that it needs. Return the time of the first presented one, in seconds.
+
+    Raises:
+        SeekFailed: `seek` is set and the file must be decoded from its start.
+        MediaError: no frame can be decoded, or the clip is too large.
+    """
+    start = collector.request.start
     frames = decoder.frames()
     first = next(frames, None)
     if first is None:
-        raise MediaError(f"{path}: no frame can be decoded; the file is damaged, export it again")
+        raise MediaError(f"{decoder.path}: no frame can be decoded; the file is damaged, export it again")
     origin = first[0]
-    frames = seek_near(decoder, origin + request.start) if seek else chain([first], frames)
+    frames = seek_near(decoder, origin + start) if seek else chain([first], frames)
     for begin, end, frame in frames:
-        if end - origin <= request.start:
+        if end - origin <= start:
             decoder.damaged_packets = 0  # damage before the clip does not matter
         collector.add(frame, begin - origin, end - origin)
         if collector.complete:
             break
-    shown_end = collector.end
-    collector.extend(decoder.packets_end - origin)
-    length = collector.finish()
-    check_length(path, request, collector.end, length)
-    return VideoClip(
-        path=path,
-        frames=collector.frames,
-        frame_count=collector.taken,
-        fps=float(request.fps),
-        start_s=float(request.start),
-        duration_s=float(length),
-        source_duration_s=float(expected) or None,
-        video_start_s=0.0 if decoder.by_order else float(origin),
-        warnings=damage_warnings(path.name, collector, decoder, shown_end, expected),
-    )
-
-
-def seek_near(decoder: Decoder, target: Fraction) -> chain[tuple[Fraction, Fraction, VideoFrame]]:
-    """Seek, and return the frames from a key frame before `target` (seconds) on.
-
-    Raises:
-        SeekFailed: the format cannot seek, or the first frame is after `target` or has no time.
-    """
-    try:
-        decoder.container.seek(int((target - SEEK_MARGIN_S) / decoder.time_base), stream=decoder.stream)
-    except AV_ERRORS as error:
-        raise SeekFailed from error
-    frames = decoder.frames()
-    first = next(frames, None)
-    if first is None or first[0] > target or first[2].pts is None:
-        raise SeekFailed
-    return chain([first], frames)
-
-
-def header_length(container: InputContainer, stream: VideoStream) -> Fraction:
-    """Return the seconds of video according to the header, 0 if it says nothing."""
-    if stream.duration and stream.time_base:
-        return stream.duration * stream.time_base
-    end, begin = Fraction(container.duration or 0, av.time_base), Fraction(0)
-    if "matroska" in container.format.name:
-        # Its times count from 0, even if the first frame comes later. The file's length may be that of the sound.
-        begin = Fraction(container.start_time or 0, av.time_base)
-        own = TRACK_LENGTH.fullmatch(stream.metadata.get("DURATION", ""))
-        if own:
-            hours, minutes, seconds = map(Fraction, own.groups())
-            track_end = (hours * 60 + minutes) * 60 + seconds
-            end = track_end if begin < track_end < end else end
-    return end - begin
+    return origin
 
 
 def check_length(path: Path, request: FrameRequest, end: Fraction, length: Fraction) -> None:
