@@ -9,8 +9,7 @@ import av
 import numpy as np
 import pytest
 from gpus import on_fake_engines, on_host
-from sessions import moving_frames
-from test_parity import least_snr_db
+from sessions import least_snr_db, moving_frames
 
 from selva_bundle.errors import RequestError
 from selva_bundle.lengths import Lengths
