@@ -282,6 +282,7 @@ def test_mmaudio_shares_with_selva_all_but_generator_and_image_tower():
         generator, image, text = mmaudio["generator"], mmaudio["clip_image"], mmaudio["text_clip"]
         assert (generator.repo, generator.weights.path) == ("hkchengrex/MMAudio", f"weights/mmaudio_{size}.pth")
         assert (image.repo, image.weights, image.revision) == (text.repo, text.weights, text.revision)
+        assert (bool(text.companions), image.companions) == (True, ())
     assert len({CHECKPOINTS[f"mmaudio_{size}"]["generator"].weights.md5 for size in sizes} - {None}) == len(sizes)
     assert "SelVA" in LICENCE_NOTICES["selva"]
     assert not any(name in LICENCE_NOTICES["mmaudio"] for name in ("SelVA", "FLAN"))

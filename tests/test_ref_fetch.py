@@ -300,12 +300,13 @@ def test_presets_without_published_weights(tmp_path, hub):
 
 
 def test_the_commands_own_mistakes():
-    result = CliRunner().invoke(main, ["--preset", "demo", "--out", "x"])
-    assert result.exit_code == 2
-    assert (
-        result.stderr
-        == f"{LICENCE_NOTICES['selva']}\nerror: preset demo has no official weights: there is nothing to fetch\n"
-    )
+    for preset, system in (("demo", "selva"), ("demo_mmaudio", "mmaudio")):
+        result = CliRunner().invoke(main, ["--preset", preset, "--out", "x"])
+        assert result.exit_code == 2
+        assert result.stderr.splitlines() == [
+            LICENCE_NOTICES[system],
+            f"error: preset {preset} has no official weights: there is nothing to fetch",
+        ]
     assert CliRunner().invoke(main, ["--preset", "tiny", "--out", "x"]).exit_code == 2
 
 
