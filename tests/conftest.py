@@ -22,7 +22,12 @@ from workers import STREET, serving, start
 from selva_worker.client import Worker
 
 os.environ["SELVA_CACHE"] = "none"  # no test reads or fills the developer's cache
-FIXTURES = {"fp32": "demo_bundle", "fp16": "demo_bundle_fp16"}
+FIXTURES = {
+    "fp32": "demo_bundle",
+    "fp16": "demo_bundle_fp16",
+    "mmaudio-fp32": "mmaudio_bundle",
+    "mmaudio-fp16": "mmaudio_bundle_fp16",
+}
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background jobs; commands would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -30,19 +35,19 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's backgro
 
 @pytest.fixture(scope="session")
 def exports(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The bundles that the collected tests need, by precision. Exported at the same time: each keeps one core busy."""
+    """The bundles that the collected tests need, by name. Exported at the same time: each keeps one core busy."""
     needed = {name for item in request.session.items for name in getattr(item, "fixturenames", ())}
-    precisions = [precision for precision, fixture in FIXTURES.items() if fixture in needed]
+    names = [name for name, fixture in FIXTURES.items() if fixture in needed]
     shared = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         shared = shared.parent  # of all workers
     folder = Path(os.environ.get("SELVA_TEST_BUNDLES", shared / "bundles"))
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "lock"):
-        missing = [precision for precision in precisions if not (folder / precision).exists()]
+        missing = [name for name in names if not (folder / name).exists()]
         with ProcessPoolExecutor(len(FIXTURES), mp_context=get_context("spawn")) as pool:
             list(pool.map(partial(export_demo, folder), missing))
-    return {precision: folder / precision for precision in precisions}
+    return {name: folder / name for name in names}
 
 
 @pytest.fixture(scope="session")
@@ -55,6 +60,18 @@ def demo_bundle(exports: dict[str, Path]) -> Path:
 def demo_bundle_fp16(exports: dict[str, Path]) -> Path:
     """A float16 bundle of the `demo` preset."""
     return exports["fp16"]
+
+
+@pytest.fixture(scope="session")
+def mmaudio_bundle(exports: dict[str, Path]) -> Path:
+    """A float32 bundle of the `demo_mmaudio` preset."""
+    return exports["mmaudio-fp32"]
+
+
+@pytest.fixture(scope="session")
+def mmaudio_bundle_fp16(exports: dict[str, Path]) -> Path:
+    """A float16 bundle of the `demo_mmaudio` preset."""
+    return exports["mmaudio-fp16"]
 
 
 @pytest.fixture(scope="session")

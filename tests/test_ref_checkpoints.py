@@ -6,6 +6,7 @@ import json
 import pickle
 import re
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
@@ -13,17 +14,19 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+import selva_ref
 from selva_ref import PRESETS, SYSTEM_PARTS
 from selva_ref.errors import CheckpointError, CheckpointNotFoundError
 from selva_ref.model.official import load_strict
+from selva_ref.weights import random_weights
 from selva_ref.weights.checkpoints import (
-    CHECKPOINTS,
-    LICENCE_NOTICE,
     RECORD,
     file_sha256,
     find_checkpoint,
     read_checkpoint,
 )
+from selva_ref.weights.loading import load_part, load_tokenizers
+from selva_ref.weights.published import CHECKPOINTS, LICENCE_NOTICES
 
 TENSORS = {"a.weight": torch.arange(600.0).reshape(20, 30), "a.bias": torch.arange(20.0), "count": torch.tensor(7)}
 
@@ -266,8 +269,50 @@ def test_the_table_covers_every_preset():
             assert (checkpoint.repo is None) == (checkpoint.weights is None)
         assert len({checkpoint.file for checkpoint in parts.values()}) == len(parts), preset
     assert CHECKPOINTS["small_44k"]["vae"] is CHECKPOINTS["large_44k_v2"]["vae"]
-    assert "non-commercial" in LICENCE_NOTICE
-    assert "\n" not in LICENCE_NOTICE
+    for notice in LICENCE_NOTICES.values():
+        assert "non-commercial" in notice
+        assert "\n" not in notice
+
+
+def test_mmaudio_shares_with_selva_all_but_generator_and_image_tower():
+    sizes = ("small_16k", "small_44k", "medium_44k", "large_44k", "large_44k_v2")
+    for size in sizes:
+        selva, mmaudio = CHECKPOINTS[size], CHECKPOINTS[f"mmaudio_{size}"]
+        assert {part for part in mmaudio if mmaudio[part] is not selva.get(part)} == {"generator", "clip_image"}
+        generator, image, text = mmaudio["generator"], mmaudio["clip_image"], mmaudio["text_clip"]
+        assert (generator.repo, generator.weights.path) == ("hkchengrex/MMAudio", f"weights/mmaudio_{size}.pth")
+        assert (image.repo, image.weights, image.revision) == (text.repo, text.weights, text.revision)
+        assert (bool(text.companions), image.companions) == (True, ())
+    assert len({CHECKPOINTS[f"mmaudio_{size}"]["generator"].weights.md5 for size in sizes} - {None}) == len(sizes)
+    assert "SelVA" in LICENCE_NOTICES["selva"]
+    assert not any(name in LICENCE_NOTICES["mmaudio"] for name in ("SelVA", "FLAN"))
+
+
+def test_each_tower_keeps_its_half_of_the_official_file():
+    towers = {part: CHECKPOINTS["mmaudio_small_16k"][part].unused for part in ("text_clip", "clip_image")}
+    names = ["visual.proj", "visual.transformer.resblocks.0.ln_1.bias", "visual.positional_embedding"]
+    text = ["token_embedding.weight", "positional_embedding", "transformer.resblocks.0.ln_1.bias", "ln_final.bias"]
+    rest = ["text_projection", "logit_scale"]
+
+    def kept(part: str) -> list[str]:
+        return [n for n in names + text + rest if not any(fnmatchcase(n, pattern) for pattern in towers[part])]
+
+    assert kept("text_clip") == text + rest
+    assert kept("clip_image") == names
+
+
+def test_the_demo_of_mmaudio_uses_files_of_the_demo(tmp_path):
+    parts = CHECKPOINTS["demo_mmaudio"]
+    for part in ("teacher", "vae", "vocoder", "text_clip"):
+        assert parts[part] == CHECKPOINTS["demo"][part]
+    assert parts["generator"].file == "bed_demo.safetensors"
+    assert parts["clip_image"].file == "clip_image_demo.safetensors"
+    tensors = random_weights.state_dict(selva_ref.build("clip_image", "demo_mmaudio"))
+    tensors["visual.ln_post.bias"] += 1
+    save_file(tensors, tmp_path / "clip_image_demo.safetensors")
+    tower = load_part("clip_image", PRESETS["demo_mmaudio"], tmp_path)
+    assert torch.equal(tower.visual.ln_post.bias, tensors["visual.ln_post.bias"])
+    assert load_tokenizers(PRESETS["demo_mmaudio"], tmp_path).keys() == {"clip"}
 
 
 @pytest.mark.parametrize("name", ["generator_small_16k_sup_5.safetensors", "generator_small_16k_sup_5.pth"])
@@ -290,11 +335,24 @@ def test_finds_text_towers_in_their_folders(tmp_path):
     assert_same(read_checkpoint(path))
 
 
+def test_finds_the_image_tower_in_the_official_file(tmp_path):
+    folder = tmp_path / "DFN5B-CLIP-ViT-H-14-384"
+    folder.mkdir()
+    path = write(folder / "open_clip_pytorch_model.bin")
+    assert find_checkpoint(tmp_path, "clip_image", "mmaudio_medium_44k") == path
+    write(folder / "open_clip_pytorch_model.safetensors")  # selva-fetch's: only the text tower
+    path.unlink()
+    with pytest.raises(CheckpointNotFoundError, match=r"image_tower\.safetensors"):
+        find_checkpoint(tmp_path, "clip_image", "mmaudio_medium_44k")
+
+
 def test_says_what_is_missing_and_how_to_get_it(tmp_path):
     with pytest.raises(CheckpointNotFoundError, match=r"no v1-44\.safetensors.*selva-fetch --preset large_44k --out"):
         find_checkpoint(tmp_path, "vae", "large_44k")
-    with pytest.raises(CheckpointNotFoundError, match="--with-teacher"):
+    with pytest.raises(CheckpointNotFoundError, match="--preset small_16k --with-teacher --out"):
         find_checkpoint(tmp_path / "nowhere", "teacher", "small_16k")
+    with pytest.raises(CheckpointNotFoundError, match="--preset mmaudio_small_16k --out"):
+        find_checkpoint(tmp_path / "nowhere", "teacher", "mmaudio_small_16k")
     with pytest.raises(CheckpointNotFoundError, match=r"generator_demo\.safetensors.*put your own there"):
         find_checkpoint(tmp_path, "generator", "demo")
     with pytest.raises(ValueError, match="unknown part 'decoder'; choose one of"):

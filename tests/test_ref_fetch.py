@@ -33,9 +33,9 @@ from small_hub import (
 )
 
 from selva_ref.errors import CheckpointError
-from selva_ref.weights import checkpoints
-from selva_ref.weights.checkpoints import LICENCE_NOTICE, RECORD, read_checkpoint
+from selva_ref.weights.checkpoints import RECORD, find_checkpoint, read_checkpoint
 from selva_ref.weights.fetch import FetchError, fetch, main
+from selva_ref.weights.published import CHECKPOINTS, LICENCE_NOTICES
 
 
 @pytest.fixture
@@ -46,10 +46,10 @@ def hub(monkeypatch):
 
 @pytest.fixture
 def get(hub, tmp_path):
-    """Runs `fetch` for the small preset into `tmp_path/out`, from the small hub, with its own cache."""
+    """Runs `fetch` for a small preset into `tmp_path/out`, from the small hub, with its own cache."""
 
-    def get(**options):
-        return fetch("small_16k", tmp_path / "out", endpoint=hub.url, cache_dir=tmp_path / "cache", **options)
+    def get(preset="small_16k", **options):
+        return fetch(preset, tmp_path / "out", endpoint=hub.url, cache_dir=tmp_path / "cache", **options)
 
     return get
 
@@ -217,6 +217,56 @@ def test_another_revision_is_fetched_again_and_trusts_the_hub(hub, get):
     assert any(path.endswith("/resolve/better/ext_weights/v1-16.pth") for _, path, _ in hub.asked)
 
 
+MMAUDIO = ["mmaudio_small_16k.safetensors", "teacher.safetensors", "clip/image_tower.safetensors"]
+"""What MMAudio needs besides the files of SelVA."""
+
+
+def test_mmaudio_gets_its_teacher_and_both_towers_from_one_download(hub, get, tmp_path):
+    lines: list[str] = []
+    assert {one.file: one.status for one in get("mmaudio_small_16k", say=lines.append)} == dict.fromkeys(
+        [*HERE, *MMAUDIO], "fetched"
+    )
+    out = tmp_path / "out"
+    assert listing(out) == sorted([RECORD, *HERE, *MMAUDIO])
+    assert hub.gets("apple/new-name/tower.bin") == [None]
+    assert read_checkpoint(out / "clip/tower.safetensors").keys() == {"ln_final.weight"}
+    assert read_checkpoint(out / "clip/image_tower.safetensors").keys() == {"visual.proj"}
+    assert not any("needed again" in line for line in lines)
+    assert {one.status for one in get("small_16k")} == {"already there"}
+
+
+def test_a_run_that_stops_between_the_towers_downloads_nothing_twice(hub, get, tmp_path):
+    (tmp_path / "out/clip").mkdir(parents=True)
+    (tmp_path / "out/clip/image_tower.safetensors").mkdir()
+    with pytest.raises(FetchError, match=r"image_tower\.safetensors: cannot be written"):
+        get("mmaudio_small_16k")
+    (tmp_path / "out/clip/image_tower.safetensors").rmdir()
+    get("mmaudio_small_16k")
+    assert hub.gets("apple/new-name/tower.bin") == [None]
+    assert listing(tmp_path / "out") == sorted([RECORD, *HERE, *MMAUDIO])
+
+
+def test_a_folder_of_selva_lacks_what_mmaudio_needs_and_is_told_so(hub, get, tmp_path):
+    get("small_16k")
+    out, lines = tmp_path / "out", []
+    with pytest.raises(
+        CheckpointError, match=r"no clip/image_tower\.safetensors.*selva-fetch --preset mmaudio_small_16k"
+    ):
+        find_checkpoint(out, "clip_image", "mmaudio_small_16k")
+    statuses = {one.file: one.status for one in get("mmaudio_small_16k", say=lines.append)}
+    assert statuses == dict.fromkeys(HERE, "already there") | dict.fromkeys(MMAUDIO, "fetched")
+    why = "not kept when clip/tower.safetensors was made from tower.bin; that is needed again"
+    assert lines[0] == f"clip/image_tower.safetensors: {why}"
+    assert find_checkpoint(out, "clip_image", "mmaudio_small_16k") == out / "clip/image_tower.safetensors"
+
+
+def test_a_revision_is_one_of_the_systems_own_repository(hub, get):
+    get("mmaudio_small_16k", revision="better")
+    asked = {path for method, path, _ in hub.asked if method == "HEAD"}
+    assert "/hkchengrex/MMAudio/resolve/better/weights/mmaudio_small_16k.pth" in asked
+    assert "/jnwnlee/SelVA/resolve/main/ext_weights/v1-16.pth" in asked
+
+
 def test_no_room_for_the_download(hub, get, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(FetchError, match=r"no space for .*v1-16\.pth: \d+ bytes needed, 1000 free"):
@@ -242,16 +292,21 @@ def test_an_unwritable_folder_is_one_error_before_any_download(hub, tmp_path, wh
 
 
 def test_presets_without_published_weights(tmp_path, hub):
-    with pytest.raises(FetchError, match="nothing to fetch"):
-        fetch("demo", tmp_path)
+    for preset in ("demo", "demo_mmaudio"):
+        with pytest.raises(FetchError, match=f"preset {preset} has no official weights: there is nothing to fetch"):
+            fetch(preset, tmp_path)
     with pytest.raises(CheckpointError, match="no published file is known"):
         fetch("large_44k_v2", tmp_path)
 
 
 def test_the_commands_own_mistakes():
-    result = CliRunner().invoke(main, ["--preset", "demo", "--out", "x"])
-    assert result.exit_code == 2
-    assert result.stderr == f"{LICENCE_NOTICE}\nerror: preset demo has no official weights: there is nothing to fetch\n"
+    for preset, system in (("demo", "selva"), ("demo_mmaudio", "mmaudio")):
+        result = CliRunner().invoke(main, ["--preset", preset, "--out", "x"])
+        assert result.exit_code == 2
+        assert result.stderr.splitlines() == [
+            LICENCE_NOTICES[system],
+            f"error: preset {preset} has no official weights: there is nothing to fetch",
+        ]
     assert CliRunner().invoke(main, ["--preset", "tiny", "--out", "x"]).exit_code == 2
 
 
@@ -261,7 +316,7 @@ COMMAND = "import sys; sys.path.append('support'); import test_ref_fetch; test_r
 def run_command() -> None:
     """Runs the command with the small table in a separate process."""
     constants.DOWNLOAD_CHUNK_SIZE = CHUNK_BYTES
-    checkpoints.CHECKPOINTS["small_16k"] = TABLE
+    CHECKPOINTS["small_16k"] = TABLE
     main()
 
 
@@ -293,7 +348,7 @@ def test_the_command_interrupted_then_run_again(hub, tmp_path):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert errors.startswith(LICENCE_NOTICE)
+    assert errors.startswith(LICENCE_NOTICES["selva"])
     assert errors.endswith(
         "notice: run the same command again to resume\nerror: interrupted: no partial file was left\n"
     )

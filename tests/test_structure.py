@@ -29,7 +29,15 @@ MAY_IMPORT = {
 }
 ROOMS = {
     "selva_runtime": (("lru_cache", "batches"), ("cache",), ("media",), ("backends",), ("",), ("command", "start")),
-    "selva_ref": (("errors",), ("model", ""), ("weights",), ("pipeline",), ("training",), ("demo",), ("training.cli",)),
+    "selva_ref": (
+        ("errors",),
+        ("model", ""),
+        ("weights",),
+        ("pipeline", "pipeline_mmaudio"),
+        ("training",),
+        ("demo",),
+        ("training.cli",),
+    ),
 }
 """Rooms of a package: a module may import from its own row and the rows before it. "" is every module not in a row."""
 

@@ -42,8 +42,9 @@ from selva_ref.model.layers import cast
 from selva_ref.model.presets import Preset
 from selva_ref.model.text_tokenizers import CLIP_PAD_ID, save
 from selva_ref.pipeline import long_form, sequence_rules
-from selva_ref.weights.checkpoints import LICENCE_NOTICE, file_sha256, find_checkpoint, read_record
+from selva_ref.weights.checkpoints import file_sha256, find_checkpoint, read_record
 from selva_ref.weights.loading import load_part, load_tokenizers
+from selva_ref.weights.published import LICENCE_NOTICES
 
 RANDOM_NOTICE = "Random weights: for latency work and tests; the sounds mean nothing."
 DEMO_NOTICE = "Toy model of the selva-deploy project, MIT licence."
@@ -232,7 +233,7 @@ def _kind_of_weights(request: ExportRequest, sources: dict[str, dict[str, str]])
 def _notice(request: ExportRequest) -> str:
     if request.checkpoints is None:
         return RANDOM_NOTICE
-    return DEMO_NOTICE if request.preset.is_demo else LICENCE_NOTICE
+    return DEMO_NOTICE if request.preset.is_demo else LICENCE_NOTICES[request.preset.system]
 
 
 def _bounds(request: ExportRequest) -> dict[str, list[str]]:

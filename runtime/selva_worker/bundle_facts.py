@@ -23,7 +23,7 @@ def bundle_facts(bundle: str | None) -> dict[str, Any]:
         sequence = top["sequence"]
         return {
             "preset": str(top["preset"]),
-            "toy": top["preset"] == "demo",
+            "toy": str(top["preset"]).startswith("demo"),
             "weights": str(top["weights"]),
             "notice": " ".join(str(top["notice"]).split()),
             "hears": [str(prompt) for prompt in top.get("hears", [])],
@@ -36,9 +36,9 @@ def bundle_facts(bundle: str | None) -> dict[str, Any]:
 
 
 def _path(bundle: str | None) -> Path:
-    if named := bundle or os.environ.get("SELVA_BUNDLE"):
-        return Path(named)
     runtime = find_spec("selva_runtime")
     assert runtime is not None
     assert runtime.origin is not None
-    return Path(runtime.origin).parent / "demo_bundle"
+    toys = {name: Path(runtime.origin).with_name(f"{name}_bundle") for name in ("demo", "demo_mmaudio")}
+    named = bundle or os.environ.get("SELVA_BUNDLE") or "demo"
+    return toys[named] if named in toys and not Path(named).exists() else Path(named)

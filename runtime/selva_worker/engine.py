@@ -82,11 +82,13 @@ class Engine:
         """Open the session if this is the first job."""
         if self._session is None:
             report.phase("load")
-            from selva_runtime.command.deliver import default_bundle
+            from selva_runtime.command.deliver import bundle_folder, default_bundle
             from selva_worker.remembering_session import RememberingSession
 
             settings = dict(self._settings)
-            self._settings["bundle"] = settings["bundle"] = str(settings["bundle"] or default_bundle())
+            named = settings["bundle"]
+            folder = bundle_folder(named) if named else default_bundle()
+            self._settings["bundle"] = settings["bundle"] = str(folder)
             self._session = RememberingSession(**settings)
             self._send({"loaded": {**asdict(self._session.info), "bundle": settings["bundle"]}})
         return self._session

@@ -25,17 +25,9 @@ from safetensors.torch import save_file
 
 from selva_bundle.atomic import atomic_write
 from selva_ref.model.presets import PRESETS, get_preset
-from selva_ref.weights import checkpoints
-from selva_ref.weights.checkpoints import (
-    LICENCE_NOTICE,
-    RECORD,
-    Checkpoint,
-    HubFile,
-    file_sha256,
-    read_checkpoint,
-    read_record,
-)
+from selva_ref.weights.checkpoints import RECORD, file_sha256, find_checkpoint, read_checkpoint, read_record
 from selva_ref.weights.hub import FetchError, Hub, HubCopy, UnreachableError, check_content
+from selva_ref.weights.published import CHECKPOINTS, LICENCE_NOTICES, REPOS, Checkpoint, HubFile
 from selva_runtime.command.base import SETTINGS, OneLineCommand
 
 
@@ -73,6 +65,11 @@ class _Item:
     def is_weights(self) -> bool:
         return self.name == self.checkpoint.file
 
+    @property
+    def source(self) -> tuple[str, str, str]:
+        """The file on the hub. Two networks may be halves of one."""
+        return self.repo, self.file.path, self.revision
+
 
 def fetch(
     preset_name: str,
@@ -89,8 +86,9 @@ def fetch(
     Looks in the folder, then in the hub's cache, then asks the hub.
 
     Args:
-        revision: a commit, tag or branch of SelVA's repository. Its files need not have the hashes known here, only
-            those that the hub states.
+        with_teacher: SelVA does without its teacher except in training; MMAudio always needs it.
+        revision: a commit, tag or branch of the repository of the preset's system (`REPOS`). Its files need not have
+            the hashes known here, only those that the hub states.
         endpoint: replaces HF_ENDPOINT.
         cache_dir: replaces HF_HOME.
         say: called with lines about the progress.
@@ -106,10 +104,12 @@ def fetch(
     if not all(present.values()):
         _check_writable(folder)
     hub = Hub(partials=folder / ".download", say=say, endpoint=endpoint, cache_dir=cache_dir)
+    _say_what_comes_again(items, present, say)
     fetched, missing, reason = [], [], ""
-    for item in items:
+    for number, item in enumerate(items):
         try:
-            fetched.append(present[item.name] or _fetch_one(item, folder, hub))
+            later = {other.source for other in items[number + 1 :] if not present[other.name]}
+            fetched.append(present[item.name] or _fetch_one(item, folder, hub, needed_again=item.source in later))
             say(f"{item.name}: {fetched[-1].status}")
         except UnreachableError as error:
             missing.append(item.name)
@@ -122,24 +122,26 @@ def fetch(
 
 
 def _items(preset_name: str, folder: Path, with_teacher: bool, revision: str | None) -> Iterator[_Item]:
-    for checkpoint in checkpoints.CHECKPOINTS[get_preset(preset_name).name].values():
-        if checkpoint.part == "teacher" and not with_teacher:
+    preset = get_preset(preset_name)
+    if preset.is_demo:
+        raise FetchError(f"preset {preset_name} has no official weights: there is nothing to fetch")
+    for checkpoint in CHECKPOINTS[preset.name].values():
+        if checkpoint.part == "teacher" and preset.system == "selva" and not with_teacher:
             continue
         if checkpoint.repo is None or checkpoint.weights is None:
-            if preset_name == "demo":
-                raise FetchError("preset demo has no official weights: there is nothing to fetch")
-            checkpoints.find_checkpoint(folder, checkpoint.part, preset_name)
+            find_checkpoint(folder, checkpoint.part, preset_name)
             continue
         here = PurePosixPath(checkpoint.file).parent
+        wanted = revision if checkpoint.repo == REPOS[preset.system] else None
         for file in (checkpoint.weights, *checkpoint.companions):
             name = checkpoint.file if file is checkpoint.weights else str(here / PurePosixPath(file.path).name)
-            official = checkpoint.revision is not None or revision is None
+            official = wanted is None
             yield _Item(
                 checkpoint=checkpoint,
                 repo=checkpoint.repo,
                 file=file if official else replace(file, md5=None, sha256=None),
                 name=name,
-                revision=checkpoint.revision or revision or "main",
+                revision=checkpoint.revision or wanted or "main",
                 official=official,
             )
 
@@ -177,7 +179,15 @@ def _existing(item: _Item, folder: Path, say: Callable[[str], None]) -> Fetched 
     return replace(here, status="already there", verified=entry.get("verified"), source=entry.get("source"))
 
 
-def _fetch_one(item: _Item, folder: Path, hub: Hub) -> Fetched:
+def _say_what_comes_again(items: list[_Item], present: dict[str, Fetched | None], say: Callable[[str], None]) -> None:
+    """Warns of files of which one half was kept in an earlier run, for another preset, and the other is needed now."""
+    kept = {item.source: item.name for item in items if item.is_weights and present[item.name]}
+    for item in items:
+        if not present[item.name] and item.source in kept:
+            say(f"{item.name}: not kept when {kept[item.source]} was made from {item.file.path}; that is needed again")
+
+
+def _fetch_one(item: _Item, folder: Path, hub: Hub, *, needed_again: bool) -> Fetched:
     copy = _local_copy(item, folder) or hub.get(item.repo, item.file, item.revision)
     if not copy.verified:
         hub.say(f"warning: {item.name}: neither its publisher nor the hub states a hash, so it is not verified")
@@ -202,7 +212,7 @@ def _fetch_one(item: _Item, folder: Path, hub: Hub) -> Fetched:
             _record(folder, item.name, entry | {"source": source})
     except OSError as error:
         raise FetchError(f"{target}: cannot be written: {error.strerror or error}") from error
-    if copy.downloaded:
+    if copy.downloaded and not needed_again:
         copy.path.unlink()
     return Fetched(
         part=item.checkpoint.part,
@@ -250,15 +260,15 @@ def _record(folder: Path, name: str, entry: dict[str, object]) -> None:
 @click.command("selva-fetch", cls=OneLineCommand, context_settings=SETTINGS)
 @click.option("--preset", "preset_name", required=True, type=click.Choice(list(PRESETS)))
 @click.option("--out", "directory", required=True, type=click.Path(path_type=Path), help="Folder for the weights.")
-@click.option("--with-teacher", is_flag=True, help="Also fetch the teacher (Synchformer), for stage 1 training.")
-@click.option("--revision", help="Commit, tag or branch of SelVA's repository, instead of main with known hashes.")
+@click.option("--with-teacher", is_flag=True, help="Also fetch SelVA's teacher (Synchformer), for stage 1.")
+@click.option("--revision", help="Commit, tag or branch of SelVA's or MMAudio's repository, instead of main.")
 @click.option("--json", "as_json", is_flag=True, help="Print the files as JSON on standard output.")
 def main(preset_name: str, directory: Path, with_teacher: bool, revision: str | None, as_json: bool) -> None:
     """Get a preset's official weights: from --out, the Hugging Face cache, or the hub.
 
     Run an interrupted command again to resume it. HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE are honoured.
     """
-    click.echo(LICENCE_NOTICE, err=True)
+    click.echo(LICENCE_NOTICES[get_preset(preset_name).system], err=True)
     if as_json or not sys.stderr.isatty():
         disable_progress_bars()
     try:

@@ -24,7 +24,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.file_download import HfFileMetadata, http_get
 from huggingface_hub.utils import build_hf_headers, httpx
 
-from selva_ref.weights.checkpoints import HubFile
+from selva_ref.weights.published import HubFile
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

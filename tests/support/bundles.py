@@ -1,4 +1,4 @@
-"""Exports of the demo preset, and changes to copies of a bundle."""
+"""Exports of the demo presets, and changes to copies of a bundle."""
 
 import hashlib
 import json
@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 
-def export_demo(folder: Path, precision: str) -> None:
-    """Exports the `demo` preset with random weights to `folder`/`precision`."""
+def export_demo(folder: Path, name: str) -> None:
+    """Exports the bundle called "fp32", "fp16", "mmaudio-fp32" or "mmaudio-fp16", with random weights."""
     from selva_export.bundle import ExportRequest, export_bundle
     from selva_ref import get_preset
 
-    out = folder / precision
-    export_bundle(ExportRequest(preset=get_preset("demo"), precision=precision, checkpoints=None, out=out))
+    *system, precision = name.split("-")
+    preset = get_preset("_".join(("demo", *system)))
+    export_bundle(ExportRequest(preset=preset, precision=precision, checkpoints=None, out=folder / name))
 
 
 def edit_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:

@@ -7,14 +7,13 @@ import io
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
 
-from selva_ref.weights import checkpoints
-from selva_ref.weights.checkpoints import Checkpoint, HubFile
+from selva_ref.weights.published import CHECKPOINTS, Checkpoint, HubFile
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 VAE_TENSORS = {"w": torch.arange(50_000.0), "b": torch.arange(60.0).reshape(6, 10).T}
@@ -31,6 +30,7 @@ def pth(content: object) -> bytes:
 FILES = {
     "jnwnlee/SelVA/ext_weights/v1-16.pth": pth(VAE_TENSORS),
     "jnwnlee/SelVA/ext_weights/teacher.pth": pth({"t": torch.ones(2)}),
+    "hkchengrex/MMAudio/weights/mmaudio_small_16k.pth": pth({"g": torch.ones(3)}),
     "apple/new-name/tower.bin": pth(TOWER_TENSORS),
     "apple/new-name/vocab.json": VOCABULARY,
 }
@@ -62,6 +62,23 @@ TABLE = {
         weights=HubFile(path="tower.bin"),
         companions=(HubFile(path="vocab.json"),),
         unused=("visual.*",),
+    ),
+}
+MMAUDIO_TABLE = {
+    "generator": Checkpoint(
+        part="generator",
+        file="mmaudio_small_16k.safetensors",
+        licence="for tests",
+        repo="hkchengrex/MMAudio",
+        weights=HubFile(path="weights/mmaudio_small_16k.pth"),
+    ),
+    **TABLE,
+    "clip_image": replace(
+        TABLE["text_clip"],
+        part="clip_image",
+        file="clip/image_tower.safetensors",
+        companions=(),
+        unused=("ln_final.*",),
     ),
 }
 HERE = ["clip/tower.safetensors", "clip/vocab.json", "v1-16.safetensors"]
@@ -202,8 +219,9 @@ def serving() -> Iterator[SmallHub]:
 
 @contextmanager
 def serving_small_preset(monkeypatch: pytest.MonkeyPatch) -> Iterator[SmallHub]:
-    """Runs a hub with the files of `TABLE` instead of those of `small_16k`; retries do not wait."""
-    monkeypatch.setitem(checkpoints.CHECKPOINTS, "small_16k", TABLE)
+    """Runs a hub with the files of the tables instead of those of the presets `small_16k`; retries do not wait."""
+    monkeypatch.setitem(CHECKPOINTS, "small_16k", TABLE)
+    monkeypatch.setitem(CHECKPOINTS, "mmaudio_small_16k", MMAUDIO_TABLE)
     monkeypatch.setattr("time.sleep", lambda _: None)
     monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", CHUNK_BYTES)
     with serving() as small:

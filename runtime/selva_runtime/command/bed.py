@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from threading import Event
 
 from selva_bundle.errors import RequestError
@@ -26,14 +27,13 @@ class Bed:
         BackendError: the backend cannot run here.
     """
 
-    def __init__(self, asked: GenerateRequest) -> None:
+    def __init__(self, asked: GenerateRequest, bundle: Path) -> None:
         if not MIN_GAIN_DB <= asked.bed_gain_db <= MAX_GAIN_DB:
             raise RequestError(f"bed-gain is {asked.bed_gain_db:g} dB; give {MIN_GAIN_DB:g} to {MAX_GAIN_DB:g} dB")
         if asked.region is not None:
             raise RequestError("--region and --bed cannot be used together; the bed of the first run stays as it is")
-        assert asked.bed is not None
         self.session = Session(
-            asked.bed,
+            bundle,
             backend=asked.backend,
             threads=asked.threads,
             precision=asked.compute_precision,

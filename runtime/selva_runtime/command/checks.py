@@ -69,6 +69,10 @@ class CheckedRequest:
             solver=asked.solver,
             takes=asked.takes,
         )
+        if asked.bed is None:
+            for name, given in (("prompt", asked.bed_prompt), ("gain", asked.bed_gain_db)):
+                if given:
+                    raise RequestError(f"--bed-{name} needs --bed, such as --bed mmaudio_small_16k")
         check_span(asked.start_s, asked.duration_s, self.info.min_duration_s)
         check_frame_rule(asked.frame_rule)
         if asked.long not in (WINDOWS, ONE_PASS):

@@ -71,7 +71,10 @@ class _Region(click.ParamType[tuple[float, float]]):
 @click.option(
     "-o", "--out", cls=_NeededOption, required=True, help="Folder for the stems; nothing in it is overwritten."
 )
-@click.option("--bundle", help="Bundle folder from selva-export.  [default: $SELVA_BUNDLE, else the toy demo]")
+@click.option(
+    "--bundle",
+    help="Bundle folder from selva-export, or demo or demo_mmaudio, the toys.  [default: $SELVA_BUNDLE, else demo]",
+)
 @click.option("--start", "start_s", type=float, default=0.0, show_default=True, help="Seconds into the video.")
 @click.option(
     "--duration", "duration_s", type=float, help="Seconds to use; --duration 8 is quick.  [default: to the end]"
@@ -88,7 +91,9 @@ class _Region(click.ParamType[tuple[float, float]]):
     show_default=True,
     help="How a video longer than a window is generated: windows, or one-pass up to 30 s.",
 )
-@click.option("--bed", metavar="BUNDLE", help="Also one track of all that is seen, by an MMAudio bundle.")
+@click.option(
+    "--bed", metavar="BUNDLE", help="Also one track of all that is seen, by an MMAudio bundle, such as demo_mmaudio."
+)
 @click.option("--bed-prompt", default="", help="What the bed is.  [default: nothing said]")
 @click.option("--bed-gain", "bed_gain_db", type=float, default=0.0, show_default=True, help="dB.")
 @click.option("--loop", is_flag=True, help="Stems whose end leads back to their begin, for ambience.")

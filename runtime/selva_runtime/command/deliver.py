@@ -33,6 +33,14 @@ from selva_runtime.session import Session, encode_for
 from selva_runtime.text import short
 
 DEMO_BUNDLE = Path(__file__).parents[1] / "demo_bundle"
+DEMOS = {"demo": "demo_bundle", "demo_mmaudio": "demo_mmaudio_bundle"}
+"""The toys in the package, which may be named like a folder: name → folder in the package."""
+
+
+def bundle_folder(name: str | os.PathLike[str]) -> Path:
+    """Return the folder of a bundle. A name of `DEMOS` is the toy in the package, unless there is such a folder."""
+    path = Path(name)
+    return path if str(name) not in DEMOS or path.exists() else DEMO_BUNDLE.with_name(DEMOS[str(name)])
 
 
 def default_bundle() -> Path:
@@ -42,7 +50,7 @@ def default_bundle() -> Path:
         BundleError: there is neither.
     """
     if named := os.environ.get("SELVA_BUNDLE"):
-        return Path(named)
+        return bundle_folder(named)
     if DEMO_BUNDLE.is_dir():
         return DEMO_BUNDLE
     raise BundleError("no bundle: make one with selva-export and name it with --bundle or SELVA_BUNDLE")
@@ -95,7 +103,7 @@ class _Run:
         self.error: str | None = None
         self.timelines: list[str] = []
         self.bed_file: StemFile | None = None
-        self.bundle = default_bundle() if asked.bundle is None else Path(asked.bundle)
+        self.bundle = default_bundle() if asked.bundle is None else bundle_folder(asked.bundle)
         self.session = session or Session(
             self.bundle,
             backend=asked.backend,
@@ -106,7 +114,7 @@ class _Run:
         self.info = self.session.info
         self.checked = CheckedRequest(asked, self.session, self.messages)
         self.request, self.video = self.checked.request, self.checked.video
-        self.bed = None if asked.bed is None else Bed(asked)
+        self.bed = None if asked.bed is None else Bed(asked, bundle_folder(asked.bed))
 
     def report(self) -> GenerateReport:
         self.checked.check_one_pass()

@@ -15,7 +15,7 @@ from selva_bundle.bundle import Bundle
 from selva_bundle.errors import BundleError, SelvaError
 from selva_bundle.manifest import FORMAT, MAX_MANIFEST_BYTES
 from selva_runtime.backends.choose import BACKENDS, TITLES, make_executor
-from selva_runtime.command.deliver import DEMO_BUNDLE
+from selva_runtime.command.deliver import DEMO_BUNDLE, bundle_folder
 from selva_runtime.command.versions import versions
 
 
@@ -81,9 +81,9 @@ def lines(findings: Findings) -> Iterator[str]:
 
 def _places(named: str | os.PathLike[str] | None) -> Iterator[tuple[Path, str]]:
     """Yield each folder once, in the order in which a run would use them."""
-    candidates = [(Path(named), "--bundle")] if named is not None else []
+    candidates = [(bundle_folder(named), "--bundle")] if named is not None else []
     if from_environment := os.environ.get("SELVA_BUNDLE"):
-        candidates.append((Path(from_environment), "SELVA_BUNDLE"))
+        candidates.append((bundle_folder(from_environment), "SELVA_BUNDLE"))
     candidates.append((DEMO_BUNDLE, "the demo"))
     here = Path.cwd()
     for manifest in sorted((*here.glob("manifest.json"), *here.glob("*/manifest.json"))):
