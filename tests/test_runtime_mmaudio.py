@@ -254,3 +254,17 @@ def test_a_clip_of_the_other_system_is_refused(session, demo_bundle) -> None:
     clip = Session(demo_bundle, backend="cpu").encode(STREET, duration_s=1.0)
     with pytest.raises(RequestError, match="another bundle"):
         session.generate(clip, ["street"])
+
+
+def test_masks_fill_frames_and_pictures(session) -> None:
+    """As if the caller had filled them: the left half is grey."""
+    frames, pictures = shown(session._rules.lengths(SHORT_S), 64)
+    left = np.zeros((64, 64), np.uint8)
+    left[:, 32:] = 255
+    found = session.encode_frames(frames, SHORT_S, pictures=pictures, mask=left, picture_mask=left == 255)
+    frames[..., :32], pictures[..., :32] = 128, 128
+    expected = session.encode_frames(frames, SHORT_S, pictures=pictures)
+    np.testing.assert_array_equal(np.asarray(found.tokens), np.asarray(expected.tokens))
+    np.testing.assert_array_equal(found.pictures, expected.pictures)
+    with pytest.raises(RequestError, match="give both mask and picture_mask"):
+        session.encode_frames(frames, SHORT_S, pictures=pictures, mask=left)

@@ -81,6 +81,7 @@ class ClipEncoder:
         pictures: npt.NDArray[np.uint8] | None,
         cuts: str | Sequence[float],
         mask: Any,
+        picture_mask: Any,
         mask_fill: str,
         mask_invert: bool,
         progress: Progress | None,
@@ -100,17 +101,19 @@ class ClipEncoder:
                     f"this model also sees pictures; give uint8 ({lengths.visual}, 3, {size}, {size}) as pictures"
                 )
             _check_frames("pictures", pictures, lengths.visual, self.rules.clip_image_size, duration_s)
-        elif pictures is not None:
+            if (mask is None) != (picture_mask is None):
+                raise RequestError("this model sees frames and pictures; give both mask and picture_mask")
+        elif pictures is not None or picture_mask is not None:
             raise RequestError("this model sees no pictures besides the frames; leave pictures out")
-        if mask is not None and pictures is not None:
-            raise RequestError("a mask in an array has one size; fill frames and pictures before you give them")
         frames, warnings = masked_frames(frames[: lengths.frames], mask, mask_fill, invert=mask_invert)
         with ExitStack() as opened:
             job = EncodingJob(self, ClipCache(None, {}), opened, cut_frames(self.rules, cuts, 0.0), progress, cancel)
             job.expect(lengths.frames)
             tokens, shots = job.encoding.whole(frames, duration_s)
             if pictures is not None:
-                job.push_pictures(pictures[: lengths.visual])
+                seen, more = masked_frames(pictures[: lengths.visual], picture_mask, mask_fill, invert=mask_invert)
+                warnings = tuple(dict.fromkeys([*warnings, *more]))
+                job.push_pictures(seen)
             return job.keep(
                 tokens,
                 shots,

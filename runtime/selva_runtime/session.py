@@ -188,6 +188,7 @@ class Session:
         pictures: npt.NDArray[np.uint8] | None = None,
         cuts: str | Sequence[float] = NO_CUTS,
         mask: Any = None,
+        picture_mask: Any = None,
         mask_fill: str = GREY,
         mask_invert: bool = False,
         progress: Progress | None = None,
@@ -202,7 +203,7 @@ class Session:
         S is `info.picture_size`.
 
         `mask` is an array, uint8 or bool, (H, H) or (T, H, H); `mask_fill` and `mask_invert` as in `encode`. It needs
-        frames in a NumPy array, and fills a copy of them.
+        frames in a NumPy array, and fills a copy of them. `picture_mask`, (S, S) or (P, S, S), is that of the pictures.
 
         Raises:
             RequestError: an argument is out of range, the frames or the mask have another shape or type or are too few,
@@ -219,6 +220,7 @@ class Session:
                 pictures=pictures,
                 cuts=cuts,
                 mask=mask,
+                picture_mask=picture_mask,
                 mask_fill=mask_fill,
                 mask_invert=mask_invert,
                 progress=progress,
