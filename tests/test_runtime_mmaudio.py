@@ -16,6 +16,7 @@ from selva_bundle.lengths import Lengths
 from selva_ref.pipeline_mmaudio import MMAudioPipeline
 from selva_runtime import Clip, Session
 from selva_runtime.session import encode_for
+from selva_runtime.video_part import VideoPart
 from selva_runtime.windows import Shot, pictures_shown
 
 STREET = Path(__file__).parents[1] / "examples" / "street.mp4"
@@ -151,7 +152,7 @@ def test_one_decoding_for_two_models(demo_bundle, mmaudio_bundle, session, monke
     opened: list[object] = []
     read = video.read
     monkeypatch.setattr(video, "read", lambda *given, **named: opened.append(given) or read(*given, **named))
-    together = encode_for([selva, session], STREET)
+    together = encode_for([selva, session], STREET, VideoPart())
     assert len(opened) == 1
     for one, other in zip(alone, together, strict=True):
         np.testing.assert_array_equal(np.asarray(one.tokens), np.asarray(other.tokens))
