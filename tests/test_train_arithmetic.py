@@ -66,6 +66,20 @@ def test_null_conditions_hide_the_feature_of_their_items_only(generator: Generat
     torch.testing.assert_close(flow_matching_loss(generator, **hidden), replaced)
 
 
+@torch.no_grad()
+def test_visual_tokens_count_and_are_dropped_with_the_sync_features(generator: Generator) -> None:
+    given, width = inputs(2), TINY.generator.clip_width
+    one, other = torch.randn(2, 2, LENGTHS.visual, width)
+    loss = flow_matching_loss(generator, **given, clip_BCE=one)
+    assert flow_matching_loss(generator, **given, clip_BCE=other) != loss
+    no_tokens = flow_matching_loss(generator, **given, visual_tokens=LENGTHS.visual)
+    empty = generator.empty_clip(2, LENGTHS.visual)
+    torch.testing.assert_close(flow_matching_loss(generator, **given, clip_BCE=empty), no_tokens)
+    hidden = given | {"drop_video_B": torch.tensor([True, True])}
+    without = flow_matching_loss(generator, **hidden, visual_tokens=LENGTHS.visual)
+    torch.testing.assert_close(flow_matching_loss(generator, **hidden, clip_BCE=one), without)
+
+
 @pytest.mark.parametrize(("duration_s", "segments"), [(0.96, 2), (4.16, 12), (8.0, 24)])
 def test_visual_tokens_of_what_segments_cover(duration_s: float, segments: int) -> None:
     assert covered_visual_tokens(8 * segments) == int(8 * duration_s)

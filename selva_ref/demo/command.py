@@ -1,4 +1,4 @@
-"""`selva-train demo`: trains everything from scratch and makes the bundle that we ship."""
+"""`selva-train demo`: trains everything from scratch and makes the bundles that we ship."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _LANES = {
     "stages": (("base", "mmaudio"), ("stage2", "generator")),
 }
 """Parts of the run: stages, each with the network that it saves. The third part needs the other two."""
-_PARTS = ("all", *_LANES, "ablations", "evaluate", "export")
+_PARTS = ("all", *_LANES, "bed", "ablations", "evaluate", "export")
 
 
 @click.command("demo", cls=OneLineCommand, context_settings=SETTINGS)
 @click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="Folder of the run: checkpoints, scores, the bundle."
+    "--out", type=click.Path(path_type=Path), required=True, help="Folder of the run: checkpoints, scores, bundles."
 )
 @click.option("--seed", type=click.IntRange(0), default=0, help="Seed of everything that is random.")
 @click.option("--quick", is_flag=True, help="Run two steps of every stage: a smoke test that trains nothing.")
@@ -34,10 +34,10 @@ _PARTS = ("all", *_LANES, "ablations", "evaluate", "export")
 @click.option("--ablations/--no-ablations", default=True, help="Train and score the paper's ablations too.")
 @click.option("--only", type=click.Choice(_PARTS), default="all", help="Run one part; those it needs must be finished.")
 def demo(out: Path, seed: int, quick: bool, compiled: bool, ablations: bool, only: str) -> None:
-    """Train the demo model from scratch: clips, networks, both stages, scores, bundle.
+    """Train the demo models from scratch: clips, networks, both stages, the mixed track, scores, bundles.
 
     Run an interrupted command again to resume it: finished parts are kept, and at most a minute of work is lost.
-    Sound and vision train side by side, each on half of the cores. Needs 8 GB of disk for rendered clips.
+    Sound and vision train side by side, each on half of the cores. Needs 12 GB of disk for rendered clips.
     """
     from selva_ref.demo.plan import FULL, QUICK
     from selva_ref.demo.run import DemoRun
@@ -50,12 +50,16 @@ def demo(out: Path, seed: int, quick: bool, compiled: bool, ablations: bool, onl
         _lane(run, "stages")
     elif only in _LANES:
         _lane(run, only)
+    if only in ("all", "bed"):
+        _bed(run)
     if only in ("all", "ablations") and ablations:
         _ablations(run)
     if only in ("all", "evaluate"):
+        from selva_ref.demo.evaluation.bed import evaluate_bed
         from selva_ref.demo.evaluation.report import evaluate
 
         click.echo(evaluate(run, ablations))
+        click.echo(evaluate_bed(run))
     if only in ("all", "export"):
         _export(out)
 
@@ -85,6 +89,15 @@ def _side_by_side(lanes: tuple[str, ...], arguments: list[str]) -> None:
         raise click.ClickException(f"the {' and the '.join(failed)} part failed; see its output above")
 
 
+def _bed(run: DemoRun) -> None:
+    """Trains the networks of the mixed track, skipping finished ones; needs all lanes."""
+    from selva_ref.demo.bed import train_bed, train_image
+
+    for train, result in ((train_image, "clip_image"), (train_bed, "bed")):
+        if not run.file(result).exists():
+            train(run)
+
+
 def _ablations(run: DemoRun) -> None:
     from selva_ref.demo.evaluation.ablations import train_joint, train_no_encoder, train_no_sup
 
@@ -99,10 +112,11 @@ def _ablations(run: DemoRun) -> None:
 
 def _export(out: Path) -> None:
     """Exports by the command that users run, because `selva_export` imports this package, not the reverse."""
-    bundle = out / "bundle"
-    if not bundle.exists():
-        options = ["--preset", "demo", "--checkpoints", str(out), "--half-weights", "--out", str(bundle)]
-        export = [sys.executable, "-m", "selva_export.cli", *options]
-        if subprocess.run(export, stdout=sys.stderr.fileno(), check=False).returncode:
-            raise click.ClickException("the export failed; see its output above")
-    click.echo(f"sealed {bundle}")
+    for preset, name in (("demo", "bundle"), ("demo_mmaudio", "bed_bundle")):
+        bundle = out / name
+        if not bundle.exists():
+            options = ["--preset", preset, "--checkpoints", str(out), "--half-weights", "--out", str(bundle)]
+            export = [sys.executable, "-m", "selva_export.cli", *options]
+            if subprocess.run(export, stdout=sys.stderr.fileno(), check=False).returncode:
+                raise click.ClickException("the export failed; see its output above")
+        click.echo(f"sealed {bundle}")

@@ -17,6 +17,8 @@ class DemoPlan:
     """Rendered clips of one source: 1.3 MB of memory each."""
     mixes: int = 4000
     """Pairs of clips side by side: 0.3 MB of disk each."""
+    pairs: int = 3000
+    """Rendered scenes of two sources, for the network that makes one mixed track: 1.3 MB of disk each."""
     tests: int = 48
     """Scenes in each test set; every scene gives two stems."""
     text: Fit = field(default_factory=lambda: Fit(steps=600, rate=1e-3))
@@ -28,6 +30,8 @@ class DemoPlan:
     base: Fit = field(default_factory=lambda: Fit(steps=1600, rate=1e-3, warmup=200, bf16=True))
     stage1: Fit = field(default_factory=lambda: Fit(steps=1200, rate=1e-3, bf16=True))
     stage2: Fit = field(default_factory=lambda: Fit(steps=600, rate=3e-4, bf16=True))
+    image: Fit = field(default_factory=lambda: Fit(steps=800, rate=1e-3, bf16=True))
+    bed: Fit = field(default_factory=lambda: Fit(steps=4000, rate=1e-3, warmup=200, bf16=True))
 
 
 FULL = DemoPlan()
@@ -37,6 +41,7 @@ QUICK = DemoPlan(
     sounds=16,
     clips=16,
     mixes=8,
+    pairs=8,
     tests=2,
     text=_FEW,
     listener=_FEW,
@@ -47,5 +52,7 @@ QUICK = DemoPlan(
     base=_FEW,
     stage1=_FEW,
     stage2=_FEW,
+    image=_FEW,
+    bed=_FEW,
 )
 """Runs every stage for two steps; the resulting model only makes noise."""

@@ -31,13 +31,19 @@ from selva_ref.demo.models.audio import (
     vae_loss,
     vocoder_loss,
 )
-from selva_ref.demo.models.generator import Examples, generator_loss, posteriors, start_generator
+from selva_ref.demo.models.generator import (
+    Examples,
+    generator_loss,
+    posteriors,
+    set_latent_statistics,
+    start_generator,
+)
 from selva_ref.demo.models.listener import Listener, listener_loss
 from selva_ref.demo.models.teacher import CLEAN_SHARE, TaughtTeacher, draw_segments, teacher_loss
 from selva_ref.demo.models.text import Prompts, TaughtTowers, text_loss
 from selva_ref.demo.plan import DemoPlan
 from selva_ref.demo.selection import Mixes, clean_features, make_mixes, selected, selection_loss
-from selva_ref.demo.world.clip_bank import ClipBank
+from selva_ref.demo.world.clip_bank import ClipBank, single_scenes
 from selva_ref.demo.world.kinds import KINDS
 from selva_ref.model.generator import Generator
 from selva_ref.model.mel import MelSpectrogram
@@ -116,7 +122,7 @@ class DemoRun:
 
     @cached_property
     def bank(self) -> ClipBank:
-        return ClipBank(self.plan.clips, self.seed, self.folder / "clips.npy")
+        return ClipBank(single_scenes(self.plan.clips, self.seed), self.folder / "clips.npy")
 
     @cached_property
     def prompts(self) -> Prompts:
@@ -133,25 +139,21 @@ class DemoRun:
     @cached_property
     def clean(self) -> Tensor:
         """The teacher's features of every clip alone."""
-        return self._kept(
+        return self.kept(
             "clean", lambda: clean_features(self.load(selva_ref.build("teacher", PRESET), "teacher"), self.bank)
         )
 
     @cached_property
     def latents(self) -> tuple[Tensor, Tensor]:
         """Posteriors of every clip's sound."""
-
-        def make() -> Tensor:
-            waves = torch.from_numpy(np.stack([scene.sources[0].sound() for scene in self.bank.scenes]))
-            return torch.stack(
-                posteriors(
-                    self.load(selva_ref.build("vae", PRESET), "vae"),
-                    torch.cat([self.mel(part) for part in waves.split(32)]),
-                )
-            )
-
-        mean, deviation = self._kept("latents", make)
+        mean, deviation = self.kept("latents", lambda: self.posteriors(self.bank))
         return mean, deviation
+
+    def posteriors(self, bank: ClipBank) -> Tensor:
+        """Posterior means and deviations of all that sounds in each clip, (2, clips, T, Z)."""
+        waves = torch.from_numpy(np.stack([scene.sound() for scene in bank.scenes]))
+        vae = self.load(selva_ref.build("vae", PRESET), "vae")
+        return torch.stack(posteriors(vae, torch.cat([self.mel(part) for part in waves.split(32)])))
 
     @cached_property
     def mixes(self) -> Mixes:
@@ -163,7 +165,7 @@ class DemoRun:
             self.folder / "mixes.npy",
         )
 
-    def _kept(self, name: str, make: Callable[[], Tensor]) -> Tensor:
+    def kept(self, name: str, make: Callable[[], Tensor]) -> Tensor:
         """Loads a result from its file, or makes and saves it if an earlier part of the run did not."""
         path = self.folder / f"{name}.npy"
         if not path.exists():
@@ -238,7 +240,7 @@ class DemoRun:
             self.load(selva_ref.build("vae", PRESET), "vae"),
         )
         make = self.fast(vocoder)
-        blurred = self._kept("blurred", lambda: reconstructed(vae, self.sounds.mels_BMT, self.seed))
+        blurred = self.kept("blurred", lambda: reconstructed(vae, self.sounds.mels_BMT, self.seed))
 
         def loss(rng: np.random.Generator, step: int) -> Tensor:
             mels, waves = self.sounds.crops(self.sounds.mels_BMT if step % 4 == 0 else blurred, rng, BATCH // 2)
@@ -265,7 +267,8 @@ class DemoRun:
         torch.manual_seed(self.seed + 5)
         generator = selva_ref.build("generator", PRESET)
         examples = self.examples(self.clean, np.arange(len(self.bank)))
-        start_generator(generator, examples)
+        set_latent_statistics(generator, *self.latents)
+        start_generator(generator)
         self._fit_generator("base", generator, examples, self.plan.base)
         self.save(generator, "mmaudio")
 

@@ -26,12 +26,17 @@ def sample_stems(
     *,
     latent_length: int,
     seed: int,
+    clip_BCE: Tensor | None = None,
     steps: int = 25,
     guidance: float = 4.5,
 ) -> npt.NDArray[np.float32]:
-    """Returns audio (B, samples), one row per row of features; the same seed gives the same noise."""
-    clip = generator.empty_clip(len(sync_BND), covered_visual_tokens(sync_BND.shape[1]))
-    conditions = generator.prepare(sync_BND, clip, text_BLD, latent_length=latent_length)
+    """Returns audio (B, samples), one row per row of features; the same seed gives the same noise.
+
+    Without visual tokens `clip_BCE` the generator gets its empty ones.
+    """
+    if clip_BCE is None:
+        clip_BCE = generator.empty_clip(len(sync_BND), covered_visual_tokens(sync_BND.shape[1]))
+    conditions = generator.prepare(sync_BND, clip_BCE, text_BLD, latent_length=latent_length)
     empty = generator.prepare_empty(conditions, sync_length=sync_BND.shape[1])
 
     def flow(t: float, x: Tensor) -> Tensor:

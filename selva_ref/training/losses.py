@@ -1,6 +1,7 @@
 """The losses of the two stages.
 
-Shapes: B batch, N sync features, D their width, T latent length, Z latent width, L text tokens.
+Shapes: B batch, N sync features, D their width, T latent length, Z latent width, L text tokens, C visual tokens, E
+their width.
 """
 
 from __future__ import annotations
@@ -29,21 +30,25 @@ def flow_matching_loss(
     drop_video_B: Tensor,
     drop_text_B: Tensor,
     visual_tokens: int | None = None,
+    clip_BCE: Tensor | None = None,
 ) -> Tensor:
     """Mean of |v(x_t, t) - (x_1 - x_0)|^2  (conditional flow matching, arXiv 2210.02747).
-
-    CLIP image features are always the generator's empty ones, as in SelVA.
 
     Args:
         latents_BTZ: normalised data x_1.
         noise: x_0, (B, T, Z).
-        drop_video_B, drop_text_B: bool; where true, the learned empty condition replaces the real one.
+        drop_video_B, drop_text_B: bool; where true, the learned empty condition replaces the real one. Sync features
+            and visual tokens are dropped together.
         visual_tokens: length of the empty visual stream, floor(8 d); None: d is exactly what the segments cover.
+        clip_BCE: visual tokens, as in MMAudio; None: the generator's empty ones, as in SelVA.
     """
     batch, latent_length = latents_BTZ.shape[:2]
     sync = torch.where(drop_video_B[:, None, None], generator.empty_sync(batch, sync_BND.shape[1]), sync_BND)
     text = torch.where(drop_text_B[:, None, None], generator.empty_text(batch), text_BLD)
-    clip = generator.empty_clip(batch, visual_tokens or covered_visual_tokens(sync_BND.shape[1]))
+    if clip_BCE is None:
+        clip = generator.empty_clip(batch, visual_tokens or covered_visual_tokens(sync_BND.shape[1]))
+    else:
+        clip = torch.where(drop_video_B[:, None, None], generator.empty_clip(batch, clip_BCE.shape[1]), clip_BCE)
     conditions = generator.prepare(sync, clip, text, latent_length=latent_length)
     point, velocity = path(noise, latents_BTZ, t_B)
     return F.mse_loss(generator.flow(point, t_B, conditions), velocity)

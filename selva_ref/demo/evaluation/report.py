@@ -62,17 +62,17 @@ def evaluate(run: DemoRun, ablations: bool) -> str:
     rows = {variant.name: court.scores(run, variant) for variant in variants}
     sounds = SoundBank(run.mel, min(32, run.plan.sounds // 4), run.seed + TEST_SEED)
     errors = log_mel_errors(court.judge.vocoder, run.mel, sounds.mels_BMT)
-    numbers = {
+    report = {
         "command": "selva-train demo",
         "seed": run.seed,
         "scenes": run.plan.tests,
         "vocoder_log10_mel_l1": round(errors[0], 4),
         "vocoder_log10_mel_l1_where_loud": round(errors[1], 4),
-        "rows": {name: {test: _numbers(s) for test, s in scores.items()} for name, scores in rows.items()},
-        "true_sounds": {test: _numbers(_truth(court.judge, scenes)) for test, scenes in court.tests.items()},
+        "rows": {name: {test: numbers(s) for test, s in scores.items()} for name, scores in rows.items()},
+        "true_sounds": {test: numbers(_truth(court.judge, scenes)) for test, scenes in court.tests.items()},
     }
     text = table(rows)
-    _write(run.folder / "evaluation.json", json.dumps(numbers, indent=1) + "\n")
+    _write(run.folder / "evaluation.json", json.dumps(report, indent=1) + "\n")
     _write(run.folder / "evaluation.md", text + "\n")
     draw(rows, run.folder / "evaluation.png")
     return text
@@ -116,7 +116,8 @@ def _truth(judge: Judge, scenes: list[TestScene]) -> Score:
     return score_stems(judge, scenes, np.stack([source.sound() for scene in scenes for source in scene.sources]))
 
 
-def _numbers(score: Score) -> dict[str, float]:
+def numbers(score: Score) -> dict[str, float]:
+    """Counts and measures of a score, for JSON."""
     return {**asdict(score), **{name: round(getattr(score, name), 4) for _, name in MEASURES}}
 
 

@@ -19,7 +19,7 @@ from selva_ref.demo.models.listener import Listener
 from selva_ref.demo.models.text import Prompts
 from selva_ref.demo.sampling import in_batches, sample_stems
 from selva_ref.demo.selection import backbone_tokens, draw_pair
-from selva_ref.demo.world.clip_bank import ClipBank
+from selva_ref.demo.world.clip_bank import ClipBank, single_scenes
 from selva_ref.demo.world.kinds import KINDS
 from selva_ref.demo.world.scenes import SAMPLES, SoundSource, composed_scene, render
 from selva_ref.model.generator import Generator
@@ -43,7 +43,7 @@ class TestScene:
 
 def mixed_tests(count: int, seed: int) -> list[TestScene]:
     """Test set (a): clips not used in training, side by side, half of the columns each."""
-    bank = ClipBank(2 * count, seed)
+    bank = ClipBank(single_scenes(2 * count, seed))
     found = []
     for index in range(count):
         pair = draw_pair(bank, np.random.default_rng([seed, 4, index]), share=0.5)

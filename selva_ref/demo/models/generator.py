@@ -49,11 +49,16 @@ def posteriors(vae: VAE, mels_NMF: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def start_generator(generator: Generator, examples: Examples) -> None:
-    """Sets the latent statistics from the data, and a flow of zero (adaLN and last layer at zero)."""
-    spread = (examples.deviation.square() + examples.mean.square()).mean((0, 1)) - examples.mean.mean((0, 1)).square()
-    generator.latent_mean.copy_(examples.mean.mean((0, 1)))
+def set_latent_statistics(generator: Generator, mean_NTZ: Tensor, deviation_NTZ: Tensor) -> None:
+    """Sets the mean and deviation per channel with which the generator normalises, from posteriors."""
+    spread = (deviation_NTZ.square() + mean_NTZ.square()).mean((0, 1)) - mean_NTZ.mean((0, 1)).square()
+    generator.latent_mean.copy_(mean_NTZ.mean((0, 1)))
     generator.latent_std.copy_(spread.sqrt())
+
+
+@torch.no_grad()
+def start_generator(generator: Generator) -> None:
+    """Starts from a flow of zero (adaLN and last layer at zero) and small random empty conditions."""
     for name, value in generator.named_parameters():
         if "adaLN_modulation" in name or name.startswith("final_layer.conv"):
             nn.init.zeros_(value)

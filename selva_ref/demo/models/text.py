@@ -6,6 +6,8 @@ Shapes: C captions, L tokens, D width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -36,7 +38,11 @@ class Prompts:
         longest = max(len(one) for one in ids)
         self.t5_ids = torch.tensor([[*one, *[0] * (longest - len(one))] for one in ids])
         self.t5_mask = torch.tensor([[True] * len(one) + [False] * (longest - len(one)) for one in ids])
-        self.clip_ids = torch.tensor([tokenizers["clip"].encode(text).ids for text in self.texts])
+        self.clip_tokenizer = tokenizers["clip"]
+        self.clip_ids = self._clip_ids(self.texts)
+
+    def _clip_ids(self, texts: Sequence[str]) -> Tensor:
+        return torch.tensor([self.clip_tokenizer.encode(text).ids for text in texts])
 
     def draw(self, rng: np.random.Generator, kinds: np.ndarray) -> np.ndarray:
         """Draws one caption for each kind, (B,) indices."""
@@ -51,6 +57,13 @@ class Prompts:
     def features(self, t5: T5Tower, clip: ClipTower) -> tuple[Tensor, Tensor]:
         """T5 features (C, L, D), zero where masked, and CLIP features (C, tokens, D) of all captions."""
         return t5(self.t5_ids, self.t5_mask) * self.t5_mask[..., None], clip(self.clip_ids)
+
+    @torch.no_grad()
+    def clip_features(self, clip: ClipTower, texts: Sequence[str]) -> Tensor:
+        """CLIP features of any texts, (B, tokens, D) float32."""
+        with torch.autocast("cpu", enabled=False):
+            y: Tensor = clip(self._clip_ids(texts))
+        return y
 
 
 def text_loss(towers: TaughtTowers, prompts: Prompts, rows: np.ndarray) -> Tensor:

@@ -1,12 +1,13 @@
 """Rendered clips, mapped from one file: the training data of the demo's video networks.
 
-Shapes: T frames, S segments, H, W pixels, K kinds. A clip is rendered once. Mixing two of them, as the paper does,
-makes new scenes at no cost.
+Shapes: T frames, S segments, C frames for the image tower, H, W pixels, K kinds. A clip is rendered once. Mixing two of
+them, as the paper does, makes new scenes at no cost.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,23 +16,35 @@ from torch import Tensor
 
 from selva_bundle.atomic import atomic_write
 from selva_ref.demo.world.kinds import KINDS
-from selva_ref.demo.world.scenes import FPS, FRAMES, SIZE, Scene, render, single_scene
+from selva_ref.demo.world.scenes import FPS, FRAMES, SIZE, Scene, composed_scene, render, single_scene
 from selva_ref.model.presets import PRESETS
 from selva_ref.model.video_encoder import segment
 
 VIDEO = PRESETS["demo"].video
 SEGMENT, STEP = VIDEO.segment_frames, VIDEO.segment_step
 SEGMENTS = (FRAMES - SEGMENT) // STEP + 1
+PICTURES = np.ceil(np.arange(FRAMES * PRESETS["demo"].clip_fps // FPS) * FPS / PRESETS["demo"].clip_fps).astype(int)
+"""(C,) the frame that is shown at each tick of the image tower's rate: the first one at or after it."""
+
+
+def single_scenes(count: int, seed: int) -> list[Scene]:
+    """Makes scenes of one source each. The kinds alternate, so that labels are balanced."""
+    return [single_scene((seed, 1, index), KINDS[index % len(KINDS)]) for index in range(count)]
+
+
+def pair_scenes(count: int, seed: int) -> list[Scene]:
+    """Makes scenes of two sources of different kinds."""
+    return [composed_scene((seed, 6, index)) for index in range(count)]
 
 
 class ClipBank:
-    """`clips` scenes of one source each, and their frames. The kinds alternate, so that labels are balanced.
+    """Scenes and their frames.
 
     With a `path` the frames are stored there (1.3 MB per clip), and rendered only if the file does not exist.
     """
 
-    def __init__(self, clips: int, seed: int, path: Path | None = None) -> None:
-        self.scenes = [single_scene((seed, 1, i), KINDS[i % len(KINDS)]) for i in range(clips)]
+    def __init__(self, scenes: Sequence[Scene], path: Path | None = None) -> None:
+        self.scenes, clips = scenes, len(scenes)
         if path is None:
             frames = np.empty((clips, FRAMES, 3, SIZE, SIZE), np.uint8)
             self._render(frames)
@@ -44,6 +57,7 @@ class ClipBank:
             frames = np.load(path, mmap_mode="c")  # torch asks for writable memory
         self.frames = torch.from_numpy(frames)
         self.kinds = np.array([KINDS.index(scene.sources[0].kind) for scene in self.scenes])
+        """(clips,) kind of each clip's first source."""
         self.onsets_NT = torch.from_numpy(np.stack([onset_frames(scene) for scene in self.scenes]))
 
     def __len__(self) -> int:

@@ -1,7 +1,8 @@
 """Scenes of the demo's world: objects at random places with events at random times, rendered from only a seed.
 
 A training clip has one object that sounds, and distractors that move in silence. A composed scene has two sounding
-objects in one frame, with interleaved events; these are never used in training. It can be longer than a training clip.
+objects in one frame, with interleaved events. Only the network that makes one mixed track is trained with these. They
+can be longer than a training clip.
 """
 
 from __future__ import annotations
@@ -68,6 +69,11 @@ class Scene:
     grain: float
     seed: int
     frames: int = FRAMES
+
+    def sound(self, samples: int = SAMPLES) -> Sound:
+        """All that sounds in the scene, (samples,)."""
+        mixed: Sound = np.sum([source.sound(samples) for source in self.sources], axis=0, dtype=np.float32)
+        return mixed
 
 
 def draw_events(rng: np.random.Generator, frames: int = FRAMES) -> npt.NDArray[np.float64]:
