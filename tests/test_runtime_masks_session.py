@@ -16,6 +16,7 @@ from selva_bundle.ports import VIDEO_BACKBONE
 from selva_runtime import Session
 from selva_runtime.command.cli import main
 from selva_runtime.session import encode_for
+from selva_runtime.video_part import VideoPart
 
 SIZE = 64
 COUNT = 50
@@ -156,14 +157,14 @@ def test_a_mask_that_changes_while_it_is_read_is_not_stored(demo_bundle, video, 
 def test_the_bed_sees_all_of_the_picture(demo_bundle, mmaudio_bundle, video, mask, tmp_path):
     folder = tmp_path / "cache"
     both = [Session(bundle, backend="cpu", threads=1, cache="none") for bundle in (demo_bundle, mmaudio_bundle)]
-    selva, bed = encode_for(both, video, mask=mask)
+    selva, bed = encode_for(both, video, VideoPart(mask=mask))
     np.testing.assert_array_equal(tokens(selva), tokens(both[0].encode(video, mask=mask)))
     plain = both[1].encode(video)
     np.testing.assert_array_equal(tokens(bed), tokens(plain))
     np.testing.assert_array_equal(np.asarray(bed.pictures), np.asarray(plain.pictures))
     cached = [Counted(bundle, folder) for bundle in (demo_bundle, mmaudio_bundle)]
-    for masks in ({"mask": mask}, {}, {"mask": mask}):
-        _, bed = encode_for(cached, video, **masks)
+    for part in (VideoPart(mask=mask), VideoPart(), VideoPart(mask=mask)):
+        _, bed = encode_for(cached, video, part)
         np.testing.assert_array_equal(tokens(bed), tokens(plain))
     assert cached[0].segments == 2 * cached[1].segments > 0
 
@@ -173,11 +174,6 @@ def test_mmaudio_is_masked_in_all_that_it_sees(mmaudio_bundle, video, mask):
     plain, masked = session.encode(video), session.encode(video, mask=mask)
     assert not np.array_equal(tokens(plain), tokens(masked))
     assert not np.array_equal(np.asarray(plain.pictures), np.asarray(masked.pictures))
-    size = session.info.picture_size
-    pictures = np.zeros((16, 3, size, size), np.uint8)
-    frames = np.zeros((COUNT, 3, SIZE, SIZE), np.uint8)
-    with pytest.raises(RequestError, match="fill frames and pictures before you give them"):
-        session.encode_frames(frames, 2.0, pictures=pictures, mask=np.ones((SIZE, SIZE), bool))
 
 
 # the command
