@@ -19,11 +19,11 @@ help:  ## list the targets
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: .venv/installed  ## two stems of one scene from the demo model, and a picture of them
+demo: .venv/installed  ## two stems and the mix of one scene from the demo models, and a picture of them
 	@rm -rf $(DEMO)
-	$(BIN)/selva-generate examples/street.mp4 -p "ball bouncing" -p "lamp beeping" --mux 1 --mux 2 -o $(DEMO)
+	$(BIN)/selva-generate examples/street.mp4 -p "ball bouncing" -p "lamp beeping" --mux 1 --mux 2 --bed demo_mmaudio -o $(DEMO)
 	@$(BIN)/python examples/show_stems.py examples/street.mp4 $(DEMO)/stems.png \
-		ball=$(DEMO)/ball-bouncing.wav lamp=$(DEMO)/lamp-beeping.wav
+		ball=$(DEMO)/ball-bouncing.wav lamp=$(DEMO)/lamp-beeping.wav all=$(DEMO)/bed.wav
 
 lint: .venv/installed  ## ruff, and mypy --strict
 	$(BIN)/ruff check .

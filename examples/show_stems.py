@@ -1,6 +1,6 @@
 """Draw what `make demo` made: a film strip, the stems' spectrograms, and when each source truly sounded.
 
-    python examples/show_stems.py VIDEO.mp4 OUT.png KIND=STEM.wav KIND=STEM.wav
+    python examples/show_stems.py VIDEO.mp4 OUT.png KIND=STEM.wav KIND=STEM.wav [all=MIX.wav]
 
 The true events are read from VIDEO.json, which `make_clip.py` writes; the model never sees them.
 """
@@ -19,6 +19,8 @@ import matplotlib.pyplot as plt
 
 PICTURES = 14
 FLOOR_DB = -70
+ALL = "all"
+"""Instead of a kind: the track should have every sound."""
 
 
 def film_strip(path):
@@ -45,10 +47,11 @@ def draw(video, out, stems):
         row.specgram(audio + 1e-9, NFFT=512, Fs=rate_hz, noverlap=384, cmap="magma", vmin=FLOOR_DB - 40, vmax=-30)
         row.set_ylabel("Hz")
         for other, times_s in events.items():
-            own = other == kind
+            own = kind in (other, ALL)
             row.vlines(times_s, 0, rate_hz / 2, color="cyan" if own else "white", lw=1.4, ls="-" if own else ":")
         others = ", ".join(other for other in events if other != kind)
-        row.set_title(f"{path.stem}: solid, when the {kind} truly sounds; dotted, the {others}", fontsize=10)
+        heard = "any of them truly sounds" if kind == ALL else f"the {kind} truly sounds; dotted, the {others}"
+        row.set_title(f"{path.stem}: solid, when {heard}", fontsize=10)
     rows[-1].set_xlabel("s")
     rows[-1].set_xlim(0, duration_s)
     figure.savefig(out, dpi=90)
@@ -58,7 +61,9 @@ def draw(video, out, stems):
 def main(video, out, *pairs):
     stems = [(kind, Path(path)) for kind, path in (pair.split("=", 1) for pair in pairs)]
     events = draw(Path(video), Path(out), stems)
-    counts = "; ".join(f"{path} should have {len(events[kind])} sounds of the {kind} alone" for kind, path in stems)
+    wanted = {kind: f"{len(times_s)} sounds of the {kind} alone" for kind, times_s in events.items()}
+    wanted[ALL] = f"all {sum(map(len, events.values()))}"
+    counts = "; ".join(f"{path} should have {wanted[kind]}" for kind, path in stems)
     print(f"listen: {counts}. Compare with {out}. This is a toy model of a rendered world, not SelVA's weights.")
 
 

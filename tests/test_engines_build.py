@@ -15,11 +15,13 @@ import pytest
 from platforms import needs_posix
 
 from selva_bundle.lengths import SequenceRules
-from selva_bundle.manifest import GRAPHS
+from selva_bundle.ports import PORTS, SELVA
 from selva_engines import BuildRequest, EngineRequestError, EngineSet, build_engines, inspect
 from selva_engines.profiles import SEGMENTS_PER_CALL, describe
 from selva_engines.source import read_source
 from selva_runtime import Bundle
+
+GRAPHS = tuple(PORTS[SELVA])
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'selva-deploy[tensorrt-rtx]'")
 
@@ -76,6 +78,14 @@ def test_the_runtime_still_trusts_the_bundle(engines: EngineSet, bundle: Path, d
 
 @pytest.mark.parametrize("graph", GRAPHS)
 def test_large_products_are_float16_and_islands_float32(engines: EngineSet, bundle: Path, graph: str) -> None:
+    check_precisions(engines, bundle, graph)
+    operations = engines.engines[graph].operations
+    with_weight, attention, _ = EXPECTED[graph]
+    kinds = ("MATRIX_MULTIPLY", "CONVOLUTION", "DECONVOLUTION")
+    assert sum(operations.get(kind, {}).get("float16", 0) for kind in kinds) >= with_weight + attention
+
+
+def check_precisions(engines: EngineSet, bundle: Path, graph: str) -> None:
     operations, products = engines.engines[graph].operations, engines.engines[graph].products
     description = describe(read_source(bundle))[graph]
     assert description.precision == "fp16"
@@ -88,9 +98,15 @@ def test_large_products_are_float16_and_islands_float32(engines: EngineSet, bund
         assert "float32" not in operations.get("MATRIX_MULTIPLY", {})
     else:  # one for each block
         assert products["float32"] == operations["SOFTMAX"]["float32"]
-    with_weight, attention, _ = EXPECTED[graph]
-    kinds = ("MATRIX_MULTIPLY", "CONVOLUTION", "DECONVOLUTION")
-    assert sum(operations.get(kind, {}).get("float16", 0) for kind in kinds) >= with_weight + attention
+
+
+def test_the_graphs_that_only_mmaudio_has(mmaudio_bundle_fp16: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(mmaudio_bundle_fp16, tmp_path / "bundle"))
+    own = ("video_pool", "video_clip", "conditions")
+    engines = build(copy, graphs=own)
+    assert tuple(engines.engines) == own
+    for graph in own:
+        check_precisions(engines, copy, graph)
 
 
 @pytest.mark.parametrize("graph", GRAPHS)

@@ -27,7 +27,7 @@ from selva_ref.weights import random_weights
 from selva_ref.weights.checkpoints import find_checkpoint, get_checkpoint
 from selva_ref.weights.loading import load_part
 
-GRAPHS = tuple(bundle_module.MAKERS)
+GRAPHS = tuple(bundle_module.MAKERS["selva"])
 
 
 def request(out: Path, **changes: object) -> ExportRequest:

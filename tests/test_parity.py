@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gpus import GPU_BACKENDS, needs_gpu, on_fake_engines, on_host, skip_without
-from sessions import moving_frames
+from sessions import least_snr_db, moving_frames
 
 import selva_ref
 from selva_export.bundle import ExportRequest, export_bundle
@@ -72,13 +72,6 @@ def stems(
     clip = session.encode_frames(frames_for(pipeline, duration_s), duration_s)
     noise = noise_for(pipeline, prompts, duration_s)
     return np.stack([stem.audio for stem in session.generate(clip, prompts, noise=noise, long="one-pass", **options)])
-
-
-def least_snr_db(sounds: np.ndarray, references: np.ndarray) -> float:
-    """The smallest signal-to-noise ratio of the stems (B, samples)."""
-    assert sounds.shape == references.shape
-    signal, noise = (np.square(values.astype(np.float64)).sum(1) for values in (references, sounds - references))
-    return float(10 * np.log10(signal / (noise + 1e-30)).min())
 
 
 @pytest.fixture(scope="module")

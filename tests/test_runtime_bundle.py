@@ -58,9 +58,9 @@ def test_the_long_form_is_read_or_has_the_usual_proportions(bundle, given):
 def test_the_exporter_and_the_runtime_mean_the_same_ports(preset):
     sizes = known_sizes(sequence_rules(preset), preset.text.clip_tokens)
     exported = signatures(preset)
-    assert list(exported) == list(PORTS)
+    assert list(exported) == list(PORTS[preset.system])
     for name, signature in exported.items():
-        check_ports(name, signature.inputs, signature.outputs, sizes)
+        check_ports(preset.system, name, signature.inputs, signature.outputs, sizes)
 
 
 def test_every_listed_file_is_as_listed(demo_bundle):
@@ -169,8 +169,8 @@ def pad_id(value):
         pytest.param(named_pipe, r"decoder\.onnx", marks=needs_posix),
         (shutil.rmtree, "there is no bundle .*; make a bundle with selva-export"),
         (lambda bundle: (bundle / "manifest.json").unlink(), "has no manifest.json"),
-        (set_top(format_version=1), r"version 1 is out of date: this runtime reads 2; export the bundle again"),
-        (set_top(format_version=3), r"version 3 is unknown: this runtime reads 2; update"),
+        (set_top(format_version=1), r"version 1 is out of date: this runtime reads 3; export the bundle again"),
+        (set_top(format_version=4), r"version 4 is unknown: this runtime reads 3; update"),
         (set_top(format_version=None), "version None is unknown"),
         (set_top(format="zip"), "not a selva-bundle manifest"),
         (set_top(precision="int4"), "precision is 'int4'"),
@@ -191,7 +191,8 @@ def pad_id(value):
         (set_top(long_form={**LONG_FORM, "anchor_segments": 10}), "long_form leaves no new segments in a window"),
         (set_top(long_form={**LONG_FORM, "guard": "wide"}), "long_form.guard is 'wide', not a number from 0"),
         (set_top(files={}), "used but not listed"),
-        (set_top(text={}), "'t5' is missing"),
+        (set_top(text={}), "'clip' is missing"),
+        (set_top(text={"clip": {}}), "'t5' is missing"),
         (port("decoder", "inputs", dtype="uint9"), "latents of graph decoder is uint9, not float32"),
         (port("decoder", "outputs", shape=["stems"]), "audio of graph decoder has 1 axes, not 2"),
         (port("decoder", "outputs", shape=["stems", "256*latent"]), r"axis of '256\*latent', not '512\*latent'"),

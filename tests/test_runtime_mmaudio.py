@@ -9,14 +9,14 @@ import av
 import numpy as np
 import pytest
 from gpus import on_fake_engines, on_host
-from sessions import moving_frames
-from test_parity import least_snr_db
+from sessions import least_snr_db, moving_frames
 
 from selva_bundle.errors import RequestError
 from selva_bundle.lengths import Lengths
 from selva_ref.pipeline_mmaudio import MMAudioPipeline
 from selva_runtime import Clip, Session
 from selva_runtime.session import encode_for
+from selva_runtime.video_part import VideoPart
 from selva_runtime.windows import Shot, pictures_shown
 
 STREET = Path(__file__).parents[1] / "examples" / "street.mp4"
@@ -152,7 +152,7 @@ def test_one_decoding_for_two_models(demo_bundle, mmaudio_bundle, session, monke
     opened: list[object] = []
     read = video.read
     monkeypatch.setattr(video, "read", lambda *given, **named: opened.append(given) or read(*given, **named))
-    together = encode_for([selva, session], STREET)
+    together = encode_for([selva, session], STREET, VideoPart())
     assert len(opened) == 1
     for one, other in zip(alone, together, strict=True):
         np.testing.assert_array_equal(np.asarray(one.tokens), np.asarray(other.tokens))
@@ -255,3 +255,17 @@ def test_a_clip_of_the_other_system_is_refused(session, demo_bundle) -> None:
     clip = Session(demo_bundle, backend="cpu").encode(STREET, duration_s=1.0)
     with pytest.raises(RequestError, match="another bundle"):
         session.generate(clip, ["street"])
+
+
+def test_masks_fill_frames_and_pictures(session) -> None:
+    """As if the caller had filled them: the left half is grey."""
+    frames, pictures = shown(session._rules.lengths(SHORT_S), 64)
+    left = np.zeros((64, 64), np.uint8)
+    left[:, 32:] = 255
+    found = session.encode_frames(frames, SHORT_S, pictures=pictures, mask=left, picture_mask=left == 255)
+    frames[..., :32], pictures[..., :32] = 128, 128
+    expected = session.encode_frames(frames, SHORT_S, pictures=pictures)
+    np.testing.assert_array_equal(np.asarray(found.tokens), np.asarray(expected.tokens))
+    np.testing.assert_array_equal(found.pictures, expected.pictures)
+    with pytest.raises(RequestError, match="give both mask and picture_mask"):
+        session.encode_frames(frames, SHORT_S, pictures=pictures, mask=left)

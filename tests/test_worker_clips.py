@@ -3,8 +3,10 @@
 import os
 import shutil
 
+import numpy as np
 import pytest
 from clips import numbered, write_video
+from pngs import write_png
 from workers import PROMPTS, STREET, expected_stems, request, samples
 
 from selva_worker.remembering_session import RememberingSession
@@ -67,6 +69,18 @@ def test_another_part_or_file_is_encoded(worker, tmp_path):
     ):
         assert encodes(worker, {**asked, **change})
         assert encodes(worker, asked)  # one clip is kept
+
+
+def test_a_mask_belongs_to_the_clip(worker, tmp_path):
+    mask = write_png(tmp_path / "mask.png", np.arange(256)[None])
+    asked = request(tmp_path, mask=str(mask))
+    opened(worker, video=str(STREET), duration_s=1, mask=str(mask))
+    assert not encodes(worker, asked)
+    for change in ({"mask": None}, {"mask_fill": "black"}, {"mask_invert": True}):
+        assert encodes(worker, {**asked, **change})
+        assert encodes(worker, asked)
+    os.utime(mask, ns=(1, 1))
+    assert encodes(worker, asked)
 
 
 def test_cuts_from_a_file_are_those_of_the_clip(worker, film, tmp_path):

@@ -307,3 +307,14 @@ def test_a_torn_journal_is_read_up_to_the_tear(demo_bundle, tmp_path):
     with pytest.raises(WorkerError, match="the worker is gone"):
         start(tmp_path, demo_bundle)  # the state folder is taken
     again.close()
+
+
+def test_mmaudio_in_a_worker_needs_neither_prompt_nor_video(mmaudio_bundle, tmp_path):
+    worker = start(tmp_path, mmaudio_bundle)
+    try:
+        mix = worker.wait(worker.submit(request(tmp_path, prompts=[], duration_s=1.0))["id"])
+        assert [stem["name"] for stem in mix["result"]["stems"]] == ["mix"]
+        text = worker.wait(worker.submit(request(tmp_path, prompts=["rain"], video=None, duration_s=1.0))["id"])
+        assert (text["result"]["video"], text["result"]["stems"][0]["samples"]) == (None, 16_000)
+    finally:
+        worker.close()

@@ -149,13 +149,15 @@ def test_paths_outside_are_refused(worker, tmp_path_factory, tmp_path):
         {"out": f"{tmp_path}/../{outside.name}"},
         {"video": str(tmp_path / "film.mp4")},
         {"cuts": "/etc/passwd"},
+        {"mask": str(outside)},
+        {"mask": str(tmp_path / "film.mp4")},
         {"timelines": [str(tmp_path / "film.rpp"), str(outside / "film.rpp")]},
     ]
     for change in wrong:
         with pytest.raises(WorkerError, match="is outside the allowed folders") as caught:
             worker.submit(request(tmp_path, **change))
         assert caught.value.code == -32001
-    for clip in ({"video": "/etc/passwd"}, {"video": str(STREET), "cuts": "/etc/passwd"}):
+    for clip in ({"video": "/etc/passwd"}, *({"video": str(STREET), name: "/etc/passwd"} for name in ("cuts", "mask"))):
         with pytest.raises(WorkerError, match="is outside the allowed folders"):
             worker.call("clip.open", clip=clip)
     for change in ({"out": "stems"}, {"video": "a\0b"}, {"video": 1}, {"prompts": "rain"}, {"bundle": "/etc"}):
@@ -225,6 +227,7 @@ def test_the_client_is_one_file_for_older_pythons():
 
 def test_a_job_takes_every_option_that_the_start_did_not_fix():
     fixed = {"bundle", "backend", "threads", "compute_precision", "cache", "keep_partial"}
+    fixed |= {"bed", "bed_prompt", "bed_gain_db"}  # a worker has one model
     assert set(GENERATE_OPTIONS) == {field.name for field in fields(GenerateRequest)} - fixed
 
 

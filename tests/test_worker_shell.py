@@ -7,9 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
 from platforms import needs_posix
+from pngs import write_png
 from workers import STREET, endless, serving, until, until_phase
 
 from selva_worker.client import Worker
@@ -52,6 +54,7 @@ def run_here(bundle: Path, *arguments: str) -> subprocess.CompletedProcess:
         ("--takes", "2", "--mux", "1", "--mux", "2", "--seed", "7", "--solver", "ab2", "--guidance", "3"),
         ("--cuts", "cuts.txt", "--deliver", "post", "--timecode", "01:00:00:00", "--timeline", "lines/film.rpp"),
         ("--loop", "--negative", "wind", "--sample-rate", "48000", "--frame-rule", "nearest", "--duration", "3"),
+        ("--mask", "masks", "--mask-fill", "black", "--mask-invert"),
         (
             "--start",
             "0.5",
@@ -65,7 +68,7 @@ def run_here(bundle: Path, *arguments: str) -> subprocess.CompletedProcess:
             "one-pass",
         ),
     ],
-    ids=range(4),
+    ids=range(5),
 )
 def test_files_and_report_are_those_without_a_worker(worker, demo_bundle, options):
     Path("cuts.txt").write_text("0.5\n")
@@ -74,6 +77,8 @@ def test_files_and_report_are_those_without_a_worker(worker, demo_bundle, option
         place = Path(f"place{number}")
         (place / "lines").mkdir(parents=True)
         (place / "cuts.txt").write_text("0.5\n")
+        (place / "masks").mkdir()
+        write_png(place / "masks" / "0.png", np.arange(256)[None])
         os.chdir(place)
         done = command(*SHORT, "-p", "dog", "-o", "stems", "--json", *options)
         assert done.returncode == 0, done.stderr

@@ -110,6 +110,8 @@ class RuntimeSide:
         self._clip, encoding = self._encode()
         encode_s, decode_s = encoding.elapsed_s, encoding.total_s("decode")
         stages = {"decode": [decode_s], "encode": [encoding.total_s("encode")]}
+        if self._session.info.picture_size:
+            stages["pictures"] = [encoding.total_s("pictures")]
         by_stems = {n: (encode_s + self._timed(n, stages), decode_s) for n in self._options.stem_counts}
         return {"totals": round_totals(by_stems, self._timed(1, stages)), "stages": stages}
 

@@ -15,7 +15,7 @@ from statistics import median
 import numpy as np
 import numpy.typing as npt
 
-STAGES = ("decode", "encode", "text", "select", "conditions", "step", "vocode")
+STAGES = ("decode", "encode", "pictures", "text", "select", "conditions", "step", "vocode")
 """In the order they run."""
 AFTER_DECODE = "_after_decode"
 """Suffix for a total without reading the video file."""

@@ -20,9 +20,11 @@ from selva_bench.options import BenchError, BenchOptions
 from selva_bench.statistics import round_totals
 from selva_bundle.bundle import Bundle
 from selva_bundle.manifest import Defaults
+from selva_bundle.ports import SELVA
 from selva_export.rewrites import vae
 from selva_export.rewrites.vocoder import fold_weight_norms
 from selva_ref.model.generator import Conditions
+from selva_ref.model.presets import get_preset
 from selva_ref.pipeline import Pipeline
 from selva_runtime.media.video import read_clip
 
@@ -47,6 +49,8 @@ class TorchSide:
         if preset is None:
             manifest = Bundle.open(options.bundle_folder).manifest
             preset, self._guidance = manifest.preset, manifest.defaults.guidance
+        if get_preset(preset).system != SELVA:
+            raise BenchError(f"the PyTorch side is SelVA's; {preset} is timed alone: leave out --against")
         self._dtype = torch.bfloat16 if self._device == "cuda" else torch.float32
         self._pipeline = Pipeline(preset, None, device=self._device, dtype=self._dtype)
         for network in filter(lambda part: isinstance(part, torch.nn.Module), vars(self._pipeline).values()):

@@ -26,7 +26,8 @@ TYPE_CHECKING = False  # importing it from typing takes longer than all of this 
 if TYPE_CHECKING:
     from selva_bundle.bundle import Bundle
     from selva_runtime.results import Clip, SessionInfo, Stem, StemPart
-    from selva_runtime.session import Session
+    from selva_runtime.session import Session, encode_for
+    from selva_runtime.video_part import VideoPart
 
     __version__: str
 
@@ -47,6 +48,8 @@ __all__ = [
     "SessionInfo",
     "Stem",
     "StemPart",
+    "VideoPart",
+    "encode_for",
 ]
 
 _LAZY = {
@@ -56,6 +59,8 @@ _LAZY = {
     "Stem": "selva_runtime.results",
     "StemPart": "selva_runtime.results",
     "Session": "selva_runtime.session",
+    "VideoPart": "selva_runtime.video_part",
+    "encode_for": "selva_runtime.session",
 }
 
 

@@ -1,12 +1,8 @@
-"""From a video file or a caller's frames to a `Clip`: read, find cuts, encode, and keep in the cache.
-
-Several models can encode one video, which is decoded once for all of them.
-"""
+"""From frames to a `Clip`: find cuts, encode, and keep in the cache. `encode_file` reads the frames of a video."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -23,20 +19,17 @@ from selva_bundle.ports import MMAUDIO, VIDEO_BACKBONE, VIDEO_CLIP, VIDEO_POOL
 from selva_runtime.backends.executor import Executor
 from selva_runtime.backends.gpu.foreign import is_foreign
 from selva_runtime.cache import Cache
-from selva_runtime.clip_cache import ClipCache, file_identity
+from selva_runtime.clip_cache import ClipCache
 from selva_runtime.encoding import Encoding, KnownCuts, PictureEncoding
 from selva_runtime.progress import Progress, no_progress
 from selva_runtime.results import Clip
 from selva_runtime.turns import Turns
+from selva_runtime.video_part import NO_CUTS, cut_frames
 from selva_runtime.windows import Shot
 
 if TYPE_CHECKING:
-    from selva_runtime.media.masks.mask import MaskFile
-    from selva_runtime.media.video import VideoClip, VideoFile
+    from selva_runtime.media.video import VideoClip
     from selva_runtime.media.views import View
-
-AUTO, NO_CUTS = "auto", "none"
-"""What `cuts` may be, besides a list of seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +74,7 @@ class ClipEncoder:
         pictures: npt.NDArray[np.uint8] | None,
         cuts: str | Sequence[float],
         mask: Any,
+        picture_mask: Any,
         mask_fill: str,
         mask_invert: bool,
         progress: Progress | None,
@@ -100,17 +94,19 @@ class ClipEncoder:
                     f"this model also sees pictures; give uint8 ({lengths.visual}, 3, {size}, {size}) as pictures"
                 )
             _check_frames("pictures", pictures, lengths.visual, self.rules.clip_image_size, duration_s)
-        elif pictures is not None:
+            if (mask is None) != (picture_mask is None):
+                raise RequestError("this model sees frames and pictures; give both mask and picture_mask")
+        elif pictures is not None or picture_mask is not None:
             raise RequestError("this model sees no pictures besides the frames; leave pictures out")
-        if mask is not None and pictures is not None:
-            raise RequestError("a mask in an array has one size; fill frames and pictures before you give them")
         frames, warnings = masked_frames(frames[: lengths.frames], mask, mask_fill, invert=mask_invert)
         with ExitStack() as opened:
             job = EncodingJob(self, ClipCache(None, {}), opened, cut_frames(self.rules, cuts, 0.0), progress, cancel)
             job.expect(lengths.frames)
             tokens, shots = job.encoding.whole(frames, duration_s)
             if pictures is not None:
-                job.push_pictures(pictures[: lengths.visual])
+                seen, more = masked_frames(pictures[: lengths.visual], picture_mask, mask_fill, invert=mask_invert)
+                warnings = tuple(dict.fromkeys([*warnings, *more]))
+                job.push_pictures(seen)
             return job.keep(
                 tokens,
                 shots,
@@ -285,115 +281,8 @@ class EncodingJob:
             return self._cached.keep(clip, tokens, store=store)
 
 
-def encode_file(
-    encoders: Sequence[ClipEncoder],
-    path: Any,
-    *,
-    start_s: float,
-    duration_s: float | None,
-    cuts: str | Sequence[float],
-    frame_rule: str,
-    mask: MaskFile | None,
-    progress: Progress | None,
-    cancel: Event | None,
-) -> list[Clip]:
-    """Encode a part of a video by several encoders, with one decoding. The arguments are those of `Session.encode`.
-
-    Only the first encoder sees the video through the mask.
-    """
-    from selva_runtime.media.video import VideoFile
-
-    with path if isinstance(path, VideoFile) else VideoFile(path) as video, ExitStack() as opened:
-        files = [video.path] if mask is None else [video.path, *mask.files()]
-        unread = [file_identity(file) for file in files]
-        key: dict[str, object] = {"start_s": start_s, "duration_s": duration_s, "frame_rule": frame_rule}
-        clips: dict[int, Clip] = {}
-        jobs: dict[int, EncodingJob] = {}
-        for number, encoder in enumerate(encoders):
-            shown = cut_frames(encoder.rules, cuts, start_s)
-            if encoder.cache is not None and "video" not in key:
-                key["video"] = _fingerprint(video, start_s, duration_s, cancel)
-            own = {**key, "cuts": shown, **encoder.encodes_with()}
-            if encoder.cache is not None and mask is not None and number == 0:
-                own["mask"] = mask.content(cancel)
-            cached = ClipCache(encoder.cache, own)
-            found = cached.find(path, pictures=encoder.sees_pictures)
-            if found is not None and (ready := encoder.ready(found, cancel)) is not None:
-                clips[number] = ready
-            else:
-                jobs[number] = EncodingJob(encoder, cached, opened, shown, progress, cancel)
-        if jobs:
-            parts = _read(video, encoders, jobs, start_s, duration_s, frame_rule, mask, progress, cancel)
-            store = [file_identity(file) for file in files] == unread
-            for number, job in jobs.items():
-                clips[number] = job.finish(parts[number], os.fspath(path), store=store)
-        return [clips[number] for number in range(len(encoders))]
-
-
-def _read(
-    video: VideoFile,
-    encoders: Sequence[ClipEncoder],
-    jobs: dict[int, EncodingJob],
-    start_s: float,
-    duration_s: float | None,
-    frame_rule: str,
-    mask: MaskFile | None,
-    progress: Progress | None,
-    cancel: Event | None,
-) -> dict[int, VideoClip]:
-    """Read the frames for all jobs, and return what was read for each."""
-    from selva_runtime.media.video import read_views
-
-    views = [(number, view) for number in jobs for view in encoders[number].views(masked=number == 0)]
-    consumers = [consumer for job in jobs.values() for consumer in job.consumers]
-
-    def decoded(done: int, total: int) -> None:
-        for job in jobs.values():
-            job.expect(total)
-        if progress is not None and all(job.encoding.fits(total) for job in jobs.values()):
-            progress("decode", done, total)  # in a long video the segments are counted, not the frames
-
-    parts = read_views(
-        video,
-        [view for _, view in views],
-        start_s=start_s,
-        duration_s=duration_s,
-        min_duration_s=max(encoders[number].rules.min_duration_s for number in jobs),
-        frame_rule=frame_rule,
-        keep_frames=False,
-        mask=mask if 0 in jobs else None,
-        on_progress=decoded,
-        on_rows=lambda number, frames: consumers[number](frames),
-        cancelled=cancel,
-    )
-    return {number: part for (number, _), part in zip(views, parts, strict=True)}
-
-
-def _fingerprint(video: VideoFile, start_s: float, duration_s: float | None, cancel: Event | None) -> object:
-    from selva_runtime.media.fingerprint import fingerprint
-
-    return fingerprint(video, start_s=start_s, duration_s=duration_s, cancelled=cancel)
-
-
 def _check_frames(name: str, frames: Any, count: int, size: int, duration_s: float) -> None:
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != (3, size, size):
         raise RequestError(f"{name} are {frames.dtype} {frames.shape}; give uint8 (frames, 3, {size}, {size})")
     if len(frames) < count:
         raise RequestError(f"{len(frames)} {name} do not last {duration_s} s; give {count}")
-
-
-def cut_frames(rules: SequenceRules, cuts: str | Sequence[float], start_s: float) -> list[int] | str:
-    """Check `cuts`. Return the frames of the clip that they begin, or "auto" or "none".
-
-    Raises:
-        RequestError: they are something else.
-    """
-    if isinstance(cuts, str):
-        if cuts not in (AUTO, NO_CUTS):
-            raise RequestError(f"cuts is {cuts!r}; give {AUTO!r}, {NO_CUTS!r} or the seconds of the cuts")
-        return cuts
-    try:
-        frames = {round((exact_seconds(cut) - exact_seconds(start_s)) * rules.fps) for cut in cuts}
-    except (TypeError, ValueError, OverflowError) as error:
-        raise RequestError(f"cuts is {cuts!r}; give the seconds of the cuts as numbers") from error
-    return sorted(frame for frame in frames if frame > 0)

@@ -27,7 +27,8 @@ from selva_runtime.backends.executor import EXACT, Tensor, concatenate
 from selva_runtime.backends.gpu.device_array import DeviceArray
 from selva_runtime.backends.gpu.foreign import stream_handle
 from selva_runtime.cache import Cache
-from selva_runtime.clip_encoder import AUTO, NO_CUTS, ClipEncoder, encode_file
+from selva_runtime.clip_encoder import ClipEncoder
+from selva_runtime.encode_file import encode_file
 from selva_runtime.flow import EULER
 from selva_runtime.generation import Generation
 from selva_runtime.long_form import decode_part, decoded_at_once, parts, replaced, splice
@@ -38,9 +39,9 @@ from selva_runtime.request import StemRequest, check_region, check_span
 from selva_runtime.results import Clip, SessionInfo, Stem, StemPart
 from selva_runtime.text import TextEncoder
 from selva_runtime.turns import Turns
+from selva_runtime.video_part import AUTO, FIRST, NO_CUTS, VideoPart
 from selva_runtime.windows import Grid, Window, joins_s, one_pass, plan, region_windows
 
-FIRST = "first"
 WINDOWS, ONE_PASS = "windows", "one-pass"
 """What `long` may be, besides a `LongForm`."""
 _CACHED_SELECTIONS = 64
@@ -157,19 +158,27 @@ class Session:
             BackendError: the backend failed, or the session was opened before a fork.
             Cancelled: `cancel` was set.
         """
-        return encode_for(
-            [self],
-            path,
-            duration_s=duration_s,
+        part = VideoPart(
             start_s=start_s,
+            duration_s=duration_s,
             cuts=cuts,
             frame_rule=frame_rule,
             mask=mask,
             mask_fill=mask_fill,
             mask_invert=mask_invert,
-            progress=progress,
-            cancel=cancel,
-        )[0]
+        )
+        return self.encode_part(path, part, progress=progress, cancel=cancel)
+
+    def encode_part(
+        self,
+        path: str | os.PathLike[str],
+        part: VideoPart,
+        *,
+        progress: Progress | None = None,
+        cancel: Event | None = None,
+    ) -> Clip:
+        """Do the work of `encode`. Errors are the same."""
+        return encode_for([self], path, part, progress=progress, cancel=cancel)[0]
 
     def without_video(self, duration_s: float) -> Clip:
         """Return a clip without a picture, for MMAudio: `generate` then makes sound from the prompt alone.
@@ -188,6 +197,7 @@ class Session:
         pictures: npt.NDArray[np.uint8] | None = None,
         cuts: str | Sequence[float] = NO_CUTS,
         mask: Any = None,
+        picture_mask: Any = None,
         mask_fill: str = GREY,
         mask_invert: bool = False,
         progress: Progress | None = None,
@@ -202,7 +212,7 @@ class Session:
         S is `info.picture_size`.
 
         `mask` is an array, uint8 or bool, (H, H) or (T, H, H); `mask_fill` and `mask_invert` as in `encode`. It needs
-        frames in a NumPy array, and fills a copy of them.
+        frames in a NumPy array, and fills a copy of them. `picture_mask`, (S, S) or (P, S, S), is that of the pictures.
 
         Raises:
             RequestError: an argument is out of range, the frames or the mask have another shape or type or are too few,
@@ -219,6 +229,7 @@ class Session:
                 pictures=pictures,
                 cuts=cuts,
                 mask=mask,
+                picture_mask=picture_mask,
                 mask_fill=mask_fill,
                 mask_invert=mask_invert,
                 progress=progress,
@@ -547,32 +558,14 @@ class Session:
 def encode_for(
     sessions: Sequence[Session],
     path: str | os.PathLike[str],
+    part: VideoPart,
     *,
-    duration_s: float | None = None,
-    start_s: float = 0.0,
-    cuts: str | Sequence[float] = AUTO,
-    frame_rule: str = FIRST,
-    mask: str | os.PathLike[str] | None = None,
-    mask_fill: str = GREY,
-    mask_invert: bool = False,
     progress: Progress | None = None,
     cancel: Event | None = None,
 ) -> list[Clip]:
-    """Encode one video for several sessions with one decoding. Arguments and errors are those of `Session.encode`.
+    """Encode one part of a video for several sessions with one decoding. Errors are those of `Session.encode`.
 
     Only the first session sees the video through the mask.
     """
-    from selva_runtime.media.masks.mask import mask_of
-
-    check_span(start_s, duration_s, max(session._rules.min_duration_s for session in sessions))
-    return encode_file(
-        [session._encoder for session in sessions],
-        path,
-        start_s=float(start_s),
-        duration_s=None if duration_s is None else float(duration_s),
-        cuts=cuts,
-        frame_rule=frame_rule,
-        mask=mask_of(mask, mask_fill, invert=mask_invert),
-        progress=progress,
-        cancel=cancel,
-    )
+    encoders = [session._encoder for session in sessions]
+    return encode_file(encoders, path, part, progress=progress, cancel=cancel)

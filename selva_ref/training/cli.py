@@ -12,11 +12,13 @@ from typing import Any
 
 import click
 
+from selva_bundle.ports import SELVA
 from selva_ref.demo.command import demo
 from selva_ref.model.presets import PRESETS
 from selva_runtime.command.base import SETTINGS, OneLineCommand
 from selva_runtime.command.progress import ProgressBars
 
+_PRESETS = [name for name, preset in PRESETS.items() if preset.system == SELVA]
 _PATH = click.Path(path_type=Path)
 
 
@@ -53,7 +55,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print the result a
 @click.option("--list", "lists", type=_PATH, required=True, multiple=True, help="TSV file of id and label; repeatable.")
 @click.option("--checkpoints", type=_PATH, required=True, help="Folder of weights from selva-fetch --with-teacher.")
 @click.option("--out", type=_PATH, required=True, help="Folder for the features; an unfinished one is resumed.")
-@click.option("--preset", type=click.Choice(list(PRESETS)), default="small_16k", help="Sizes of the networks.")
+@click.option("--preset", type=click.Choice(_PRESETS), default="small_16k", help="Sizes of the networks.")
 @click.option("--duration", "duration_s", type=float, help="Length of every clip, seconds. Default: the preset's.")
 @_workers
 @_device

@@ -60,6 +60,6 @@ def find_base(checkpoints: Path, preset: Preset) -> Path:
             if (folder / f"{stem}{suffix}").is_file():
                 return folder / f"{stem}{suffix}"
     raise CheckpointNotFoundError(
-        f"{checkpoints}: no {stem}.pth, the generator that stage 2 starts from; put MMAudio's there (on the model hub: "
-        "hkchengrex/MMAudio, weights/), or name another with --base"
+        f"{checkpoints}: no {stem}.pth, the generator that stage 2 starts from; get it with: "
+        f"selva-fetch --preset {stem} --out {checkpoints}, or name another with --base"
     )

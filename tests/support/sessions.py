@@ -52,3 +52,10 @@ def ramp(noise: np.ndarray, steps: int, seed: int) -> Held:
     weights = np.clip(np.linspace(2, -1, noise.shape[1], dtype=np.float32), 0, 1)
     values[:, :, weights == 0] = np.nan
     return Held(values=values, weights=weights)
+
+
+def least_snr_db(sounds: np.ndarray, references: np.ndarray) -> float:
+    """The smallest signal-to-noise ratio of the stems (B, samples)."""
+    assert sounds.shape == references.shape
+    signal, noise = (np.square(values.astype(np.float64)).sum(1) for values in (references, sounds - references))
+    return float(10 * np.log10(signal / (noise + 1e-30)).min())

@@ -20,9 +20,9 @@ from selva_ref.demo.world.scenes import FPS, FRAMES
 from selva_ref.model.presets import PRESETS
 from selva_ref.pipeline import sequence_rules
 from selva_runtime import Session
-from selva_runtime.clip_encoder import NO_CUTS
 from selva_runtime.results import Clip
 from selva_runtime.session import ONE_PASS
+from selva_runtime.video_part import NO_CUTS
 from selva_runtime.windows import Grid, joins_s, plan
 
 Sounds = npt.NDArray[np.float32]

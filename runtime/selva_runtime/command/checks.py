@@ -9,7 +9,6 @@ from pathlib import Path
 
 from selva_bundle.errors import RequestError
 from selva_bundle.ports import MMAUDIO
-from selva_runtime.clip_encoder import AUTO, NO_CUTS
 from selva_runtime.command.messages import Messages
 from selva_runtime.command.records import GenerateRequest
 from selva_runtime.media.audio import check_rate
@@ -26,6 +25,7 @@ from selva_runtime.media.video import VideoFile
 from selva_runtime.request import MAX_DURATION_S, MAX_SEED, check_region, check_span, check_whole
 from selva_runtime.session import ONE_PASS, WINDOWS, Session
 from selva_runtime.text import check_prompt
+from selva_runtime.video_part import AUTO, NO_CUTS
 
 NOTHING_S = 0.1
 """A video that goes on for no longer than this was used whole."""

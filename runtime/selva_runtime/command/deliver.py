@@ -12,7 +12,6 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
-from typing import Any
 
 from selva_bundle.errors import BundleError, CacheError, Cancelled, SelvaError
 from selva_bundle.lengths import exact_seconds
@@ -31,6 +30,7 @@ from selva_runtime.request import check_region
 from selva_runtime.results import Clip
 from selva_runtime.session import Session, encode_for
 from selva_runtime.text import short
+from selva_runtime.video_part import VideoPart
 
 DEMO_BUNDLE = Path(__file__).parents[1] / "demo_bundle"
 DEMOS = {"demo": "demo_bundle", "demo_mmaudio": "demo_mmaudio_bundle"}
@@ -132,21 +132,20 @@ class _Run:
                 return self._make(folder, self._encode(self.video))
 
     def _encode(self, video: VideoFile) -> Clip:
-        what: dict[str, Any] = {
-            "duration_s": self.asked.duration_s,
-            "start_s": self.asked.start_s,
-            "cuts": self.checked.cuts,
-            "frame_rule": self.asked.frame_rule,
-            "mask": self.asked.mask,
-            "mask_fill": self.asked.mask_fill,
-            "mask_invert": self.asked.mask_invert,
-            "progress": self._progress,
-            "cancel": self.cancel,
-        }
+        part = VideoPart(
+            duration_s=self.asked.duration_s,
+            start_s=self.asked.start_s,
+            cuts=self.checked.cuts,
+            frame_rule=self.asked.frame_rule,
+            mask=self.asked.mask,
+            mask_fill=self.asked.mask_fill,
+            mask_invert=self.asked.mask_invert,
+        )
         if self.bed is None:
-            clip = self.session.encode(video, **what)
+            clip = self.session.encode_part(video, part, progress=self._progress, cancel=self.cancel)
         else:
-            clip, self.bed.clip = encode_for([self.session, self.bed.session], video, **what)
+            both = [self.session, self.bed.session]
+            clip, self.bed.clip = encode_for(both, video, part, progress=self._progress, cancel=self.cancel)
         self._tell_what_was_used(clip)
         return clip
 

@@ -89,3 +89,10 @@ class Canvas:
         below = self.picture[:, rows, columns]
         for channel, level in enumerate(colour):
             below[..., channel] += cover * (np.float32(level) - below[..., channel])
+
+
+class Silhouette(Canvas):
+    """Paints everything white, to see where something is drawn."""
+
+    def _paint(self, rows: slice, columns: slice, inside: Array, colour: Colour, alpha: Number) -> None:
+        super()._paint(rows, columns, inside, (1, 1, 1), alpha)

@@ -14,7 +14,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from selva_ref.demo.world.canvas import Array, Canvas, Colour
+from selva_ref.demo.world.canvas import Array, Canvas, Colour, Silhouette
 from selva_ref.demo.world.kinds import KINDS
 from selva_ref.demo.world.looks import LOOKS, Clocks, Place
 from selva_ref.demo.world.sounds import RATE_HZ, Sound, Voice, draw_voice, soundtrack
@@ -147,7 +147,10 @@ def single_scene(seed: Sequence[int], kind: str | None = None) -> Scene:
 
 
 def composed_scene(seed: Sequence[int], kinds: tuple[str, str] | None = None, frames: int = FRAMES) -> Scene:
-    """Makes two objects of different kinds side by side in one frame, neither squeezed; their events interleave."""
+    """Makes two objects side by side in one frame, neither squeezed; their events interleave.
+
+    Their kinds differ unless `kinds` names the same one twice.
+    """
     rng = np.random.default_rng(list(seed))
     left, right = kinds or (str(k) for k in rng.choice(KINDS, 2, replace=False))
     sources = [
@@ -177,6 +180,16 @@ def render(scene: Scene, size: int = SIZE, times_s: Array | None = None) -> npt.
     for source in scene.sources:
         LOOKS[source.kind](canvas, source.place, clocks(source.events_s, times_s), source.colour)
     return canvas.frames_uint8(np.random.default_rng(scene.seed), scene.grain)
+
+
+def silhouettes(scene: Scene, size: int = SIZE) -> list[npt.NDArray[np.uint8]]:
+    """Renders where each source is, uint8 (frames, size, size): what a perfect segmenter would give as its mask."""
+    found = []
+    for source in scene.sources:
+        canvas = Silhouette(scene.frames, size)
+        LOOKS[source.kind](canvas, source.place, clocks(source.events_s, frame_times(0, scene.frames)), source.colour)
+        found.append((canvas.picture[..., 0] * 255 + 0.5).astype(np.uint8))
+    return found
 
 
 def _paint_distractor(canvas: Canvas, item: Distractor) -> None:

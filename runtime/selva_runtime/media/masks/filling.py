@@ -17,8 +17,8 @@ Keep = NDArray[np.uint8]
 GREY, BLACK, BLUR = "grey", "black", "blur"
 FILLS = (GREY, BLACK, BLUR)
 LEVELS = {GREY: 128, BLACK: 0}
-BLUR_PIXELS = 8
-"""A blurred picture is one of 8 x 8 pixels, enlarged."""
+BLUR_PIXELS = 2
+"""A blurred picture is one of 2 x 2 pixels, enlarged. Finer ones show the motion of what is filled."""
 _NOTHING = 16
 """If no pixel is kept by more than this of 255, the mask keeps nothing."""
 
@@ -40,7 +40,7 @@ def whole(size: int) -> Axis:
 
 
 def blurred(planes: Planes) -> Planes:
-    """Return planes (C, H, W) without anything finer than an eighth of the picture."""
+    """Return planes (C, H, W) with nothing but the colours of the quarters of the picture, which blend smoothly."""
     small = resize(planes, whole(BLUR_PIXELS), whole(BLUR_PIXELS))
     return resize(small, *map(whole, planes.shape[1:]))
 

@@ -19,7 +19,7 @@ from typing import Protocol, Self
 from av.video.frame import VideoFrame
 
 from selva_bundle.errors import MediaError
-from selva_runtime.media.container import Decoder
+from selva_runtime.media.container import MAX_SIDE_PIXELS, Decoder
 from selva_runtime.media.frames import SLACK_S
 from selva_runtime.media.seeking import SEEK_MARGIN_S, SeekFailed, seek_near
 from selva_runtime.media.video import VideoFile, pluralise
@@ -95,7 +95,8 @@ class MaskVideo:
         frames = self._decoder.frames()
         first = next(frames, None)
         if first is None:
-            raise MediaError(f"{self.path}: no frame can be decoded; the file is damaged, export it again")
+            limit = f"{MAX_SIDE_PIXELS}x{MAX_SIDE_PIXELS}"
+            raise MediaError(f"{self.path}: no frame of up to {limit} pixels can be decoded; export it again")
         self._origin = first[0]
         self._frames = seek_near(self._decoder, self._origin + start) if seek else chain([first], frames)
         self._shown = next(self._frames)
@@ -178,7 +179,7 @@ def numbered(folder: Path, names: list[str]) -> dict[int, Path]:
     """
     if len(names) == 1:
         return {0: folder / names[0]}
-    parts = [_NUMBER.split(name) for name in names]
+    parts = [_NUMBER.split(Path(name).stem) for name in names]
     example = f"such as mask_0001.png; {names[0]} and {names[-1]} are not"
     if len({tuple(part[::2]) for part in parts}) > 1:
         raise MediaError(f"{folder}: the PNGs must be of one sequence, {example}")
