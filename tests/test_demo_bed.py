@@ -82,9 +82,14 @@ def test_the_empty_text_is_that_of_no_words(run):
     assert torch.equal(read_checkpoint(run.file("bed"))["empty_string_feat"], nothing)
 
 
-def test_everything_else_in_the_generator_can_be_trained(run):
+def test_the_rest_of_the_generator_starts_with_strong_words_and_can_be_trained(run):
     generator = selva_ref.build("generator", BED)
     start_bed(generator, torch.zeros_like(generator.empty_string_feat), read_checkpoint(run.file("mmaudio")))
+    torch.manual_seed(3)
+    weak, strong = (selva_ref.build("generator", BED) for _ in range(2))
+    strong.load_state_dict(weak.state_dict())
+    start_bed(strong, torch.zeros_like(generator.empty_string_feat), read_checkpoint(run.file("mmaudio")))
+    torch.testing.assert_close(strong.text_input_proj[0].weight, 4 * weak.text_input_proj[0].weight)
     fixed = {name for name, value in generator.named_parameters() if not value.requires_grad}
     assert fixed == {"latent_mean", "latent_std", "empty_string_feat"}
 

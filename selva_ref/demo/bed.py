@@ -38,8 +38,10 @@ from selva_ref.weights.checkpoints import read_checkpoint
 
 BED = PRESETS["demo_mmaudio"]
 IMAGE_BATCH = 64
-SOUND_ONLY = 0.3
+SOUND_ONLY = 0.4
 """Share of the examples with a caption of all that sounds and no picture. MMAudio learns most words from such data."""
+WORD_GAIN = 4.0
+"""Factor on the first text layer at the start: its inputs are small (tokens of length 1), and were ignored otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,12 +102,13 @@ def train_bed(run: DemoRun) -> None:
 
 @torch.no_grad()
 def start_bed(generator: Generator, no_words_LE: Tensor, demo: Mapping[str, Tensor]) -> None:
-    """Starts from a flow of zero, with two things given.
+    """Starts from a flow of zero, with a strong first text layer and two things given.
 
     The empty text is the text tower's features of "", and stays so, as in MMAudio. The latent's statistics are those of
     the demo's own generator: the decoder contains them, so that both models have the same one.
     """
     start_generator(generator)
+    generator.get_parameter("text_input_proj.0.weight").mul_(WORD_GAIN)
     generator.empty_string_feat.copy_(no_words_LE)
     generator.empty_string_feat.requires_grad_(False)
     generator.latent_mean.copy_(demo["latent_mean"])
