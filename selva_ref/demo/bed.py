@@ -41,7 +41,7 @@ IMAGE_BATCH = 64
 SOUND_ONLY = 0.4
 """Share of the examples with a caption of all that sounds and no picture. MMAudio learns most words from such data."""
 WORD_GAIN = 4.0
-"""Factor on the first text layer at the start: its inputs are small (tokens of length 1), and were ignored otherwise."""
+"""Factor on the first text layer at the start: its inputs are small (tokens of length 1), and easily ignored."""
 
 
 @dataclass(frozen=True, kw_only=True)
