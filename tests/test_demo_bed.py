@@ -1,8 +1,10 @@
 """The demo's mixed track: what trains its networks, what they share with the demo, and how tracks are scored."""
 
 import json
+import re
 from collections import Counter
-from dataclasses import replace
+from dataclasses import fields, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +12,10 @@ import torch
 from click.testing import CliRunner
 
 import selva_ref
-from selva_ref.demo.bed import BED, bed_examples, draw_caption, start_bed, train_bed, train_image
+from selva_ref.demo.bed import BED, bed_examples, bed_loss, draw_caption, start_bed, train_bed, train_image
 from selva_ref.demo.command import demo
-from selva_ref.demo.evaluation.bed import BedNetworks, evaluate_bed, make_tracks, score_tracks
+from selva_ref.demo.evaluation.bed import BedNetworks, bed_table, evaluate_bed, make_tracks, score_tracks
+from selva_ref.demo.evaluation.events import Score
 from selva_ref.demo.evaluation.report import judge_of
 from selva_ref.demo.evaluation.scores import composed_tests
 from selva_ref.demo.fitting import Fit, fit
@@ -32,6 +35,7 @@ from selva_ref.weights.checkpoints import read_checkpoint
 from selva_ref.weights.loading import load_part
 
 OWN_MB = 6.0
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +126,24 @@ def test_captions_name_none_some_or_all_of_the_sounds():
         counts[len(parts)] += 1
     assert set(counts) == {0, 1, 2}
     assert min(counts.values()) > 70
+    assert all(draw_caption(rng, scene, whole=True).count(", ") == 1 for _ in range(20))
+
+
+@torch.no_grad()
+def test_examples_without_a_picture_do_not_see_it(run):
+    generator, examples, rows = run.load(selva_ref.build("generator", BED), "bed"), bed_examples(run), np.array([0, 9])
+    torch.manual_seed(0)
+    for value in generator.parameters():
+        value.add_(0.05 * torch.randn_like(value))
+    other = replace(examples, sync=examples.sync + 1, clip=examples.clip.flip(0))
+    text = run.captions[1][:2]
+
+    def loss(examples, unseen):
+        return bed_loss(generator, examples, rows, np.array(unseen), text, np.random.default_rng(2))
+
+    assert loss(examples, [True, True]) == loss(other, [True, True])
+    assert loss(examples, [True, False]) != loss(other, [True, False])
+    assert loss(examples, [True, True]) != loss(examples, [False, True])
 
 
 def test_a_trained_image_tower_tells_what_is_in_the_picture(run, tmp_path):
@@ -157,13 +179,19 @@ def test_tracks_depend_on_picture_and_caption(run, judge):
         for value in networks.generator.parameters():
             value.add_(0.05 * torch.randn_like(value))
 
-    def track(frames, caption):
+    def track(frames, caption, networks=networks):
         return make_tracks(networks, judge, frames, [caption], seed=0)
 
     one = track(frames[:1], "dog")
     assert one.shape == (1, 66560)
     np.testing.assert_array_equal(one, track(frames[:1], "dog"))
-    for other in (track(frames[1:], "dog"), track(frames[:1], "bell"), track(None, "dog")):
+    blind = replace(networks, tower=lambda pictures: torch.zeros(len(pictures), BED.generator.clip_width))
+    for other in (
+        track(frames[1:], "dog"),
+        track(frames[:1], "bell"),
+        track(None, "dog"),
+        track(frames[:1], "dog", blind),
+    ):
         assert np.abs(one - other).max() > 1e-3
 
 
@@ -203,6 +231,7 @@ def test_the_evaluation_has_a_row_for_each_input_and_for_the_true_sound(run, jud
     ]
     assert found["rows"]["the true sound"]["f1"] > 0.88
     assert found["rows"]["video"]["f1"] < 0.6  # two steps teach nothing
+    assert found["kind_from_caption_alone"] < 0.5
     assert text.count("\n") == 6
 
 
@@ -213,3 +242,12 @@ def test_the_command_trains_what_is_missing(run):
     assert done.exit_code == 0, done.output
     assert run.file("bed").exists()
     assert run.file("clip_image").stat().st_mtime_ns == before
+
+
+def test_the_docs_have_the_measured_scores():
+    found = json.loads((ROOT / "benchmarks" / "results" / "demo_bed_scores.json").read_text())["rows"]
+    counts = {field.name for field in fields(Score)}
+    rows = {name: Score(**{k: v for k, v in row.items() if k in counts}) for name, row in found.items()}
+    assert bed_table(rows) in (ROOT / "docs" / "demo-model.md").read_text()
+    (row,) = re.findall(r"^\| demo's \[mixed track\].*$", (ROOT / "docs" / "status.md").read_text(), re.MULTILINE)
+    assert f"F1 {rows['video'].f1:.2f} without a caption" in row

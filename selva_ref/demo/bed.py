@@ -38,6 +38,8 @@ from selva_ref.weights.checkpoints import read_checkpoint
 
 BED = PRESETS["demo_mmaudio"]
 IMAGE_BATCH = 64
+SOUND_ONLY = 0.3
+"""Share of the examples with a caption of all that sounds and no picture. MMAudio learns most words from such data."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +90,9 @@ def train_bed(run: DemoRun) -> None:
 
     def loss(rng: np.random.Generator, step: int) -> Tensor:
         rows = rng.integers(len(examples), size=BATCH)
-        captions = [draw_caption(rng, examples.scenes[row]) for row in rows]
-        return bed_loss(generator, examples, rows, run.prompts.clip_features(text, captions), rng)
+        unseen = rng.random(len(rows)) < SOUND_ONLY
+        captions = [draw_caption(rng, examples.scenes[row], whole) for row, whole in zip(rows, unseen, strict=True)]
+        return bed_loss(generator, examples, rows, unseen, run.prompts.clip_features(text, captions), rng)
 
     run.fit("bed", generator, loss, run.plan.bed)
     run.save(generator, "bed")
@@ -125,16 +128,25 @@ def bed_examples(run: DemoRun) -> BedExamples:
     )
 
 
-def draw_caption(rng: np.random.Generator, scene: Scene) -> str:
-    """Draws a caption that names none, some or all of the sounds, each number equally likely, in any order."""
-    kinds = rng.permutation([source.kind for source in scene.sources])[: rng.integers(len(scene.sources) + 1)]
+def draw_caption(rng: np.random.Generator, scene: Scene, whole: bool = False) -> str:
+    """Draws a caption in any order that names all the sounds (`whole`), or none, some or all, equally likely."""
+    count = len(scene.sources) if whole else rng.integers(len(scene.sources) + 1)
+    kinds = rng.permutation([source.kind for source in scene.sources])[:count]
     return ", ".join(str(rng.choice(SCENES)).format(rng.choice(CAPTIONS[kind])) for kind in kinds)
 
 
 def bed_loss(
-    generator: Generator, examples: BedExamples, rows: np.ndarray, text_BLE: Tensor, rng: np.random.Generator
+    generator: Generator,
+    examples: BedExamples,
+    rows: np.ndarray,
+    unseen: np.ndarray,
+    text_BLE: Tensor,
+    rng: np.random.Generator,
 ) -> Tensor:
-    """Flow matching loss on given rows; picture and text are dropped independently; t = sigmoid(normal)."""
+    """Flow matching loss on given rows, of which some are `unseen`; t = sigmoid(normal).
+
+    Picture and text are also dropped at random, independently.
+    """
     mean, deviation = examples.mean[rows], examples.deviation[rows]
 
     def normal(*size: int) -> Tensor:
@@ -148,6 +160,6 @@ def bed_loss(
         clip_BCE=examples.clip[rows],
         noise=normal(*mean.shape),
         t_B=normal(len(rows)).sigmoid(),
-        drop_video_B=torch.from_numpy(rng.random(len(rows)) < NULL_SHARE),
+        drop_video_B=torch.from_numpy(unseen | (rng.random(len(rows)) < NULL_SHARE)),
         drop_text_B=torch.from_numpy(rng.random(len(rows)) < NULL_SHARE),
     )

@@ -152,6 +152,7 @@ def evaluate_bed(run: DemoRun) -> str:
     report = {
         "command": "selva-train demo",
         "seed": run.seed,
+        "kind_from_caption_alone": caption_score(networks, judge, run.seed),
         "scenes": len(scenes),
         "steps": 25,
         "guidance": 4.5,
@@ -162,6 +163,13 @@ def evaluate_bed(run: DemoRun) -> str:
         with atomic_write(run.folder / f"bed_evaluation.{name}") as temporary:
             temporary.write_text(content + "\n", encoding="utf-8")
     return text
+
+
+def caption_score(networks: BedNetworks, judge: Judge, seed: int, each: int = 4) -> float:
+    """Share of tracks without a picture that sound like the kind that their caption names."""
+    kinds = np.repeat(np.arange(len(KINDS)), each)
+    tracks = make_tracks(networks, judge, None, [prompt(KINDS[kind]) for kind in kinds], seed)
+    return float((judge.kinds_of(tracks) == kinds).mean())
 
 
 def bed_table(rows: dict[str, Score]) -> str:
