@@ -10,7 +10,7 @@ PICTURES = (
     "examples/street.png",
     "benchmarks/results/demo_scores.png",
     "benchmarks/results/long_form.png",
-    "benchmarks/results/openvino+openvino-bf16-small_16k-fp32.png",
+    "benchmarks/results/openvino+openvino-bf16-small_16k-fp32-amx.png",
 )
 
 

@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 from clips import numbered, write_video
 
+from selva_bench import machine
 from selva_bench.cli import main
 from selva_bench.inputs import video_lasting
 from selva_bench.presentation import name_of, save
@@ -177,9 +178,10 @@ def test_short_video_is_repeated(tmp_path: Path) -> None:
 
 
 def test_results_are_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    document = {"ratios": {"cpu": {}, "cuda": {}}, "setting": {"preset": "small_16k", "precision": "fp16"}}
-    assert name_of(document) == "cpu+cuda-small_16k-fp16"
-    old = tmp_path / "cpu+cuda-small_16k-fp16.json"
+    setting = {"preset": "small_16k", "precision": "fp16"}
+    document = {"ratios": {"cpu": {}, "cuda": {}}, "setting": setting, "machine": {"cpu_kind": "avx2"}}
+    assert name_of(document) == "cpu+cuda-small_16k-fp16-avx2"
+    old = tmp_path / "cpu+cuda-small_16k-fp16-avx2.json"
     old.write_text("old")
 
     def interrupted(*_: object) -> None:
@@ -215,3 +217,19 @@ def test_quality_compares_every_way_with_the_first(tmp_path: Path, monkeypatch: 
     exact = ways["openvino exact"]
     if "unavailable" not in exact:
         assert all(exact[name]["snr_db"] > 60 and exact[name]["log10_mel_l1"] < 0.01 for name in ("mixed", "composed"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "kind"),
+    [
+        ("fpu sse4_2 avx2 fma", "avx2"),
+        ("avx2 fma avx512f avx512_vnni", "avx512"),
+        ("avx2 fma avx512f avx512_bf16", "avx512-bf16"),
+        ("avx2 fma avx512f avx512_bf16 amx_tile amx_bf16", "amx"),
+        ("avx2", "aarch64"),
+    ],
+)
+def test_the_kind_of_a_cpu_is_its_best_instruction_set(monkeypatch: pytest.MonkeyPatch, flags: str, kind: str) -> None:
+    monkeypatch.setattr(machine, "_read", lambda path: f"model name\t: X\nflags\t\t: {flags}\n")
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    assert machine.cpu_kind() == kind

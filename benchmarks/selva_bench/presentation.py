@@ -37,7 +37,7 @@ def _heading(document: dict[str, Any]) -> Iterator[str]:
         f"{setting['threads']} threads"
     )
     memory = f"{machine['memory_bytes'] / 2**30:.0f} GiB, " if machine["memory_bytes"] else ""
-    yield f"{machine['cpu']}, {machine['cores']} cores, {memory}GPU: {machine['gpu'] or 'none'}"
+    yield f"{machine['cpu']} ({machine['cpu_kind']}), {machine['cores']} cores, {memory}GPU: {machine['gpu'] or 'none'}"
     libraries = ", ".join(f"{name} {version}" for name, version in machine["libraries"].items())
     yield f"{machine['os']}, Python {machine['python']}, {libraries}"
 
@@ -132,9 +132,9 @@ _EXTRAS: tuple[tuple[str, Callable[[dict[str, Any]], str | None]], ...] = (
 
 
 def name_of(document: dict[str, Any]) -> str:
-    """A name such as cpu-small_16k-fp32: the runtime's sides, preset and precision, without date or host."""
-    ours = "+".join(document["ratios"])
-    return f"{ours}-{document['setting']['preset']}-{document['setting']['precision']}"
+    """A name such as cpu-small_16k-fp32-avx2: the runtime's sides, preset, precision and kind of CPU, without date."""
+    ours, setting = "+".join(document["ratios"]), document["setting"]
+    return f"{ours}-{setting['preset']}-{setting['precision']}-{document['machine']['cpu_kind']}"
 
 
 def save(document: dict[str, Any], folder: Path) -> tuple[Path, Path | None]:
