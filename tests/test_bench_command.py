@@ -91,7 +91,7 @@ def test_runtime_and_torch_side_by_side(against_torch: Run, demo_bundle: Path) -
         assert against["totals"][name]["median"] == pytest.approx(
             baseline[name]["median_s"] / ours[name]["median_s"], rel=1e-4
         )
-    assert json.loads((results / "cpu-demo-fp32.json").read_text()) == document
+    assert json.loads((results / f"cpu-demo-fp32-{machine.cpu_kind()}.json").read_text()) == document
     assert platform.node() not in done.stdout.split()
     assert str(demo_bundle) not in done.stdout
     assert "first stem after decode" in done.stdout
@@ -100,7 +100,7 @@ def test_runtime_and_torch_side_by_side(against_torch: Run, demo_bundle: Path) -
 def test_chart(against_torch: Run) -> None:
     pytest.importorskip("matplotlib")
     _, results = against_torch
-    assert (results / "cpu-demo-fp32.png").read_bytes().startswith(b"\x89PNG")
+    assert (results / f"cpu-demo-fp32-{machine.cpu_kind()}.png").read_bytes().startswith(b"\x89PNG")
     assert len(list(results.iterdir())) == 2
 
 

@@ -41,6 +41,15 @@ def test_video_encoder() -> None:
     torch.testing.assert_close(encoder(frames, text, mask), want, rtol=1e-4, atol=1e-5)
 
 
+def test_image_tower() -> None:
+    """In float16 the softmax, and so the attention's weights, are float32."""
+    tower, frames = load_part("clip_image", selva_ref.get_preset("demo_mmaudio"), None), torch.rand(2, 3, 64, 64)
+    want = tower(frames)
+    rewrite(tower)
+    assert not torch.equal(tower(frames), want)
+    torch.testing.assert_close(tower(frames), want, rtol=1e-4, atol=1e-5)
+
+
 def test_vae_decoder() -> None:
     vae, latent = load_part("vae", DEMO, None), torch.randn(1, 20, 30)
     want = vae.decode(latent)

@@ -189,7 +189,7 @@ def test_frames_of_any_size_work(generate, out, tmp_path, width, height, codec, 
         (["-p", "  "], ("prompt is empty",)),
         (["-p", "a" * 10_000], ("10000 characters; use at most 1000",)),
         (["-p", "rain\nwind"], ("control",)),
-        ([], ("Missing option '-p'",)),
+        ([], ("no prompt; say what should be heard",)),
         (["-p", "rain", "--negative", "a" * 10_000], ("10000 characters",)),
         (["-p", "rain", "--guidance", "nan"], ("guidance is nan",)),
         (["-p", "rain", "--guidance", "inf"], ("guidance is inf",)),
@@ -329,4 +329,4 @@ def test_errors_are_json_too_for_the_program_that_reads(generate):
     assert result.exit_code == 2
     assert json.loads(result.stdout) == {"error": "steps is 0; give a whole number from 1 to 1000"}
     result = generate("--json")
-    assert "Missing option" in json.loads(result.stdout)["error"]
+    assert "no prompt" in json.loads(result.stdout)["error"]

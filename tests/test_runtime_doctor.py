@@ -89,12 +89,13 @@ def test_a_person_reads_one_line_for_each(listed):
 @pytest.mark.parametrize(
     ("arguments", "missing"),
     [
-        ([], "argument 'VIDEO'"),
-        (["v.mp4", "-o", "x"], "option '-p' / '--prompt'"),
-        (["v.mp4", "-p", "x"], "option '-o"),
+        ([], "Missing option '-o"),
+        (["-p", "x", "-o", "x"], "no video; give one"),
+        (["v.mp4", "-o", "x"], "no prompt; say what should be heard"),
+        (["v.mp4", "-p", "x"], "Missing option '-o"),
     ],
 )
 def test_required_options_are_required_without_list(arguments, missing):
     result = CliRunner().invoke(main, arguments)
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
-    assert result.stderr.startswith(f"error: Missing {missing}")
+    assert result.stderr.startswith(f"error: {missing}")

@@ -14,7 +14,7 @@ from delivered import cancelled_after_a_window, generate, timed_video
 
 import selva_runtime.command.output
 from selva_runtime.command.records import GenerateRequest
-from selva_runtime.command.stem_files import Post, StemFiles
+from selva_runtime.command.stem_files import Post, StemFiles, tracks
 from selva_runtime.media.post.loudness import CEILING_DB
 from selva_runtime.media.post.timecode import Timecode, parse_timecode
 
@@ -171,7 +171,7 @@ def test_a_model_of_any_rate_is_delivered_at_48_khz(tmp_path, model_hz):
     info = SimpleNamespace(preset="demo", weights="toy", notice="none", sample_rate_hz=model_hz)
     post = Post(scene="street", timecode=Timecode(frame=0, rate=Fraction(25)), start_s=0.5)
     tone = (0.1 * np.sin(2 * np.pi * 1000 * np.arange(model_hz) / model_hz)).astype(np.float32)
-    with StemFiles(tmp_path, request, info, 48_000, post) as files:
+    with StemFiles(tmp_path, tracks(request, info), 48_000, post) as files:
         for start in range(0, model_hz, 7001):
             files.write(0, tone[start : start + 7001])
         (stem,) = files.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from threading import Event
 from typing import TYPE_CHECKING, Any
@@ -193,7 +193,9 @@ class EncodingJob:
     ) -> None:
         from selva_runtime.media.cuts import CutDetector
 
-        self._encoder, self._cached, self._cancel = encoder, cached, cancel
+        self._encoder, self._cached = encoder, cached
+        turn: Callable[[], AbstractContextManager[None]] = lambda: encoder.turns.take(cancel)  # noqa: E731
+        self._turn = turn  # no method: a cycle would keep the memory of a device
         known = None if cuts == NO_CUTS else CutDetector() if isinstance(cuts, str) else KnownCuts(cuts=cuts)
         self.encoding = Encoding(
             encoder.executor,
@@ -215,9 +217,6 @@ class EncodingJob:
                 progress=progress or no_progress,
                 cancel=cancel,
             )
-
-    def _turn(self) -> Any:
-        return self._encoder.turns.take(self._cancel)
 
     @property
     def consumers(self) -> list[Callable[[npt.NDArray[np.uint8]], None]]:
