@@ -204,8 +204,7 @@ class TextEncoder:
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """T5 features (tokens, width) of the prompts, and CLIP features (77, width) of them and the negative prompt.
 
-        There are no T5 features in MMAudio. They may have more rows than the prompt has tokens; `mask` tells which
-        count.
+        T5 features may have more rows than the prompt has tokens; `mask` tells which count. MMAudio has none.
 
         `on_progress(done, total)` counts the prompts that had to be computed, once for each tower.
 

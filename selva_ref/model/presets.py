@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-SYSTEMS = ("selva", "mmaudio")
+from selva_bundle.ports import SYSTEMS
 
 
 @dataclass(frozen=True, kw_only=True)
