@@ -19,6 +19,8 @@ class DemoPlan:
     """Pairs of clips side by side: 0.3 MB of disk each."""
     pairs: int = 3000
     """Rendered scenes of two sources, for the network that makes one mixed track: 1.3 MB of disk each."""
+    absent: float = 0.2
+    """Share of the examples of both stages whose text names what the picture does not show: silence is right."""
     tests: int = 48
     """Scenes in each test set; every scene gives two stems."""
     text: Fit = field(default_factory=lambda: Fit(steps=600, rate=1e-3))
