@@ -1,7 +1,7 @@
 """Makes the demo preset's two small tokenizers: `python -m selva_ref.demo.world.vocabularies`.
 
-They are learned from the captions of the demo's world, so that the demo needs no third-party files: the same captions give
-the same bytes. Words that are kept out of training are spelled in pieces.
+They are learned from the captions of the demo's world, so that the demo needs no third-party files: the same captions
+give the same bytes. Words that are kept out of training are spelled in pieces.
 """
 
 from __future__ import annotations
