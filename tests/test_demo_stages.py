@@ -1,7 +1,9 @@
 """Every stage of the demo's training runs, resumes exactly, and leaves checkpoints that load and export normally."""
 
 import json
+import shutil
 from contextlib import suppress
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,9 +13,11 @@ from torch import nn
 
 import selva_ref
 from selva_ref.demo import fitting
+from selva_ref.demo import run as run_module
 from selva_ref.demo.evaluation.ablations import train_joint, train_no_encoder, train_no_sup
 from selva_ref.demo.evaluation.report import evaluate
 from selva_ref.demo.fitting import Fit, draws, fit
+from selva_ref.demo.origin import origin_sha256
 from selva_ref.demo.plan import QUICK
 from selva_ref.demo.run import PRESET, DemoRun
 from selva_ref.demo.selection import draw_pair, make_mixes, pooled
@@ -83,8 +87,39 @@ def test_the_teacher_sees_a_mix_as_its_tokens_say(run):
 
 
 def test_a_folder_of_another_run_is_refused(run):
-    with pytest.raises(TrainingError, match="another plan or seed"):
+    with pytest.raises(TrainingError, match="another plan, seed, world or network"):
         DemoRun(folder=run.folder, plan=QUICK, seed=1)
+
+
+def test_a_folder_of_another_world_is_refused(run, monkeypatch):
+    DemoRun(folder=run.folder, plan=QUICK, seed=0)
+    monkeypatch.setattr(run_module, "origin_sha256", lambda: "another")
+    with pytest.raises(TrainingError, match="another plan, seed, world or network"):
+        DemoRun(folder=run.folder, plan=QUICK, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "counts"),
+    [
+        ("demo/world/sounds.py", "ATTACK_S = 0.002", "ATTACK_S = 0.003", True),
+        ("demo/world/kinds.py", '"puppy barking"', '"hound barking"', True),
+        ("demo/models/teacher.py", "RARE_WEIGHT = 4.0", "RARE_WEIGHT = 5.0", True),
+        ("model/presets.py", "depth=3", "depth=4", True),
+        ("data/tokenizers/t5_demo.json", "barking", "berking", True),
+        ("demo/world/sounds.py", "ATTACK_S = 0.002", "ATTACK_S = 0.002  # seconds", False),
+        ("demo/world/sounds.py", "How the objects of the demo's world sound", "The sounds", False),
+        ("demo/world/scenes.py", "Draws two to five times", "Draws times", False),
+    ],
+)
+def test_the_origin_is_another_if_the_world_or_a_network_is(tmp_path, file, old, new, counts):
+    package = Path(selva_ref.__file__).parent
+    for folder in ("demo/world", "demo/models", "model", "data/tokenizers"):
+        shutil.copytree(package / folder, tmp_path / folder)
+    assert origin_sha256(tmp_path) == origin_sha256()
+    text = (tmp_path / file).read_text(encoding="utf-8")
+    assert old in text
+    (tmp_path / file).write_text(text.replace(old, new, 1), encoding="utf-8")
+    assert (origin_sha256(tmp_path) != origin_sha256()) == counts
 
 
 def test_prompts_name_their_kind(run):

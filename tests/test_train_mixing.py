@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
-from train_samples import DURATION_S, LABELS, RULES, PaintedClips, write_features
+from train_samples import DURATION_S, LABELS, LENGTHS, RULES, PaintedClips, write_features
 
 from selva_ref.training.data.store import Features
 from selva_ref.training.errors import TrainingError
@@ -121,7 +124,7 @@ def test_mixes_are_made_of_the_target_and_a_clip_of_another_label(features: Feat
 
 def test_flow_targets_follow_their_distributions(features: Features) -> None:
     rng = np.random.default_rng(1)
-    drawn = [flow_targets(features, 0, rng) for _ in range(2000)]
+    drawn = [flow_targets(features, 0, None, rng) for _ in range(2000)]
     mean, deviation = features.posterior(0)
     logits = [np.log(one["t"] / (1 - one["t"])) for one in drawn]
     assert np.mean(logits) == pytest.approx(0, abs=0.1)
@@ -132,6 +135,30 @@ def test_flow_targets_follow_their_distributions(features: Features) -> None:
     standard = np.stack([(one["latent"] - mean) / deviation for one in drawn])
     assert np.abs(standard.mean(0)).max() < 0.15
     assert np.abs(standard.std(0) - 1).max() < 0.15
+
+
+def test_an_absent_text_is_of_a_third_label_and_asks_for_silence(tmp_path) -> None:
+    features = Features(write_features(tmp_path / "features", labels=(*LABELS, "violin")))
+    silence = np.full((LENGTHS.latent, RULES.latent_width), 7.0, np.float32)
+    targets = partial(flow_targets, silence=(silence, np.zeros_like(silence)))
+    clips = FlatClips(features, RULES, replace(SETTINGS, absent=0.3), targets)
+    texts = {label: torch.from_numpy(features.text(row).clip) for row, label in enumerate((*LABELS, "violin"))}
+    absent = []
+    for step in range(80):
+        batch = clips[[(step, index) for index in range(SETTINGS.batch)]]
+        for row, picture in enumerate(batch["frames"]):
+            shown = {features.clip(int(shade) // 10 - 1).label for shade in picture[0, 0, 0].unique()}
+            (asked,) = (label for label, text in texts.items() if torch.equal(text, batch["clip_text"][row]))
+            absent.append(bool(batch["absent"][row]))
+            assert (asked in shown) != absent[-1]
+            assert bool((batch["latent"][row] == 7).all()) == absent[-1]
+    assert np.mean(absent) == pytest.approx(0.3, abs=0.08)
+    assert not any(clips.held_out(index)[0]["absent"].item() for index in range(2))
+
+
+def test_an_absent_text_needs_a_third_label(features: Features) -> None:
+    with pytest.raises(TrainingError, match="three labels"):
+        PaintedClips(features, RULES, replace(SETTINGS, absent=0.1), flow_targets)
 
 
 def test_held_out_clips_are_never_trained_with(features: Features) -> None:

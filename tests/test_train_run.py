@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from train_samples import LENGTHS, RULES, TINY, PaintedClips, curve, events, write_checkpoints, write_features
+from train_samples import LABELS, LENGTHS, RULES, TINY, PaintedClips, curve, events, write_checkpoints, write_features
 
 from selva_ref.errors import CheckpointNotFoundError
 from selva_ref.model.presets import PRESETS
@@ -23,6 +23,7 @@ from selva_ref.training.initial import fresh_encoder
 from selva_ref.training.parameters import STAGE1, STAGE2, trainable
 from selva_ref.training.run import StageRequest, stage1, stage2
 from selva_ref.training.settings import RunPlace
+from selva_ref.training.stages import Distillation, selected
 from selva_ref.weights.loading import load_part
 
 STAGES = {"stage1": stage1, "stage2": stage2}
@@ -156,6 +157,44 @@ def at_step(wanted: int, act: Callable[[], None]):
 
 
 @pytest.mark.parametrize("stage", STAGES)
+def test_absent_texts_change_the_losses(choices, trained, tmp_path, stage: str) -> None:
+    data = write_features(tmp_path / "data", labels=(*LABELS, "violin"))
+    made = []
+    for absent in (0.0, 0.9):
+        place = encoder_for(stage, trained, tmp_path / f"{stage} {absent}")
+        made.append(STAGES[stage](replace(choices, data=data, absent=absent), place).losses)
+    assert all(abs(a - b) > 0.01 * a for a, b in zip(*made, strict=True))
+
+
+def test_what_is_absent_looks_like_a_still_picture_to_the_teacher(choices) -> None:
+    path = choices.checkpoints / "teacher_demo.safetensors"
+    teacher = load_part("teacher", TINY, choices.checkpoints)
+    stage = Distillation(fresh_encoder(TINY, path, seed=0))
+    with torch.no_grad():
+        for parameter in stage.trained.values():  # the student's pooling is trained, the teacher's stays
+            parameter.add_(0.1)
+    shape = (2, LENGTHS.frames, 3, TINY.video.image_size, TINY.video.image_size)
+    frames = torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    held = frames[:, :1].expand(shape)
+    video = preprocess(held.flatten(0, 1), TINY.video.image_size).unflatten(0, held.shape[:2])
+    with torch.no_grad():
+        expected = teacher(segment(video, TINY.video)).flatten(1, 2)
+    still = stage.still(frames, LENGTHS.sync)
+    torch.testing.assert_close(still, expected, atol=1e-5, rtol=1e-5)
+    batch = {
+        "frames": frames,
+        "absent": torch.tensor([True, False]),
+        "t5": torch.zeros(2, 3, TINY.video.text_width),
+        "t5_mask": torch.ones(2, 3, dtype=torch.bool),
+        "teacher": torch.zeros_like(still),
+    }
+    with torch.no_grad():
+        seen, loss = selected(stage.network, batch), stage(batch)
+    expected = ((seen[0] - still[0]).square().mean() + seen[1].square().mean()) / 2
+    torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize("stage", STAGES)
 def test_accumulating_gives_the_same_losses(choices, trained, tmp_path, stage: str) -> None:
     place = replace(encoder_for(stage, trained, tmp_path / "out"), accumulate=4)
     assert STAGES[stage](choices, place).losses == pytest.approx(trained[1][stage], rel=1e-5)
@@ -241,6 +280,7 @@ def test_a_fresh_encoder_begins_near_its_teacher(choices: StageRequest) -> None:
         ({"seed": 1}, "started with seed 0, not 1"),
         ({"batch": 0}, "batch 0: must be at least 1"),
         ({"learning_rate": 0.0}, "learning rate 0.0: must be above 0"),
+        ({"absent": 1.0}, "absent 1.0: must be from 0 to below 1"),
         ({"holdout": 8}, "8 clips, of which 8 are held out; hold out fewer with --holdout"),
         ({"data": Path("nowhere")}, r"nowhere: no data.json; create the folder with: selva-train extract"),
     ],

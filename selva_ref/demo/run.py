@@ -1,7 +1,7 @@
 """Every stage of the demo, from scratch to a folder of checkpoints that can be exported like any other.
 
 A stage writes one file, and a stage whose file exists is not run again. `run.json` records the plan and the seed of the
-folder. A run with others is refused, so that two runs never mix.
+folder, and a hash of the world and the networks. A run with others is refused, so that two runs never mix.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from selva_ref.demo.models.generator import (
 from selva_ref.demo.models.listener import Listener, listener_loss
 from selva_ref.demo.models.teacher import CLEAN_SHARE, TaughtTeacher, draw_segments, teacher_loss
 from selva_ref.demo.models.text import Prompts, TaughtTowers, text_loss
+from selva_ref.demo.origin import origin_sha256
 from selva_ref.demo.plan import DemoPlan
 from selva_ref.demo.selection import Mixes, clean_features, make_mixes, selected, selection_loss
 from selva_ref.demo.world.clip_bank import ClipBank, single_scenes
@@ -76,12 +77,15 @@ class DemoRun:
         """Checks that the folder belongs to this run.
 
         Raises:
-            TrainingError: it holds a run with another plan or seed.
+            TrainingError: it holds a run with another plan or seed, or of another version of the world or the networks.
         """
         path = self.folder / "run.json"
-        told = json.dumps({"seed": self.seed, "plan": asdict(self.plan)}, indent=1) + "\n"
+        origin = {"seed": self.seed, "plan": asdict(self.plan), "world_and_networks_sha256": origin_sha256()}
+        told = json.dumps(origin, indent=1) + "\n"
         if path.exists() and path.read_text(encoding="utf-8") != told:
-            raise TrainingError(f"{path}: this folder holds a run with another plan or seed; choose another --out")
+            raise TrainingError(
+                f"{path}: this folder holds a run with another plan, seed, world or network; choose another --out"
+            )
         with atomic_write(path) as temporary:
             temporary.write_text(told, encoding="utf-8")
 

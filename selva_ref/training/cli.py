@@ -112,6 +112,12 @@ def _stage_options(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--warmup", type=int, default=1000, help="Steps until the full learning rate is reached."),
             click.option("--alpha", type=float, default=1.0, help="Target's share of the picture: Beta(alpha, alpha)."),
             click.option(
+                "--absent",
+                type=float,
+                default=0.0,
+                help="Share of examples whose text names something that neither video shows: silence is right.",
+            ),
+            click.option(
                 "--average",
                 "average_width",
                 type=float,

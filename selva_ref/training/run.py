@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 
 from selva_ref.errors import CheckpointNotFoundError
 from selva_ref.model.presets import Preset, get_preset
 from selva_ref.pipeline import sequence_rules
+from selva_ref.training.data.frozen import posterior_of_silence
 from selva_ref.training.data.store import Features
 from selva_ref.training.errors import TrainingError
 from selva_ref.training.examples.mixed import MixedClips, distillation_targets, flow_targets
@@ -82,6 +84,9 @@ def stage2(request: StageRequest, place: RunPlace) -> Trained:
     base = request.base or find_base(request.checkpoints, preset)
     settings = _settings("stage2", request, features, [encoder, base])
     rules = sequence_rules(preset)
+    lengths = rules.lengths(features.description.duration_s)
+    silence = posterior_of_silence(preset, request.checkpoints, lengths.latent) if settings.absent else None
+    targets = partial(flow_targets, silence=silence)
     with process_group(pick_device(request.device)) as world:
         run = Run(
             preset=preset,
@@ -90,9 +95,9 @@ def stage2(request: StageRequest, place: RunPlace) -> Trained:
             stage=FlowMatching(
                 base_generator(preset, base),
                 load_part("video_encoder", preset, place.out),
-                rules.lengths(features.description.duration_s).visual,
+                lengths.visual,
             ),
-            clips=MixedClips(features, rules, settings, flow_targets),
+            clips=MixedClips(features, rules, settings, targets),
             listener=Listener(preset, request.checkpoints, world.device) if world.main else None,
         )
         losses = train(run, world)

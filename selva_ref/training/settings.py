@@ -26,6 +26,8 @@ class Choices:
     """Steps until the full learning rate is reached."""
     alpha: float = 1.0
     """The target's share of the picture is drawn from Beta(alpha, alpha)."""
+    absent: float = 0.0
+    """Probability that the text names something that neither video shows. Then silence is right."""
     holdout: int = 16
     """Clips kept out of training for validation."""
     precision: str = "fp32"
@@ -40,6 +42,8 @@ class Choices:
         for name in ("learning_rate", "alpha"):
             if not getattr(self, name) > 0:
                 raise TrainingError(f"{name.replace('_', ' ')} {getattr(self, name)}: must be above 0")
+        if not 0 <= self.absent < 1:
+            raise TrainingError(f"absent {self.absent}: must be from 0 to below 1")
         if self.precision not in PRECISIONS:
             raise TrainingError(f"precision {self.precision}: must be one of {', '.join(PRECISIONS)}")
 

@@ -5,7 +5,10 @@ The shapes are those of `examples`.
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import torch
+from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from selva_ref.model.generator import Generator
@@ -17,18 +20,37 @@ from selva_ref.training.parameters import STAGE1, STAGE2, trainable
 
 
 class Distillation(nn.Module):
-    """Stage 1: compares the student (two mixed videos, the target's text) with the teacher (the target alone)."""
+    """Stage 1: compares the student (two mixed videos, the target's text) with the teacher (the target alone).
+
+    For a text that neither video shows, the teacher sees a still picture of the scene. `encoder` is a fresh one, whose
+    pooling is the teacher's.
+    """
 
     part = "video_encoder"
 
     def __init__(self, encoder: VideoEncoder) -> None:
         super().__init__()
         self.network = encoder
+        self.teacher_pooling = deepcopy(encoder.vfeat_extractor.spatial_attn_agg).requires_grad_(False)
         self.trained = trainable(encoder, STAGE1)
 
     def forward(self, batch: Batch) -> Tensor:
-        """frames uint8 (B, T, 3, H, W), t5, t5_mask, teacher → loss ()."""
-        return distillation_loss(selected(self.network, batch), batch["teacher"])
+        """frames uint8 (B, T, 3, H, W), absent (B,), t5, t5_mask, teacher → loss ()."""
+        target, absent = batch["teacher"], batch["absent"]
+        if absent.any():
+            target = torch.where(absent[:, None, None], self.still(batch["frames"], target.shape[1]), target)
+        return distillation_loss(selected(self.network, batch), target)
+
+    @torch.no_grad()
+    def still(self, frames_BT3HW: Tensor, length: int) -> Tensor:
+        """The teacher's features (B, length, D) of the first frame, held for the whole clip: nothing happens."""
+        config = self.network.config
+        frames = frames_BT3HW[:, :1].expand(-1, config.segment_frames, -1, -1, -1)
+        video = preprocess(frames.flatten(0, 1), config.image_size).unflatten(0, frames.shape[:2])
+        tokens_BND = self.network.backbone(segment(video, config))
+        steps = rearrange(tokens_BND, "b (t p) d -> (b t) p d", t=config.time_tokens)
+        pooled: Tensor = self.teacher_pooling(steps)
+        return repeat(pooled, "(b t) d -> b (s t) d", t=config.time_tokens, s=length // config.time_tokens)
 
 
 class FlowMatching(nn.Module):

@@ -86,11 +86,11 @@ def write_videos(folder: Path, clips: int = CLIPS) -> tuple[Path, Path]:
     return videos, path
 
 
-def write_features(folder: Path, clips: int = CLIPS) -> Path:
+def write_features(folder: Path, clips: int = CLIPS, labels: tuple[str, ...] = LABELS) -> Path:
     """Writes features like `extract`, from random numbers. There are no videos; use `PaintedClips` for the frames."""
     folder.mkdir()
     preset = get_preset("demo")
-    listed = [Listed(id=f"c{number}", label=LABELS[number % 2]) for number in range(clips)]
+    listed = [Listed(id=f"c{number}", label=labels[number % len(labels)]) for number in range(clips)]
     description = DataDescription(
         preset="demo", duration_s=DURATION_S, videos="nowhere", list_sha256=fingerprint(listed)
     )
@@ -100,13 +100,13 @@ def write_features(folder: Path, clips: int = CLIPS) -> Path:
     arrays = {
         "posterior": (clips, 2, LENGTHS.latent, RULES.latent_width),
         "teacher": (clips, LENGTHS.sync, preset.video.width),
-        "text_t5": (len(LABELS), 5, preset.video.text_width),
-        "text_clip": (len(LABELS), preset.generator.text_tokens, preset.generator.text_width),
+        "text_t5": (len(labels), 5, preset.video.text_width),
+        "text_clip": (len(labels), preset.generator.text_tokens, preset.generator.text_width),
     }
     for name, shape in arrays.items():
         values = random_weights.normal(name, *shape)
         np.save(folder / f"{name}.npy", values.astype(np.float16) if name == "teacher" else values)
-    np.save(folder / "text_t5_tokens.npy", np.array([3, 5]))
+    np.save(folder / "text_t5_tokens.npy", np.array([3, 5, 4][: len(labels)]))
     return folder
 
 

@@ -65,3 +65,15 @@ class FrozenNetworks:
             "posterior": torch.cat((mean, deviation)).mT.float().cpu().numpy(),
             "teacher": features.flatten(0, 2).half().cpu().numpy(),
         }
+
+
+@torch.inference_mode()
+def posterior_of_silence(preset: Preset, checkpoints: Path, latent: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation of the latent of no sound, float32 (latent, Z) each.
+
+    Raises:
+        CheckpointError: the VAE is missing or does not fit.
+    """
+    vae, mel = load_part("vae", preset, checkpoints), MelSpectrogram(preset.audio)
+    mean, deviation = vae.encode(mel(torch.zeros(1, 2 * preset.audio.hop * latent)))
+    return mean[0].T.float().numpy(), deviation[0].T.float().numpy()

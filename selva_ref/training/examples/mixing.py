@@ -8,7 +8,7 @@ Shapes: T frames, H, W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 import numpy as np
 import torch
@@ -44,11 +44,20 @@ def different_label(labels: Sequence[str], item: int, rng: np.random.Generator) 
     Raises:
         ValueError: all labels are the same.
     """
+    return other_label(labels, {labels[item]}, rng)
+
+
+def other_label(labels: Sequence[str], shown: Set[str], rng: np.random.Generator) -> int:
+    """Picks an item whose label is not in `shown`, all equally likely, and returns its index.
+
+    Raises:
+        ValueError: there is none.
+    """
     for _ in range(_TRIES):
         other = int(rng.integers(len(labels)))
-        if labels[other] != labels[item]:
+        if labels[other] not in shown:
             return other
-    others = [index for index, label in enumerate(labels) if label != labels[item]]  # if most have this label
+    others = [index for index, label in enumerate(labels) if label not in shown]  # if most have these labels
     if not others:
-        raise ValueError(f"every clip is labelled {labels[item]!r}: mixing needs at least two labels")
+        raise ValueError(f"every clip is labelled {' or '.join(map(repr, sorted(shown)))}: others are needed")
     return others[int(rng.integers(len(others)))]
