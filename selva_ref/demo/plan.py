@@ -23,7 +23,7 @@ class DemoPlan:
     """Share of the examples of both stages whose text names what the picture does not show: silence is right."""
     tests: int = 48
     """Scenes in each test set; every scene gives two stems."""
-    text: Fit = field(default_factory=lambda: Fit(steps=600, rate=1e-3))
+    text: Fit = field(default_factory=lambda: Fit(steps=3000, rate=1e-3))
     listener: Fit = field(default_factory=lambda: Fit(steps=400, rate=1e-3))
     vae: Fit = field(default_factory=lambda: Fit(steps=2500, rate=1e-2, bf16=True))
     vocoder: Fit = field(default_factory=lambda: Fit(steps=4000, rate=3e-3, ema=0.99))

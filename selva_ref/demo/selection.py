@@ -20,7 +20,6 @@ from selva_ref.demo.models.text import UNKNOWN, Prompts
 from selva_ref.demo.world.clip_bank import SEGMENT, SEGMENTS, ClipBank, segments_of
 from selva_ref.demo.world.kinds import KINDS
 from selva_ref.model.video_encoder import Teacher, VideoEncoder
-from selva_ref.training.examples.mixing import side_by_side
 from selva_ref.training.losses import distillation_loss
 
 SHARES = (0.35, 0.65)
@@ -111,18 +110,21 @@ class Pair:
     right: int
     share: float
     """The left clip's share of the columns."""
+    near: bool
+    """Cut to the things that sound, so that they are squeezed little: see `ClipBank.beside`."""
 
     def frames(self, bank: ClipBank, count: int | None = None) -> Tensor:
         """The mixed clip, or its first `count` frames, uint8 (T, 3, H, W)."""
-        left, right = bank.frames[self.left, :count], bank.frames[self.right, :count]
-        return side_by_side(left, right, self.share, target_left=True)
+        return bank.beside(self.left, self.right, self.share, self.near, slice(count))
 
 
 def draw_pair(bank: ClipBank, rng: np.random.Generator, share: float | None = None) -> Pair:
-    """Draws a random pair; its share is drawn from `SHARES` unless given."""
+    """Draws a random pair; unless `share` is given, it is drawn from `SHARES`, and half of the pairs are `near`."""
     left = rng.integers(len(bank), size=1)
     right = bank.different_kind(rng, left)
-    return Pair(left=int(left[0]), right=int(right[0]), share=float(rng.uniform(*SHARES)) if share is None else share)
+    near = share is None and bool(rng.random() < 0.5)
+    share = float(rng.uniform(*SHARES)) if share is None else share
+    return Pair(left=int(left[0]), right=int(right[0]), share=share, near=near)
 
 
 def make_mixes(teacher: Teacher, bank: ClipBank, count: int, seed: int, path: Path) -> Mixes:

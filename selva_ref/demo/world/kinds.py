@@ -165,7 +165,8 @@ def _kept_out(caption: str) -> bool:
 
 
 CAPTIONS: dict[str, tuple[str, ...]] = {
-    kind: tuple(c for c in _every_caption(kind) if c in WORDS[kind].phrases or not _kept_out(c)) for kind in KINDS
+    kind: tuple(c for c in _every_caption(kind) if c in WORDS[kind].phrases + WORDS[kind].calls or not _kept_out(c))
+    for kind in KINDS
 }
 """Captions to train with, by kind. The first is the plain one."""
 UNSEEN_CAPTIONS: dict[str, tuple[str, ...]] = {
