@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from selva_ref.model.average import AverageGenerator, jumps, split_target
+from selva_ref.model.average import AverageGenerator, jumps
 from selva_ref.model.generator import Generator
 from selva_ref.model.presets import PRESETS
 from selva_ref.weights import random_weights
@@ -19,13 +19,6 @@ def decay(x: torch.Tensor, t: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
 def test_exact_mean_velocities_reach_the_end_in_any_number_of_steps(steps: int) -> None:
     noise = torch.randn(3, 5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(jumps(decay, noise, steps=steps), noise * torch.tensor(-2.0, dtype=torch.float64).exp())
-
-
-def test_a_span_is_the_sum_of_its_two_parts() -> None:
-    x = torch.randn(4, 5, 2, generator=torch.Generator().manual_seed(1))
-    t, r = torch.tensor([0.0, 0.1, 0.3, 0.5]), torch.tensor([1.0, 0.9, 0.35, 0.5])
-    share = torch.tensor([0.2, 0.5, 0.9, 0.4])
-    torch.testing.assert_close(split_target(decay, x, t, r, share), decay(x, t, r), rtol=1e-5, atol=1e-6)
 
 
 def test_it_starts_as_the_generator() -> None:

@@ -21,7 +21,9 @@ _LANES = {
     "stages": (("base", "mmaudio"), ("stage2", "generator")),
 }
 """Parts of the run: stages, each with the network that it saves. The third part needs the other two."""
-_PARTS = ("all", *_LANES, "bed", "ablations", "evaluate", "export")
+_AFTER = ("stages", "bed", "export", "ablations", "evaluate")
+"""The parts of the run after sound and vision, one after the other."""
+_PARTS = ("all", "sound", "vision", *_AFTER)
 
 
 @click.command("demo", cls=OneLineCommand, context_settings=SETTINGS)
@@ -46,21 +48,22 @@ def demo(out: Path, seed: int, quick: bool, compiled: bool, ablations: bool, onl
     run = DemoRun(folder=out, plan=QUICK if quick else FULL, seed=seed, compiled=compiled)
     if only == "all":
         flags = [flag for flag, given in (("--quick", quick), ("--compile", compiled)) if given]
-        _side_by_side(("sound", "vision"), ["--out", str(out), "--seed", str(seed), *flags])
-        _lane(run, "stages")
+        arguments = ["--out", str(out), "--seed", str(seed), *flags]
+        for parts in (("sound", "vision"), *((part,) for part in _AFTER if ablations or part != "ablations")):
+            _side_by_side(parts, arguments)
     elif only in _LANES:
         _lane(run, only)
-    if only in ("all", "bed"):
+    elif only == "bed":
         _bed(run)
-    if only in ("all", "ablations") and ablations:
+    elif only == "ablations":
         _ablations(run)
-    if only in ("all", "evaluate"):
+    elif only == "evaluate":
         from selva_ref.demo.evaluation.bed import evaluate_bed
         from selva_ref.demo.evaluation.report import evaluate
 
-        click.echo(evaluate(run, ablations))
+        click.echo(evaluate(run))
         click.echo(evaluate_bed(run))
-    if only in ("all", "export"):
+    else:
         _export(out)
 
 
@@ -75,12 +78,12 @@ def _lane(run: DemoRun, lane: str) -> None:
             getattr(run, stage)()
 
 
-def _side_by_side(lanes: tuple[str, ...], arguments: list[str]) -> None:
-    """Runs each lane in its own process. An interrupt reaches all of them, and each can resume later."""
+def _side_by_side(parts: tuple[str, ...], arguments: list[str]) -> None:
+    """Runs parts at the same time, each in its own process. An interrupt reaches all, and each can resume later."""
     command = [sys.executable, "-m", "selva_ref.training.cli", "demo", *arguments, "--only"]
-    running = [subprocess.Popen([*command, lane]) for lane in lanes]
+    running = [subprocess.Popen([*command, part]) for part in parts]
     try:
-        failed = [lane for lane, process in zip(lanes, running, strict=True) if process.wait()]
+        failed = [part for part, process in zip(parts, running, strict=True) if process.wait()]
     except BaseException:
         for process in running:
             process.terminate()

@@ -48,15 +48,3 @@ def jumps(average: Average, noise: Tensor, *, steps: int = 4) -> Tensor:
         t, r = (torch.full((len(noise),), k / steps, device=noise.device) for k in (i, i + 1))
         x = x + average(x, t, r) / steps
     return x
-
-
-def split_target(average: Average, x_BTZ: Tensor, t: Tensor, r: Tensor, share: Tensor) -> Tensor:
-    """The mean velocity from `t` to `r` as that of two parts, split at m = (1 - share) t + share r; all (B,).
-
-    share u(x_t, t, m) + (1 - share) u(x_m, m, r) with x_m = x_t + (m - t) u(x_t, t, m): an identity of mean velocities
-    (SplitMeanFlow, equation of the algebraic consistency). A loss uses it without gradient.
-    """
-    m = torch.lerp(t, r, share)
-    share, span = share[:, None, None], (m - t)[:, None, None]
-    first = average(x_BTZ, t, m)
-    return share * first + (1 - share) * average(x_BTZ + span * first, m, r)

@@ -55,10 +55,10 @@ def judge_of(run: DemoRun) -> Judge:
     )
 
 
-def evaluate(run: DemoRun, ablations: bool) -> str:
+def evaluate(run: DemoRun) -> str:
     """Scores every trained variant, writes `evaluation.{json,md,png}` and returns the table."""
     court = EvaluationData.of(run)
-    variants = VARIANTS if ablations else VARIANTS[:1]
+    variants = [variant for variant in VARIANTS if run.file(variant.generator).exists()]
     rows = {variant.name: court.scores(run, variant) for variant in variants}
     sounds = SoundBank(run.mel, min(32, run.plan.sounds // 4), run.seed + TEST_SEED)
     errors = log_mel_errors(court.judge.vocoder, run.mel, sounds.mels_BMT)
