@@ -18,7 +18,7 @@ from selva_runtime.command.base import SETTINGS, OneLineCommand
 _LANES = {
     "sound": (("vae", "vae"), ("vocoder", "vocoder_true"), ("voicing", "vocoder"), ("listener", "listener")),
     "vision": (("text", "text_t5"), ("teacher", "teacher"), ("stage1", "video_encoder")),
-    "stages": (("base", "mmaudio"), ("stage2", "generator")),
+    "stages": (("base", "mmaudio"), ("stage2", "generator"), ("student", "student")),
 }
 """Parts of the run: stages, each with the network that it saves. The third part needs the other two."""
 _AFTER = ("stages", "bed", "export", "ablations", "evaluate")
@@ -36,7 +36,7 @@ _PARTS = ("all", "sound", "vision", *_AFTER)
 @click.option("--ablations/--no-ablations", default=True, help="Train and score the paper's ablations too.")
 @click.option("--only", type=click.Choice(_PARTS), default="all", help="Run one part; those it needs must be finished.")
 def demo(out: Path, seed: int, quick: bool, compiled: bool, ablations: bool, only: str) -> None:
-    """Train the demo models from scratch: clips, networks, both stages, the mixed track, scores, bundles.
+    """Train the demo models from scratch: clips, networks, all stages, the mixed track, scores, bundles.
 
     Run an interrupted command again to resume it: finished parts are kept, and at most a minute of work is lost.
     Sound and vision train side by side, each on half of the cores. Needs 12 GB of disk for rendered clips.

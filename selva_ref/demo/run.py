@@ -322,6 +322,10 @@ class DemoRun:
 
     def stage2(self, name: str = "generator", encoder: str = "video_encoder", preset: Preset = PRESET) -> None:
         """Trains the paper's second stage, on what the trained encoder selects from mixed clips."""
+        self.adapt(name, self.selections(encoder, preset))
+
+    def selections(self, encoder: str = "video_encoder", preset: Preset = PRESET) -> Examples:
+        """What an encoder selects from every row of the mixes, and from some of them for what they do not show."""
         student = self.load(selva_ref.build("video_encoder", preset), encoder)
         rng, rows = np.random.default_rng([self.seed, 3]), np.arange(len(self.mixes))
         quiet = rng.permutation(rows)[: self.silent_rows(len(rows))]
@@ -330,15 +334,21 @@ class DemoRun:
         def sync(rows: np.ndarray, kinds: np.ndarray) -> Tensor:
             return selected(student, self.mixes, rows, kinds, self.prompts, self.captions[0], rng)
 
-        self.adapt(name, sync(rows, self.mixes.kinds_of(rows)), sync(quiet, asked), asked)
+        found = sync(rows, self.mixes.kinds_of(rows))
+        return self.examples(found, self.mixes.targets(rows), sync(quiet, asked), asked)
 
-    def adapt(self, name: str, sync: Tensor, silent: Tensor | None = None, asked: np.ndarray | None = None) -> None:
-        """Trains stage 2 on given features of every row of the mixes, and of `silent` ones: see `examples`."""
+    def adapt(self, name: str, examples: Examples) -> None:
+        """Trains stage 2 on given examples."""
         generator = self.load(selva_ref.build("generator", PRESET), "mmaudio")
         trainable(generator, STAGE2)
-        examples = self.examples(sync, self.mixes.targets(np.arange(len(self.mixes))), silent, asked)
         self._fit_generator(f"stage2 {name}", generator, examples, self.plan.stage2)
         self.save(generator, name)
+
+    def student(self) -> None:
+        """Distils the generator into one that needs few evaluations."""
+        from selva_ref.demo.student import train_student  # it imports this module
+
+        train_student(self)
 
     def _fit_generator(self, stage: str, generator: Generator, examples: Examples, plan: Fit) -> None:
         def loss(rng: np.random.Generator, step: int) -> Tensor:

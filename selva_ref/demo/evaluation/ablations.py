@@ -50,7 +50,8 @@ def train_no_encoder(run: DemoRun) -> None:
     teacher, rows = run.load(selva_ref.build("teacher", PRESET), "teacher"), np.arange(0, len(run.mixes), 2)
     with torch.no_grad():
         each = torch.cat([pooled(teacher, run.mixes.tokens_of(rows[i : i + 16])) for i in range(0, len(rows), 16)])
-    run.adapt("generator_no_encoder", each.repeat_interleave(2, dim=0))
+    examples = run.examples(each.repeat_interleave(2, dim=0), run.mixes.targets(np.arange(len(run.mixes))))
+    run.adapt("generator_no_encoder", examples)
 
 
 def train_no_sup(run: DemoRun) -> None:
