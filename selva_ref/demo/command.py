@@ -59,6 +59,10 @@ def demo(out: Path, seed: int, quick: bool, compiled: bool, ablations: bool, onl
         from selva_ref.demo.evaluation.report import evaluate
 
         click.echo(evaluate(run, ablations))
+        if run.file("student").exists():
+            from selva_ref.demo.evaluation.student import evaluate_student
+
+            click.echo(evaluate_student(run))
         click.echo(evaluate_bed(run))
     if only in ("all", "export"):
         _export(out)

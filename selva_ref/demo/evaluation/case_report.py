@@ -183,8 +183,10 @@ def case_tables(found: Findings) -> str:
         lines.append(f"| {m.case} | {m.name} | {m.value:.2f} | {bar} | {met} |")
     lines += ["", "| kind | target onsets F1 ↑ | other source's onsets heard ↓ | mean offset, ms ↓ | right kind ↑ |"]
     lines.append("|---|---|---|---|---|")
-    for kind, s in cases.by_kind(pairs).items():
-        lines.append(f"| {kind} | {s.f1:.2f} | {s.leak:.2f} | {s.offset_ms:.0f} | {s.kind:.2f} |")
+    for kind, of_kind in cases.by_kind(pairs).items():
+        lines.append(
+            f"| {kind} | {of_kind.f1:.2f} | {of_kind.leak:.2f} | {of_kind.offset_ms:.0f} | {of_kind.kind:.2f} |"
+        )
     lines += ["", f"| target, F1 / leak beside | {' | '.join(KINDS)} |", f"|---|{'---|' * len(KINDS)}"]
     for target in KINDS:
         cells = [f"{s.f1:.2f} / {s.leak:.2f}" if (s := pairs.get((target, other))) else "" for other in KINDS]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from selva_ref.demo.world.sounds import RATE_HZ
 COUNT = 10
 STRIP_FRAMES = 8
 FLOOR_DB = -60.0
+COLOURS = 64
+"""Few, so that the file is small enough for the documentation."""
 
 
 def worst(answers: Sequence[Answer], count: int = COUNT) -> list[Answer]:
@@ -30,6 +33,7 @@ def draw_worst(answers: Sequence[Answer], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     from matplotlib.lines import Line2D
+    from PIL import Image
 
     columns = 2
     rows = -(-len(answers) // columns)
@@ -73,9 +77,11 @@ def draw_worst(answers: Sequence[Answer], path: Path) -> None:
         ncols=3,
         frameon=False,
     )
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=70, format="png")
+    drawn = BytesIO()
+    figure.savefig(drawn, dpi=70, format="png")
     plt.close(figure)
+    with atomic_write(path) as temporary:
+        Image.open(drawn).convert("RGB").quantize(COLOURS).save(temporary, format="png", optimize=True)
 
 
 def film_strip(answer: Answer) -> np.ndarray:
