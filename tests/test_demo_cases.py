@@ -211,7 +211,7 @@ def test_measures_and_bars(findings):
 
 
 def test_the_table_names_every_pair_and_what_is_not_met(findings):
-    text = case_tables(findings)
+    text = case_tables(case_numbers(findings, numbers))
     assert "| a word for something unknown | silent | 0.50 | ≥ 0.80 | **no** |" in text
     assert "| ball and hammer in one scene | leak | 0.00 | ≤ 0.10 | yes |" in text
     assert "| ball |  | 1.00 / 0.00 | 0.50 / 0.50 |  |  |  |  |  |" in text
@@ -222,9 +222,8 @@ def test_the_numbers_are_json_with_every_text(findings):
     found = json.loads(json.dumps(case_numbers(findings, numbers)))
     assert found["pairs"]["ball"]["dog"]["leak"] == 0.5
     assert found["kinds"]["hammer"]["f1"] == 1
-    assert {"case": "ball and hammer in one scene", "measure": "F1", "value": 1.0, "bar": 0.95, "met": True} in found[
-        "cases"
-    ]
+    row = {"case": "ball and hammer in one scene", "name": "F1", "value": 1.0, "bar": 0.95, "at_most": False}
+    assert {**row, "met": True} in found["cases"]
     assert found["relative_level_db"]["unknown words"] == ["a text: -30.0", "a text: -50.0"]
 
 

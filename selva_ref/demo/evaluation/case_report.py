@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -151,7 +151,7 @@ def _good_share(pairs: Pairs) -> float:
     return float(np.mean([score.f1 >= 0.95 and score.leak <= 0.1 for score in pairs.values()]))
 
 
-def case_numbers(found: Findings, numbers: Callable[[Score], dict[str, float]]) -> dict[str, object]:
+def case_numbers(found: Findings, numbers: Callable[[Score], dict[str, float]]) -> dict[str, Any]:
     """The findings for JSON: `kinds`, `pairs` (by target, then other), `cases` and what each text gave."""
     pairs = cases.by_pair(found.pairs)
     tree: dict[str, dict[str, object]] = {}
@@ -161,10 +161,7 @@ def case_numbers(found: Findings, numbers: Callable[[Score], dict[str, float]]) 
     return {
         "kinds": {kind: numbers(score) for kind, score in cases.by_kind(pairs).items()},
         "pairs": tree,
-        "cases": [
-            {"case": m.case, "measure": m.name, "value": round(m.value, 4), "bar": m.bar, "met": m.met}
-            for m in measures(found)
-        ],
+        "cases": [{**asdict(row), "value": round(row.value, 4), "met": row.met} for row in measures(found)],
         "relative_level_db": {
             name: [f"{one.question.text}: {one.relative_db:.1f}" for one in answers]
             for name, answers in silences.items()
@@ -173,23 +170,21 @@ def case_numbers(found: Findings, numbers: Callable[[Score], dict[str, float]]) 
     }
 
 
-def case_tables(found: Findings) -> str:
-    """Formats three Markdown tables: the cases, the kinds and the pairs."""
-    pairs = cases.by_pair(found.pairs)
+def case_tables(report: Mapping[str, Any]) -> str:
+    """Formats three Markdown tables of `case_numbers`: the cases, the kinds and the pairs."""
     lines = ["| case | measure | value | bar | met |", "|---|---|---|---|---|"]
-    for m in measures(found):
-        bar = "none" if m.bar is None else f"{'≤' if m.at_most else '≥'} {m.bar:.2f}"
-        met = {None: "", True: "yes", False: "**no**"}[m.met]
-        lines.append(f"| {m.case} | {m.name} | {m.value:.2f} | {bar} | {met} |")
+    for row in report["cases"]:
+        bar = "none" if row["bar"] is None else f"{'≤' if row['at_most'] else '≥'} {row['bar']:.2f}"
+        met = {None: "", True: "yes", False: "**no**"}[row["met"]]
+        lines.append(f"| {row['case']} | {row['name']} | {row['value']:.2f} | {bar} | {met} |")
     lines += ["", "| kind | target onsets F1 ↑ | other source's onsets heard ↓ | mean offset, ms ↓ | right kind ↑ |"]
     lines.append("|---|---|---|---|---|")
-    for kind, of_kind in cases.by_kind(pairs).items():
-        lines.append(
-            f"| {kind} | {of_kind.f1:.2f} | {of_kind.leak:.2f} | {of_kind.offset_ms:.0f} | {of_kind.kind:.2f} |"
-        )
+    for kind, s in report["kinds"].items():
+        lines.append(f"| {kind} | {s['f1']:.2f} | {s['leak']:.2f} | {s['offset_ms']:.0f} | {s['kind']:.2f} |")
     lines += ["", f"| target, F1 / leak beside | {' | '.join(KINDS)} |", f"|---|{'---|' * len(KINDS)}"]
     for target in KINDS:
-        cells = [f"{s.f1:.2f} / {s.leak:.2f}" if (s := pairs.get((target, other))) else "" for other in KINDS]
+        row = report["pairs"].get(target, {})
+        cells = [f"{s['f1']:.2f} / {s['leak']:.2f}" if (s := row.get(other)) else "" for other in KINDS]
         lines.append(f"| {target} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -78,7 +78,7 @@ def evaluate(run: DemoRun, ablations: bool) -> str:
         "true_sounds": {test: numbers(_truth(court.judge, scenes)) for test, scenes in court.tests.items()},
         **case_numbers(found, numbers),
     }
-    text = f"{table(rows)}\n\n{case_tables(found)}"
+    text = f"{table(rows)}\n\n{case_tables(report)}"
     _write(run.folder / "evaluation.json", json.dumps(report, indent=1) + "\n")
     _write(run.folder / "evaluation.md", text + "\n")
     draw(rows, run.folder / "evaluation.png")
