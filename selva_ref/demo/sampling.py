@@ -61,6 +61,7 @@ def noise_like(conditions: Conditions, generator: Generator, seed: int) -> Tenso
     return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape, dtype=np.float32))
 
 
+@torch.no_grad()
 def heard(generator: Generator, vae: VAE, vocoder: Vocoder, latent_BTZ: Tensor) -> npt.NDArray[np.float32]:
     """Audio (B, samples) of the generator's latents."""
     out: npt.NDArray[np.float32] = vocoder(vae.decode(generator.unnormalize(latent_BTZ).transpose(1, 2)))[:, 0].numpy()
