@@ -15,9 +15,10 @@ from selva_bundle.bundle import Bundle
 from selva_export.bundle import ExportRequest, _bounds
 from selva_ref import get_preset
 from selva_ref.demo.evaluation import scores as evaluation
+from selva_ref.demo.evaluation.case_report import case_tables
 from selva_ref.demo.evaluation.events import Score, magnitudes, score
 from selva_ref.demo.evaluation.scores import composed_tests, mixed_tests
-from selva_ref.demo.world.kinds import CAPTIONS, KINDS, prompt
+from selva_ref.demo.world.kinds import CAPTIONS, KINDS, UNSEEN_ABSENT, UNSEEN_CAPTIONS, prompt
 from selva_ref.demo.world.kinds import SCENES as AROUND
 from selva_ref.demo.world.scenes import DURATION_S, SAMPLES, SoundSource
 from selva_ref.demo.world.sounds import Voice, soundtrack
@@ -26,12 +27,14 @@ from selva_runtime.command.deliver import bundle_folder
 
 SHIPPED = Path(selva_runtime.__file__).with_name("demo_bundle")
 ROOT = Path(__file__).parents[1]
+MMAUDIO = bundle_folder("demo_mmaudio")
 SEED = 424242
 
 
 @pytest.fixture(scope="module")
 def session():
-    return Session(SHIPPED, backend="cpu")
+    """It keeps its text towers, because these tests try thousands of prompts."""
+    return Session(SHIPPED, backend="cpu", keep_text_towers=True)
 
 
 @pytest.fixture(scope="module")
@@ -52,18 +55,21 @@ def test_its_words_are_those_of_an_export():
         return _bounds(ExportRequest(preset=get_preset(preset), precision="fp32", checkpoints=checkpoints, out=SHIPPED))
 
     manifest = Bundle.open(SHIPPED).manifest
-    assert bounds("demo", SHIPPED) == {"hears": list(manifest.hears), "words": list(manifest.words)}
+    listed = {name: list(getattr(manifest, name)) for name in ("hears", "words", "hears_not")}
+    assert bounds("demo", SHIPPED) == listed
+    assert bounds("demo_mmaudio", MMAUDIO) == {name: listed[name] for name in ("hears", "words")}
     assert bounds("demo", None) == bounds("small_16k", SHIPPED) == {}  # noise, and a model that knows all words
 
 
-def test_it_warns_of_words_that_it_does_not_know(session):
-    (warning,) = session.prompt_warnings("Dragon roaring, a loud dragon!")
+def test_it_warns_of_what_it_cannot_place(session):
     known = ", ".join(prompt(kind) for kind in KINDS)
-    assert warning == f"the demo model does not know 'dragon', 'roaring'; it hears: {known}"
+    for text in ("Dragon roaring, a loud dragon!", "music", *UNSEEN_ABSENT):
+        (warning,) = session.prompt_warnings(text)
+        assert warning == f"the demo model cannot tell which of its sounds {text!r} means; it hears: {known}"
 
 
-def test_it_warns_of_no_word_that_it_was_trained_with(session):
-    for caption, scene in product(chain(*CAPTIONS.values()), AROUND):
+def test_it_warns_of_no_caption_of_its_world(session):
+    for caption, scene in product(chain(*CAPTIONS.values(), *UNSEEN_CAPTIONS.values()), AROUND):
         assert session.prompt_warnings(scene.format(caption.upper())) == ()
 
 
@@ -140,7 +146,9 @@ def test_the_readme_has_the_measured_scores():
     assert "composed: {}, {}, {}, {}".format(*composed) in row
 
 
-MMAUDIO = bundle_folder("demo_mmaudio")
+def test_the_docs_have_the_measured_cases():
+    report = json.loads((ROOT / "benchmarks" / "results" / "demo_scores.json").read_text())
+    assert case_tables(report) in (ROOT / "docs" / "demo-model.md").read_text()
 
 
 def test_the_toy_mmaudio_costs_only_what_differs():

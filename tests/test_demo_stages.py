@@ -14,6 +14,7 @@ from torch import nn
 import selva_ref
 from selva_ref.demo import fitting
 from selva_ref.demo import run as run_module
+from selva_ref.demo.evaluation import report, student
 from selva_ref.demo.evaluation.ablations import train_joint, train_no_encoder, train_no_sup
 from selva_ref.demo.evaluation.report import evaluate
 from selva_ref.demo.fitting import Fit, draws, fit
@@ -102,7 +103,7 @@ def test_a_folder_of_another_world_is_refused(run, monkeypatch):
     ("file", "old", "new", "counts"),
     [
         ("demo/world/sounds.py", "ATTACK_S = 0.002", "ATTACK_S = 0.003", True),
-        ("demo/world/kinds.py", '"puppy barking"', '"hound barking"', True),
+        ("demo/world/kinds.py", '"rubber ball"', '"beach ball"', True),
         ("demo/models/teacher.py", "RARE_WEIGHT = 4.0", "RARE_WEIGHT = 5.0", True),
         ("model/presets.py", "depth=3", "depth=4", True),
         ("data/tokenizers/t5_demo.json", "barking", "berking", True),
@@ -176,8 +177,11 @@ def test_the_time_left_is_reported(capsys, monkeypatch):
     ]
 
 
-def test_an_evaluation_scores_true_sounds_as_perfect_and_noise_as_nothing(run):
-    text = evaluate(run, ablations=False)
+def test_an_evaluation_scores_true_sounds_as_perfect_and_noise_as_nothing(run, monkeypatch):
+    find, judge, answered = report.find, report.judge_of(run), []
+    monkeypatch.setattr(report, "judge_of", lambda run: judge)
+    monkeypatch.setattr(report, "find", lambda *asked: answered.append(find(*asked)) or answered[0])
+    text = evaluate(run)
     found = json.loads((run.folder / "evaluation.json").read_text())
     assert {"mixed", "composed"} == set(found["true_sounds"])
     for truth in found["true_sounds"].values():
@@ -185,9 +189,30 @@ def test_an_evaluation_scores_true_sounds_as_perfect_and_noise_as_nothing(run):
         assert truth["leak"] <= 0.05
     assert all(row["f1"] < 0.6 for row in found["rows"]["full"].values())  # two steps teach nothing
     assert "| mixed | full |" in text
-    assert (run.folder / "evaluation.png").stat().st_size > 5000
-    again = evaluate(run, ablations=False)  # from the cached scores
+    assert all((run.folder / name).stat().st_size > 5000 for name in ("evaluation.png", "cases.png", "worst.png"))
+    assert set(found["pairs"]["ball"]) == {"hammer", "dog", "lamp"}  # three scenes of two stems, in the quick plan
+    assert found["kinds"]["ball"]["stems"] == 3
+    assert "| ball and hammer in one scene | F1 |" in text
+    monkeypatch.setattr(report, "make_stems", None)
+    monkeypatch.setattr(report, "find", lambda *asked: answered[0])
+    again = evaluate(run)  # from the cached scores
     assert again == text
+
+
+def test_a_student_is_compared_with_many_steps(run, monkeypatch):
+    for name, value in (("STEPS", 4), ("JUMPS", (1,)), ("SEEDS", 2), ("VARIED", 2), ("VARIED_JUMPS", 1), ("SCENES", 1)):
+        monkeypatch.setattr(student, name, value)
+    torch.manual_seed(0)
+    run.save(selva_ref.build("student", PRESET), "student")
+    text = student.evaluate_student(run)
+    found = json.loads((run.folder / "student_evaluation.json").read_text())
+    assert found["stems"] == 4
+    assert found["rows"]["teacher, Euler 4"]["log10_mel_l1"] == 0
+    assert found["rows"]["student, 1 jump"]["latent_frechet"] > 0.1  # it was never trained
+    teacher, pupil = found["diversity"].values()
+    assert found["diversity_of_student_by_teacher"] == pytest.approx(pupil / teacher, abs=1e-3)
+    assert (run.folder / "student_evaluation.md").read_text() == f"{text}\n"
+    assert "| student, 1 jump | 1 |" in text
 
 
 def test_ablations_train_the_named_parts(run):

@@ -79,9 +79,11 @@ class Session:
         self._compute_precision = precision
         self._executor = make_executor(self._bundle, backend, threads, precision)
         keep = self._executor.keeps_text_towers if keep_text_towers is None else keep_text_towers
-        self._text = TextEncoder(self._bundle, self._executor, keep=keep, cache=self._cache, precision=precision)
-        self._selections: WeakKeyDictionary[Clip, LruCache[str, Tensor]] = WeakKeyDictionary()
         self._turns = Turns(self._executor)
+        self._text = TextEncoder(
+            self._bundle, self._executor, keep=keep, cache=self._cache, precision=precision, turns=self._turns
+        )
+        self._selections: WeakKeyDictionary[Clip, LruCache[str, Tensor]] = WeakKeyDictionary()
         self._encoder = ClipEncoder(
             bundle=self._bundle,
             executor=self._executor,
@@ -237,7 +239,14 @@ class Session:
             )
 
     def prompt_warnings(self, prompt: str) -> tuple[str, ...]:
-        """Warn about what the model ignores in a prompt: words past its window, and unknown words or characters."""
+        """Warn about what the model ignores in a prompt: words past its window, and unknown words or characters.
+
+        If the bundle names what the model does not hear, its text tower tells whether the prompt means such a thing.
+        That waits for other calls of the session.
+
+        Raises:
+            BundleError: a file was altered.
+        """
         return self._text.warnings(prompt)
 
     def generate(

@@ -60,8 +60,10 @@ def demo(out: Path, seed: int, quick: bool, compiled: bool, ablations: bool, onl
     elif only == "evaluate":
         from selva_ref.demo.evaluation.bed import evaluate_bed
         from selva_ref.demo.evaluation.report import evaluate
+        from selva_ref.demo.evaluation.student import evaluate_student
 
         click.echo(evaluate(run))
+        click.echo(evaluate_student(run))
         click.echo(evaluate_bed(run))
     else:
         _export(out)

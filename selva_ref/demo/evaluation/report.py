@@ -13,6 +13,7 @@ from torch import Tensor
 import selva_ref
 from selva_bundle.atomic import atomic_write
 from selva_ref.demo.evaluation.ablations import VARIANTS, Variant, features_of, generator_of
+from selva_ref.demo.evaluation.case_report import case_numbers, case_tables, draw_cases, find
 from selva_ref.demo.evaluation.events import Score
 from selva_ref.demo.evaluation.scores import (
     Judge,
@@ -24,6 +25,7 @@ from selva_ref.demo.evaluation.scores import (
     table,
     test_tokens,
 )
+from selva_ref.demo.evaluation.worst import draw_worst, worst
 from selva_ref.demo.models.audio import SoundBank, log_mel_errors
 from selva_ref.demo.models.listener import Listener
 from selva_ref.demo.run import PRESET, DemoRun
@@ -56,12 +58,16 @@ def judge_of(run: DemoRun) -> Judge:
 
 
 def evaluate(run: DemoRun) -> str:
-    """Scores every trained variant, writes `evaluation.{json,md,png}` and returns the table."""
+    """Scores every trained variant and the hard cases; returns the tables.
+
+    Writes `evaluation.{json,md,png}`, and of the cases `cases.png` and `worst.png`.
+    """
     court = EvaluationData.of(run)
     variants = [variant for variant in VARIANTS if run.file(variant.generator).exists()]
     rows = {variant.name: court.scores(run, variant) for variant in variants}
     sounds = SoundBank(run.mel, min(32, run.plan.sounds // 4), run.seed + TEST_SEED)
     errors = log_mel_errors(court.judge.vocoder, run.mel, sounds.mels_BMT)
+    found = find(run, court.judge, run.seed + TEST_SEED)
     report = {
         "command": "selva-train demo",
         "seed": run.seed,
@@ -70,11 +76,14 @@ def evaluate(run: DemoRun) -> str:
         "vocoder_log10_mel_l1_where_loud": round(errors[1], 4),
         "rows": {name: {test: numbers(s) for test, s in scores.items()} for name, scores in rows.items()},
         "true_sounds": {test: numbers(_truth(court.judge, scenes)) for test, scenes in court.tests.items()},
+        **case_numbers(found, numbers),
     }
-    text = table(rows)
+    text = f"{table(rows)}\n\n{case_tables(report)}"
     _write(run.folder / "evaluation.json", json.dumps(report, indent=1) + "\n")
     _write(run.folder / "evaluation.md", text + "\n")
     draw(rows, run.folder / "evaluation.png")
+    draw_cases(found, run.folder / "cases.png")
+    draw_worst(worst(found.with_target), run.folder / "worst.png")
     return text
 
 

@@ -33,12 +33,11 @@ BATCH = 16
 
 @dataclass(frozen=True, kw_only=True)
 class TestScene:
-    """A scene with two sources."""
+    """A scene and what sounds in it: two things, in the tests of this module."""
 
     frames: Tensor
     """uint8 (T, 3, H, W)."""
     sources: tuple[SoundSource, ...]
-    """Two."""
 
 
 def mixed_tests(count: int, seed: int) -> list[TestScene]:
