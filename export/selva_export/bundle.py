@@ -227,7 +227,11 @@ def _manifest(
         "notice": _notice(request),
         "sequence": asdict(sequence_rules(preset)),
         **_bounds(request),
-        "defaults": {"steps": 25, "guidance": 4.5, "duration_s": preset.duration_s},
+        "defaults": {
+            "steps": 25 if GUIDED_STEP in table else DRAFT_STEPS,
+            "guidance": 4.5,
+            "duration_s": preset.duration_s,
+        },
         **({"flow": flow} if AVERAGE_STEP in table else {}),
         "long_form": asdict(long_form(preset)),
         "text": {

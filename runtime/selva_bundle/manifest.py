@@ -127,6 +127,11 @@ class Manifest:
         """The qualities that the bundle has the graphs for. The first is the default."""
         return tuple(quality for quality in QUALITIES if FLOWS[quality][0] in self.graphs)
 
+    @property
+    def step(self) -> str:
+        """Name of the graph of a step in the default quality."""
+        return FLOWS[self.qualities[0]][1]
+
 
 def read_manifest(path: Path) -> Manifest:
     """Parse a manifest.

@@ -42,7 +42,8 @@ class AverageGenerator(Generator):
 
     def global_over(self, t: Tensor, span: Tensor, strength: Tensor, c: Conditions) -> Tensor:
         """Global condition plus the embeddings of the time, the span and the guidance strength, (B, 1, D)."""
-        return self.global_at(t, c) + (self.span_embed(span) + self.strength_embed(strength)).unsqueeze(1)
+        y: Tensor = self.global_at(t, c) + (self.span_embed(span) + self.strength_embed(strength)).unsqueeze(1)
+        return y
 
 
 def jumps(average: Average, noise: Tensor, *, steps: int = 4) -> Tensor:
