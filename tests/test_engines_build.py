@@ -12,16 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from bundles import GRAPHS
 from platforms import needs_posix
 
 from selva_bundle.lengths import SequenceRules
-from selva_bundle.ports import PORTS, SELVA
 from selva_engines import BuildRequest, EngineRequestError, EngineSet, build_engines, inspect
 from selva_engines.profiles import SEGMENTS_PER_CALL, describe
 from selva_engines.source import read_source
 from selva_runtime import Bundle
-
-GRAPHS = tuple(PORTS[SELVA])
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'selva-deploy[tensorrt-rtx]'")
 
