@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selva_bundle.lengths import Lengths, LongForm, SequenceRules
+from selva_bundle.manifest import AverageFlow, Defaults
 from selva_bundle.ports import BEST, DRAFT, QUALITIES
 from selva_ref.model.average import AverageGenerator, jumps
 from selva_ref.model.flow_matching import ab2, adaptive, euler
@@ -225,7 +226,7 @@ class Pipeline(Networks):
                 raise ValueError("a draft has no negative prompt")
             solver = "jumps"
         if steps is None:
-            steps = 4 if self.drafts else 25
+            steps = AverageFlow().steps if self.drafts else Defaults().steps
         lengths, g = self._lengths(duration_s), self.generator
         sync = self._sync(frames[: lengths.frames], prompt)
         conditions = g.prepare(sync, g.empty_clip(1, lengths.visual), self._text(prompt), latent_length=lengths.latent)

@@ -138,9 +138,8 @@ def test_drafts_need_no_generator(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert manifest.qualities == (DRAFT,)
     assert manifest.defaults.steps == manifest.flow.steps == 4
     assert list(made) == list(manifest.graphs)
-    assert {part for parts in made.values() for part in parts} == {
-        path.name.removesuffix("_demo.safetensors") for path in weights.iterdir()
-    }
+    given = {path.name.removesuffix("_demo.safetensors") for path in weights.iterdir()}
+    assert {part for parts in made.values() for part in parts} == given
     assert "student" in json.loads((out / "manifest.json").read_text())["sources"]
     with pytest.raises(CheckpointNotFoundError, match="no generator_demo"):
         export_bundle(request(tmp_path / "both", checkpoints=weights), say=lambda line: None)

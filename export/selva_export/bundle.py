@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from selva_bundle.manifest import FORMAT, FORMAT_VERSION
+from selva_bundle.manifest import FORMAT, FORMAT_VERSION, AverageFlow
 from selva_bundle.ports import (
     AVERAGE_CONDITIONS,
     AVERAGE_STEP,
@@ -81,9 +81,6 @@ MAKERS: dict[str, Makers] = {
 }
 """System → graph name → its module and the parts it is made from."""
 BOTH = "both"
-DRAFT_STEPS = 4
-DRAFT_GUIDANCE = (1.0, 7.0)
-"""The guidance strengths that a student is trained with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,7 +212,7 @@ def _manifest(
 ) -> dict[str, Any]:
     preset, text = request.preset, request.preset.text
     t5 = {"tokenizer": "tokenizers/t5.json", "max_tokens": text.t5_max_tokens}
-    flow = {"kind": "average", "guidance": DRAFT_GUIDANCE, "steps": DRAFT_STEPS}
+    flow = {"flow": {"kind": "average", **asdict(AverageFlow())}} if AVERAGE_STEP in table else {}
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -228,11 +225,11 @@ def _manifest(
         "sequence": asdict(sequence_rules(preset)),
         **_bounds(request),
         "defaults": {
-            "steps": 25 if GUIDED_STEP in table else DRAFT_STEPS,
+            "steps": 25 if GUIDED_STEP in table else AverageFlow().steps,
             "guidance": 4.5,
             "duration_s": preset.duration_s,
         },
-        **({"flow": flow} if AVERAGE_STEP in table else {}),
+        **flow,
         "long_form": asdict(long_form(preset)),
         "text": {
             **({"t5": t5} if preset.system == SELVA else {}),

@@ -92,9 +92,9 @@ class Defaults:
 class AverageFlow:
     """The manifest's `flow`: how the graphs of a draft are used. Their steps are jumps along mean velocities."""
 
-    steps: int
+    steps: int = 4
     """Default number of jumps."""
-    guidance: tuple[float, float]
+    guidance: tuple[float, float] = (1.0, 7.0)
     """The least and the most that the network was trained with."""
 
 
