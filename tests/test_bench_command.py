@@ -97,6 +97,29 @@ def test_runtime_and_torch_side_by_side(against_torch: Run, demo_bundle: Path) -
     assert "first stem after decode" in done.stdout
 
 
+def test_drafts_on_both_sides(both_bundle: Path, tmp_path: Path) -> None:
+    asked = [
+        "--duration",
+        "1",
+        "--rounds",
+        "1",
+        "--stems",
+        "1",
+        "--threads",
+        "1",
+        "--backend",
+        "cpu",
+        "--against",
+        "torch",
+    ]
+    document = last_line(bench(both_bundle, *asked, "--quality", "draft", "--out", tmp_path))
+    assert (document["setting"]["quality"], document["setting"]["steps"]) == ("draft", 4)
+    assert document["ratios"]["cpu"]["torch-cpu"]["snr_db"] > 60
+    for side in document["sides"].values():
+        assert side["stages"]["step"]["samples"] == 2 * 4  # those of the first stem and of the new prompt
+    assert (tmp_path / f"cpu-demo-fp32-draft-{machine.cpu_kind()}.json").is_file()
+
+
 def test_chart(against_torch: Run) -> None:
     pytest.importorskip("matplotlib")
     _, results = against_torch
