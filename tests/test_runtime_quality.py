@@ -18,7 +18,9 @@ from selva_bundle.errors import RequestError
 from selva_bundle.ports import FLOWS
 from selva_ref.pipeline import Pipeline
 from selva_runtime import Session
+from selva_runtime.command.bed import Bed
 from selva_runtime.command.cli import main
+from selva_runtime.command.records import GenerateRequest
 from selva_runtime.flow import integrate
 from selva_runtime.quality import NOT_A_DRAFT
 
@@ -125,6 +127,13 @@ def test_a_draft_takes_its_limits_and_its_solver(session: Session) -> None:
 def test_mmaudio_makes_no_drafts(mmaudio_bundle: Path) -> None:
     with pytest.raises(RequestError, match=r"quality is 'draft'; this bundle has only best$"):
         Session(mmaudio_bundle, backend="cpu").request(quality="draft")
+
+
+@pytest.mark.parametrize(("quality", "steps"), [(None, 3), ("best", 3), ("draft", 25)])
+def test_a_bed_under_drafts_has_its_own_steps(session: Session, mmaudio_bundle: Path, quality, steps: int) -> None:
+    asked = GenerateRequest(video=STREET, prompts=("rain",), out="", quality=quality, steps=3, backend="cpu")
+    stems = session.request(asked.prompts, quality=quality, steps=3)
+    assert Bed(asked, stems, mmaudio_bundle)._request.steps == steps
 
 
 def test_windows_of_drafts_hold_what_is_known_on_any_backend(session: Session, both_bundle: Path) -> None:
