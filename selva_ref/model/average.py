@@ -36,9 +36,14 @@ class AverageGenerator(Generator):
 
     def average(self, latent_BTZ: Tensor, t: Tensor, r: Tensor, strength: Tensor, c: Conditions) -> Tensor:
         """Mean velocity (B, T, Z), float32, from time `t` to `r` at guidance `strength`, each (1,) or (B,)."""
-        g = self.global_at(t, c) + (self.span_embed(r - t) + self.strength_embed(strength)).unsqueeze(1)
+        g = self.global_over(t, r - t, strength, c)
         latent = self.audio_input_proj(latent_BTZ.to(self.dtype))
         return self.velocity(latent, F.silu(g + c.sync_f), F.silu(g), c)
+
+    def global_over(self, t: Tensor, span: Tensor, strength: Tensor, c: Conditions) -> Tensor:
+        """Global condition plus the embeddings of the time, the span and the guidance strength, (B, 1, D)."""
+        y: Tensor = self.global_at(t, c) + (self.span_embed(span) + self.strength_embed(strength)).unsqueeze(1)
+        return y
 
 
 def jumps(average: Average, noise: Tensor, *, steps: int = 4) -> Tensor:
