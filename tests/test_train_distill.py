@@ -23,7 +23,7 @@ from selva_ref.training.data.store import Features
 from selva_ref.training.errors import TrainingError
 from selva_ref.training.examples.mixed import Batch, student_targets
 from selva_ref.training.initial import fresh_student
-from selva_ref.training.paths import guided_path
+from selva_ref.training.paths import guided_path, state_at
 from selva_ref.training.run import StageRequest, distill
 from selva_ref.training.schedule import adamw
 from selva_ref.training.settings import RunPlace, RunSettings
@@ -78,7 +78,7 @@ def batch(request_: StageRequest) -> Batch:
     settings = RunSettings(
         stage="distill", preset="demo", data_sha256="", start_sha256="", steps=2, batch=4, holdout=1, warmup=1
     )
-    targets = partial(student_targets, teacher_steps=STEPS, spans=SPANS)
+    targets = partial(student_targets, spans=SPANS)
     batch = PaintedClips(Features(request_.data), RULES, settings, targets)[[(0, index) for index in range(4)]]
     assert isinstance(batch, dict)
     return batch
@@ -92,10 +92,11 @@ def test_the_first_loss_is_that_of_the_generator_without_guidance(stage: PathReg
     states = guided_path(stage.teacher, batch["noise"], batch["strength"], real, empty, STEPS)
     parts = []
     for k in range(SPANS):
-        i, j = batch["i"][:, k], batch["j"][:, k]
-        start, end = (torch.stack([states[at, n] for n, at in enumerate(index)]) for index in (i, j))
-        mean = (end - start) * (STEPS / (j - i))[:, None, None]
-        parts.append((stage.teacher.flow(start, i / STEPS, real) - mean).square().mean())
+        t, r = batch["t"][:, k], batch["r"][:, k]
+        start, end = (state_at(states, time[:, None])[:, 0] for time in (t, r))
+        length = (r - t)[:, None, None]
+        landed = start + length * stage.teacher.flow(start, t, real)
+        parts.append(((landed - end).square() / length).mean())
     torch.testing.assert_close(stage(batch), torch.stack(parts).mean())
 
 

@@ -87,9 +87,9 @@ def train_student(run: DemoRun) -> None:
 
     def loss(rng: np.random.Generator, step: int) -> Tensor:
         rows = rng.integers(len(paths.captions), size=BATCH)
-        i, j = draw_spans(rng, BATCH, TEACHER_STEPS)
+        t, r = (torch.from_numpy(time)[:, None] for time in draw_spans(rng, BATCH))
         asked = prepared(student, paths.sync[rows], text[paths.captions[rows]], paths.states.shape[2])
-        return path_loss(student, paths.states[rows].transpose(0, 1).float(), i, j, paths.strengths[rows], asked)
+        return path_loss(student, paths.states[rows].transpose(0, 1).float(), t, r, paths.strengths[rows], asked)
 
     run.fit("student", student, loss, run.plan.student)
     run.save(student, "student")

@@ -165,14 +165,14 @@ def stage2_command(**options: Any) -> None:
 @click.option(
     "--teacher-steps", type=int, default=25, help="Euler steps of the guided generator's path, two calls each."
 )
-@click.option("--spans", type=int, default=8, help="Spans of each path that the student learns at once.")
+@click.option("--spans", type=int, default=8, help="Jumps along each path that the student learns at once.")
 @_stage_options
 def distill_command(**options: Any) -> None:
     """Train the student, which makes a stem in 4 evaluations instead of the generator's 25 guided steps.
 
-    The guided generator goes from noise to sound at strengths of 1 to 7, and the student learns its mean velocity
-    between any two states of that path. Starts from the encoder and the generator in --out, or, if it has neither, from
-    those in --checkpoints. TensorBoard, with stems to hear next to the generator's: OUT/distill.
+    The guided generator goes from noise to sound at strengths of 1 to 7, and the student learns to jump along that path
+    as a stem does, in 1 to 8 equal jumps, mostly 4. Starts from the encoder and the generator in --out, or, if it has
+    neither, from those in --checkpoints. TensorBoard, with stems to hear next to the generator's: OUT/distill.
     """
     _train("distill", options)
 

@@ -123,7 +123,7 @@ def distill(request: StageRequest, place: RunPlace) -> Trained:
     home = _home_of_the_taught(request, place, preset)
     settings = _settings("distill", request, features, [find_checkpoint(home, part, preset.name) for part in TAUGHT_IN])
     rules = sequence_rules(preset)
-    targets = partial(student_targets, teacher_steps=settings.teacher_steps, spans=settings.spans)
+    targets = partial(student_targets, spans=settings.spans)
     teacher = load_part("generator", preset, home)
     with process_group(pick_device(request.device)) as world:
         run = Run(

@@ -33,7 +33,7 @@ class Choices:
     teacher_steps: int = 25
     """Student: steps of the guided teacher's path."""
     spans: int = 8
-    """Student: spans of each path that it learns."""
+    """Student: jumps along each path that it learns."""
     precision: str = "fp32"
 
     def __post_init__(self) -> None:

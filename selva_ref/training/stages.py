@@ -108,7 +108,7 @@ class PathRegression(nn.Module):
             both = guidance(self.teacher, sync, batch, self.visual_tokens)
         states = guided_path(self.teacher, noise, strength, *both, self.steps)
         own = conditions(self.network, sync, batch, self.visual_tokens)
-        return path_loss(self.network, states, batch["i"], batch["j"], strength, own)
+        return path_loss(self.network, states, batch["t"], batch["r"], strength, own)
 
 
 Stage = Distillation | FlowMatching | PathRegression

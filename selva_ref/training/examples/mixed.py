@@ -70,14 +70,14 @@ def flow_targets(
 
 
 def student_targets(
-    features: Features, row: int, absent: int | None, rng: np.random.Generator, *, teacher_steps: int, spans: int
+    features: Features, row: int, absent: int | None, rng: np.random.Generator, *, spans: int
 ) -> dict[str, np.ndarray]:
-    """What the student's loss draws: both texts, noise, guidance strength, and the spans (K,) from state i to j.
+    """What the student's loss draws: both texts, noise, guidance strength, and the spans (K,) from time t to r.
 
     `latent`, the posterior's mean, is only shown in validation.
     """
     text, mean = features.text(row if absent is None else absent), features.posterior(row)[0]
-    i, j = draw_spans(rng, spans, teacher_steps)
+    t, r = draw_spans(rng, spans)
     return {
         "t5": text.t5,
         "t5_mask": text.t5_mask,
@@ -85,8 +85,8 @@ def student_targets(
         "latent": mean,
         "noise": rng.standard_normal(mean.shape, np.float32),
         "strength": np.asarray(rng.uniform(*STRENGTHS), np.float32),
-        "i": i,
-        "j": j,
+        "t": t,
+        "r": r,
     }
 
 
