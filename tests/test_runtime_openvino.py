@@ -212,6 +212,16 @@ def test_cosines_become_polynomials():
         np.testing.assert_allclose(compiled([angles])[0], np.cos(angles.astype(np.float64)), rtol=0, atol=tolerance)
 
 
+@pytest.mark.parametrize("quality", ["best", "draft"])
+def test_the_step_of_either_quality_is_rewritten(both_bundle, monkeypatch, quality):
+    tiles = []
+    module = "selva_runtime.backends.openvino.executor.use_minimal_filtering"
+    monkeypatch.setattr(module, lambda ov, model, **given: tiles.append(given["tiles"]))
+    session = Session(both_bundle, backend="openvino", threads=1)
+    few_steps(session, encode(session), ["rain"], quality=quality)
+    assert tiles == [60, 96]  # the step and the decoder
+
+
 def test_only_the_decoder_loses_its_cosines(opened):
     executor = make_executor(opened, "openvino", 1)
     left = {}
