@@ -18,7 +18,7 @@ import pytest
 from bundles import with_broken_graph
 from click.testing import CliRunner
 from platforms import needs_linux
-from sessions import encode
+from sessions import encode, few_steps
 
 from selva_bench.runtime_side import backend_and_arithmetic
 from selva_bundle.bundle import Bundle
