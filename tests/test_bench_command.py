@@ -193,7 +193,7 @@ def test_short_video_is_repeated(tmp_path: Path) -> None:
 
 
 def test_results_are_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    setting = {"preset": "small_16k", "precision": "fp16"}
+    setting = {"preset": "small_16k", "precision": "fp16", "quality": "best"}
     document = {"ratios": {"cpu": {}, "cuda": {}}, "setting": setting, "machine": {"cpu_kind": "avx2"}}
     assert name_of(document) == "cpu+cuda-small_16k-fp16-avx2"
     old = tmp_path / "cpu+cuda-small_16k-fp16-avx2.json"

@@ -142,7 +142,7 @@ def export_bundle(request: ExportRequest, say: Callable[[str], None] = print) ->
     """
     with _atomic_folder(request.out) as folder:
         table = request.graphs
-        sources = _sources(request, table)  # first, like the tokenizers, to report missing files at once
+        sources = _sources(request)  # first, like the tokenizers, to report missing files at once
         _write_tokenizers(request, folder / "tokenizers")
         (folder / "graphs").mkdir()
         parities: list[Parity] = []
@@ -257,10 +257,10 @@ def _graph_entry(signature: Signature, folder: Path) -> dict[str, Any]:
     }
 
 
-def _sources(request: ExportRequest, table: dict[str, Signature]) -> dict[str, dict[str, str]]:
+def _sources(request: ExportRequest) -> dict[str, dict[str, str]]:
     if request.checkpoints is None:
         return {}
-    used = sorted({part for name in table for part in request.parts(name)})
+    used = sorted({part for name in request.graphs for part in request.parts(name)})
     paths = {part: find_checkpoint(request.checkpoints, part, request.preset.name) for part in used}
     return {part: {"file": path.name, "sha256": file_sha256(path)} for part, path in paths.items()}
 
