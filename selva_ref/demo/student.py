@@ -19,13 +19,11 @@ from selva_ref.model.average import AverageGenerator
 from selva_ref.model.generator import Conditions, Generator
 from selva_ref.training.losses import covered_visual_tokens
 from selva_ref.training.parameters import STUDENT, trainable
-from selva_ref.training.paths import draw_spans, guided_path, path_loss
+from selva_ref.training.paths import STRENGTHS, draw_spans, guided_path, path_loss
 from selva_ref.weights.checkpoints import read_checkpoint
 
 TEACHER_STEPS = 25
 """Euler steps of a path."""
-STRENGTHS = (1.0, 7.0)
-"""Range of the guidance strength."""
 
 
 @dataclass(frozen=True, kw_only=True)
