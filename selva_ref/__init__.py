@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, overload
 from selva_ref.model.presets import PRESETS, Preset, get_preset
 
 if TYPE_CHECKING:
+    from selva_ref.model.average import AverageGenerator
     from selva_ref.model.clip_image import ClipImageTower
     from selva_ref.model.generator import Generator
     from selva_ref.model.official import OfficialModule
@@ -22,10 +23,12 @@ if TYPE_CHECKING:
     from selva_ref.model.vocoder import Vocoder
 
 SYSTEM_PARTS = {
-    "selva": ("video_encoder", "teacher", "generator", "vae", "vocoder", "text_t5", "text_clip"),
+    "selva": ("video_encoder", "teacher", "generator", "student", "vae", "vocoder", "text_t5", "text_clip"),
     "mmaudio": ("teacher", "generator", "vae", "vocoder", "text_clip", "clip_image"),
 }
-"""The networks of each system. SelVA only trains with its teacher; MMAudio's sync features come from it."""
+"""The networks of each system. SelVA only trains with its teacher; MMAudio's sync features come from it.
+
+The student is optional: it makes in four evaluations what the generator makes in 25 guided steps."""
 PARTS = (*SYSTEM_PARTS["selva"], "clip_image")
 
 __all__ = ["PARTS", "PRESETS", "SYSTEM_PARTS", "Preset", "build", "get_preset"]
@@ -37,6 +40,8 @@ def build(part: Literal["video_encoder"], preset: str | Preset) -> VideoEncoder:
 def build(part: Literal["teacher"], preset: str | Preset) -> Teacher: ...
 @overload
 def build(part: Literal["generator"], preset: str | Preset) -> Generator: ...
+@overload
+def build(part: Literal["student"], preset: str | Preset) -> AverageGenerator: ...
 @overload
 def build(part: Literal["vae"], preset: str | Preset) -> VAE: ...
 @overload
@@ -59,6 +64,7 @@ def build(part: str, preset: str | Preset) -> OfficialModule:
     Raises:
         ValueError: there is no such part or preset, or the preset has no image tower.
     """
+    from selva_ref.model.average import AverageGenerator
     from selva_ref.model.generator import Generator
     from selva_ref.model.text import ClipTower, T5Tower
     from selva_ref.model.vae import VAE
@@ -70,6 +76,7 @@ def build(part: str, preset: str | Preset) -> OfficialModule:
         "video_encoder": lambda: VideoEncoder(config.video),
         "teacher": lambda: Teacher(config.video),
         "generator": lambda: Generator(config.generator),
+        "student": lambda: AverageGenerator(config.generator),
         "vae": lambda: VAE(config.audio),
         "vocoder": lambda: Vocoder(config.audio),
         "text_t5": lambda: T5Tower(config.text),

@@ -14,6 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selva_bundle.lengths import Lengths, LongForm, SequenceRules
+from selva_bundle.manifest import AverageFlow, Defaults
+from selva_bundle.ports import BEST, DRAFT, QUALITIES
+from selva_ref.model.average import AverageGenerator, jumps
 from selva_ref.model.flow_matching import ab2, adaptive, euler
 from selva_ref.model.generator import Conditions, Generator
 from selva_ref.model.layers import cast
@@ -88,15 +91,22 @@ class Networks:
     text_clip: ClipTower
 
     def __init__(
-        self, preset: str | Preset, checkpoints: Path | None, device: str, dtype: torch.dtype, system: str, *parts: str
+        self,
+        preset: str | Preset,
+        checkpoints: Path | None,
+        device: str,
+        dtype: torch.dtype,
+        system: str,
+        *parts: str,
+        generator: str = "generator",
     ) -> None:
         self.preset = get_preset(preset) if isinstance(preset, str) else preset
         if self.preset.system != system:
             raise ValueError(f"preset {self.preset.name} is one of {self.preset.system}, not of {system}")
         self.rules = sequence_rules(self.preset)
         self.device, self.dtype = torch.device(device), dtype
-        for part in ("generator", "vae", "vocoder", "text_clip", *parts):
-            setattr(self, part, cast(load_part(part, self.preset, checkpoints), dtype).to(device))
+        for name, part in {"generator": generator, **{p: p for p in ("vae", "vocoder", "text_clip", *parts)}}.items():
+            setattr(self, name, cast(load_part(part, self.preset, checkpoints), dtype).to(device))
         self.tokenizers = load_tokenizers(self.preset, checkpoints)
 
     def _lengths(self, duration_s: float) -> Lengths:
@@ -124,11 +134,16 @@ class Networks:
         def flow(t: float, x: Tensor) -> Tensor:
             return self.generator.guided_flow(x, torch.tensor([t], device=self.device), conditions, empty, guidance)
 
+        def average(x: Tensor, t: Tensor, r: Tensor) -> Tensor:
+            assert isinstance(self.generator, AverageGenerator)
+            return self.generator.average(x, t, r, torch.tensor([guidance], device=self.device), conditions)
+
         start = torch.from_numpy(noise)[None].to(self.device, self.dtype)
         solvers = {
             "euler": lambda: euler(flow, start, steps=steps),
             "ab2": lambda: ab2(flow, start, steps=steps),
             "adaptive": lambda: adaptive(flow, start),
+            "jumps": lambda: jumps(average, start, steps=steps),
         }
         latent = solvers[solver]()
         mel = self.vae.decode(self.generator.unnormalize(latent).transpose(1, 2))
@@ -151,10 +166,10 @@ class Networks:
 class Pipeline(Networks):
     """SelVA: the one sound of a video that a prompt asks for.
 
-    Weights come from a folder of checkpoints or, if that is None, are random.
+    Weights come from a folder of checkpoints or, if that is None, are random. The `quality` "draft" uses the student.
 
     Raises:
-        ValueError: the preset is not one of SelVA.
+        ValueError: the preset is not one of SelVA, or the quality is neither "best" nor "draft".
         CheckpointError: weights are missing, damaged or do not fit.
     """
 
@@ -168,8 +183,13 @@ class Pipeline(Networks):
         *,
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
+        quality: str = BEST,
     ) -> None:
-        super().__init__(preset, checkpoints, device, dtype, "selva", "video_encoder", "text_t5")
+        if quality not in QUALITIES:
+            raise ValueError(f"unknown quality {quality!r}; choose one of {', '.join(QUALITIES)}")
+        self.drafts = quality == DRAFT
+        generator = "student" if self.drafts else "generator"
+        super().__init__(preset, checkpoints, device, dtype, "selva", "video_encoder", "text_t5", generator=generator)
 
     @torch.inference_mode()
     def __call__(
@@ -181,7 +201,7 @@ class Pipeline(Networks):
         negative: str | None = None,
         noise: np.ndarray | None = None,
         seed: int = 0,
-        steps: int = 25,
+        steps: int | None = None,
         guidance: float = 4.5,
         solver: str = "euler",
     ) -> np.ndarray:
@@ -190,16 +210,23 @@ class Pipeline(Networks):
         Args:
             frames: uint8 (T, 3, H, W) at the preset's rate, T at least `duration_s` times 25; any size.
             duration_s: seconds of sound, from 0.64 to 30.
-            negative: sounds to avoid; None: the learned empty text.
+            negative: sounds to avoid; None: the learned empty text. A draft has none.
             noise: (latent length, latent width) float32; None: the noise the runtime draws for a first stem.
-            solver: "euler" or "ab2" with `steps`, or "adaptive".
+            steps: None: 25, or 4 of a draft.
+            solver: "euler" or "ab2" with `steps`, or "adaptive". A draft makes jumps instead.
 
         Returns:
             float32 (round(duration_s * rate),) in [-1, 1].
 
         Raises:
-            ValueError: the duration is out of range.
+            ValueError: the duration is out of range, or a draft was given a negative prompt.
         """
+        if self.drafts:
+            if negative is not None:
+                raise ValueError("a draft has no negative prompt")
+            solver = "jumps"
+        if steps is None:
+            steps = AverageFlow().steps if self.drafts else Defaults().steps
         lengths, g = self._lengths(duration_s), self.generator
         sync = self._sync(frames[: lengths.frames], prompt)
         conditions = g.prepare(sync, g.empty_clip(1, lengths.visual), self._text(prompt), latent_length=lengths.latent)

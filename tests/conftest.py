@@ -25,6 +25,8 @@ os.environ["SELVA_CACHE"] = "none"  # no test reads or fills the developer's cac
 FIXTURES = {
     "fp32": "demo_bundle",
     "fp16": "demo_bundle_fp16",
+    "both-fp32": "both_bundle",
+    "both-fp16": "both_bundle_fp16",
     "mmaudio-fp32": "mmaudio_bundle",
     "mmaudio-fp16": "mmaudio_bundle_fp16",
 }
@@ -60,6 +62,18 @@ def demo_bundle(exports: dict[str, Path]) -> Path:
 def demo_bundle_fp16(exports: dict[str, Path]) -> Path:
     """A float16 bundle of the `demo` preset."""
     return exports["fp16"]
+
+
+@pytest.fixture(scope="session")
+def both_bundle(exports: dict[str, Path]) -> Path:
+    """A float32 bundle of the `demo` preset that also makes drafts."""
+    return exports["both-fp32"]
+
+
+@pytest.fixture(scope="session")
+def both_bundle_fp16(exports: dict[str, Path]) -> Path:
+    """A float16 bundle of the `demo` preset that also makes drafts."""
+    return exports["both-fp16"]
 
 
 @pytest.fixture(scope="session")

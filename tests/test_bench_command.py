@@ -97,6 +97,21 @@ def test_runtime_and_torch_side_by_side(against_torch: Run, demo_bundle: Path) -
     assert "first stem after decode" in done.stdout
 
 
+def test_drafts_on_both_sides(both_bundle: Path, tmp_path: Path) -> None:
+    left_out = SHORT.index("--steps")
+    short = SHORT[:left_out] + SHORT[left_out + 2 :]
+    drafts = ("--quality", "draft", "--stems", "1", "--against", "torch", "--out", tmp_path)
+    document = last_line(bench(both_bundle, *short, *drafts))
+    assert (document["setting"]["quality"], document["setting"]["steps"]) == ("draft", 4)
+    assert document["ratios"]["cpu"]["torch-cpu"]["snr_db"] > 60
+    # those of the first stem and of the new prompt; PyTorch makes one run for both
+    assert {name: side["stages"]["step"]["samples"] for name, side in document["sides"].items()} == {
+        "cpu": 8,
+        "torch-cpu": 4,
+    }
+    assert (tmp_path / f"cpu-demo-fp32-draft-{machine.cpu_kind()}.json").is_file()
+
+
 def test_chart(against_torch: Run) -> None:
     pytest.importorskip("matplotlib")
     _, results = against_torch
@@ -178,7 +193,7 @@ def test_short_video_is_repeated(tmp_path: Path) -> None:
 
 
 def test_results_are_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    setting = {"preset": "small_16k", "precision": "fp16"}
+    setting = {"preset": "small_16k", "precision": "fp16", "quality": "best"}
     document = {"ratios": {"cpu": {}, "cuda": {}}, "setting": setting, "machine": {"cpu_kind": "avx2"}}
     assert name_of(document) == "cpu+cuda-small_16k-fp16-avx2"
     old = tmp_path / "cpu+cuda-small_16k-fp16-avx2.json"

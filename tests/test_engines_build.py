@@ -12,16 +12,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from bundles import GRAPHS
 from platforms import needs_posix
 
 from selva_bundle.lengths import SequenceRules
-from selva_bundle.ports import PORTS, SELVA
+from selva_bundle.ports import DRAFT, FLOWS
 from selva_engines import BuildRequest, EngineRequestError, EngineSet, build_engines, inspect
 from selva_engines.profiles import SEGMENTS_PER_CALL, describe
 from selva_engines.source import read_source
 from selva_runtime import Bundle
-
-GRAPHS = tuple(PORTS[SELVA])
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'selva-deploy[tensorrt-rtx]'")
 
@@ -107,6 +106,16 @@ def test_the_graphs_that_only_mmaudio_has(mmaudio_bundle_fp16: Path, tmp_path: P
     assert tuple(engines.engines) == own
     for graph in own:
         check_precisions(engines, copy, graph)
+
+
+def test_the_graphs_that_only_drafts_need(both_bundle_fp16: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(both_bundle_fp16, tmp_path / "bundle"))
+    engines = build(copy, graphs=FLOWS[DRAFT])
+    assert tuple(engines.engines) == FLOWS[DRAFT]
+    for graph in FLOWS[DRAFT]:
+        check_precisions(engines, copy, graph)
+    rows = {graph: engines.engines[graph].profile["text_f"]["max"][0] for graph in FLOWS[DRAFT][1:]}
+    assert rows == {"average_step": 16}
 
 
 @pytest.mark.parametrize("graph", GRAPHS)

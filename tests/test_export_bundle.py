@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from bundles import GRAPHS
 from click.testing import CliRunner
 from safetensors.torch import save_file
 
@@ -26,8 +27,6 @@ from selva_ref.errors import CheckpointError
 from selva_ref.weights import random_weights
 from selva_ref.weights.checkpoints import find_checkpoint, get_checkpoint
 from selva_ref.weights.loading import load_part
-
-GRAPHS = tuple(bundle_module.MAKERS["selva"])
 
 
 def request(out: Path, **changes: object) -> ExportRequest:

@@ -131,7 +131,7 @@ def expected(take: int) -> float:
 
 @pytest.mark.parametrize("behaviour", ["honest", "byte_by_byte", "old_news", "revives"])
 def test_stems_arrive_exactly(run, behaviour, tmp_path):
-    found = run([*FAKE, behaviour], TRY_RATE="44100", TRY_KEY="k♫y")
+    found = run([*FAKE, behaviour], TRY_RATE="44100", TRY_KEY="k♫y", TRY_QUALITY="draft")
     assert (found.state, found.message, found.life) == (DONE, "", READY)
     assert [stem[0] for stem in found.stems] == [PROMPTS[0]] * 2 + [PROMPTS[1]] * 2
     assert "old" not in found.phases
@@ -141,6 +141,7 @@ def test_stems_arrive_exactly(run, behaviour, tmp_path):
         "video": str(tmp_path / "video.mp4"),
         "out": str(tmp_path / "stems"),
         "prompts": PROMPTS,
+        "quality": "draft",
         "duration_s": 1.25,
         "takes": 2,
         "steps": 2,

@@ -143,6 +143,21 @@ def test_prompts_are_not_silent_and_differ(reference: Callable[[str], np.ndarray
         assert np.linalg.norm(one - other) > 0.05 * np.linalg.norm(one)
 
 
+@pytest.mark.parametrize(
+    ("backend", "weights", "precision"), [row for row in BOUNDS_DB if row[0] not in GPU_BACKENDS], ids="-".join
+)
+def test_drafts_are_those_of_the_reference(
+    backend: str, weights: str, precision: str, both_bundle: Path, both_bundle_fp16: Path, tmp_path: Path
+) -> None:
+    bundle = {"fp32": both_bundle, "fp16": both_bundle_fp16}[weights]
+    case, student = {"prompts": PROMPTS[:2], "duration_s": 1.0, "guidance": 3.0}, Pipeline("demo", quality="draft")
+    reference = reference_stems(student, **case)
+    with session_on(backend, precision, bundle, tmp_path) as session:
+        found = stems(session, student, **case, quality="draft")
+    least_db, most_db, _ = BOUNDS_DB[backend, weights, precision]
+    assert least_db <= least_snr_db(found, reference) <= most_db
+
+
 @pytest.mark.full_size
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_small_16k_stems(tmp_path: Path, precision: str) -> None:

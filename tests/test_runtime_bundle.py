@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from bundles import add_file, edit
+from bundles import add_file, edit, without_best
 from platforms import needs_posix
 
 from selva_bundle.lengths import LongForm
+from selva_bundle.manifest import AverageFlow
 from selva_bundle.ports import PORTS, check_ports, known_sizes
 from selva_export.signatures import signatures
 from selva_ref.model.presets import PRESETS
@@ -23,6 +24,7 @@ from selva_runtime.backends.onnx_cpu import OnnxCpuExecutor
 from selva_runtime.backends.openvino.executor import OpenVinoExecutor
 from selva_runtime.text import TextEncoder
 
+FLOW = {"kind": "average", "guidance": [1, 7], "steps": 4}
 LONG_FORM = {"window_segments": 12, "anchor_segments": 5, "overlap_segments": 2}
 
 
@@ -190,6 +192,8 @@ def pad_id(value):
         ),
         (set_top(long_form={**LONG_FORM, "anchor_segments": 10}), "long_form leaves no new segments in a window"),
         (set_top(long_form={**LONG_FORM, "guard": "wide"}), "long_form.guard is 'wide', not a number from 0"),
+        (set_top(flow=FLOW), "no graph average_conditions, average_step"),
+        (set_top(flow=None), "no graph average_conditions, average_step"),
         (set_top(files={}), "used but not listed"),
         (set_top(text={}), "'clip' is missing"),
         (set_top(text={"clip": {}}), "'t5' is missing"),
@@ -231,6 +235,45 @@ def test_each_kind_of_damage_is_named(bundle, damage, message):
         Bundle.open(bundle)
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 2100
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda top: top.pop("flow"), "graph average_conditions without flow"),
+        (lambda top: top["graphs"].pop("average_step"), "no graph average_step"),
+        (lambda top: top["graphs"].pop("guided_step"), "no graph guided_step"),
+        (lambda top: top.update(flow=[]), "flow is not an object"),
+        (lambda top: top.update(flow={}), "'kind' is missing"),
+        (lambda top: top["flow"].update(kind="shortcut"), "flow.kind is 'shortcut'"),
+        (lambda top: top["flow"].update(steps=0), "flow.steps is 0"),
+        (lambda top: top["flow"].update(steps=1001), "flow.steps is 1001"),
+        (lambda top: top["flow"].update(steps=4.0), "flow.steps is 4.0"),
+        (lambda top: top["flow"].update(steps=True), "flow.steps is True"),
+        (lambda top: top["flow"].update(guidance=7), "flow.guidance is not a list"),
+        (lambda top: top["flow"].update(guidance=[7]), "flow.guidance has 1 numbers, not 2"),
+        (lambda top: top["flow"].update(guidance=[0.9, 7]), "flow.guidance is 0.9"),
+        (lambda top: top["flow"].update(guidance=[1, 101]), "flow.guidance is 101"),
+        (lambda top: top["flow"].update(guidance=[1, "7"]), "flow.guidance is '7'"),
+        (lambda top: top["flow"].update(guidance=[7, 1]), "flow.guidance 7 to 1 leaves out the default 4.5"),
+        (lambda top: top["flow"].update(guidance=[5, 7]), "flow.guidance 5 to 7 leaves out the default 4.5"),
+        (lambda top: top["graphs"]["average_step"]["inputs"].pop(), "the inputs of graph average_step are"),
+    ],
+)
+def test_each_kind_of_damage_to_drafts_is_named(both_bundle, tmp_path, change, message):
+    copy = Path(shutil.copytree(both_bundle, tmp_path / "bundle"))
+    edit(copy, change)
+    with pytest.raises(BundleError, match=message):
+        Bundle.open(copy)
+
+
+def test_a_bundle_makes_the_best_or_drafts_or_both(demo_bundle, both_bundle, tmp_path):
+    drafts = without_best(both_bundle, tmp_path)
+    best, both, alone = (Bundle.open(bundle).manifest for bundle in (demo_bundle, both_bundle, drafts))
+    assert [each.qualities for each in (best, both, alone)] == [("best",), ("best", "draft"), ("draft",)]
+    assert [each.step for each in (best, both, alone)] == ["guided_step", "guided_step", "average_step"]
+    assert best.flow is None
+    assert both.flow == alone.flow == AverageFlow(steps=4, guidance=(1, 7))
 
 
 def test_a_file_is_no_bundle(tmp_path):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bundles import GRAPHS
 from device_work import Range
 from fake_cuda import FakeCuda
 from fake_onnxruntime import FakeOnnxRuntime
@@ -18,15 +19,12 @@ from gpus import on_fake_engines
 from sessions import encode, few_steps, flow_inputs, moving_frames, ramp
 
 from selva_bench.gpu import compile_kernels
-from selva_bundle.ports import PORTS, SELVA
 from selva_runtime import BackendError, DeviceMemoryError, Session
 from selva_runtime.backends import solvers
 from selva_runtime.backends.gpu import cuda_device, cuda_kernels, device_array, executor, onnx_graphs
 from selva_runtime.backends.gpu.cuda_device import CudaDevice
 from selva_runtime.backends.gpu.device_array import MemoryPool
 from selva_runtime.flow import AB2, EULER, integrate
-
-GRAPHS = tuple(PORTS[SELVA])
 
 CLOSE = {"rtol": 0, "atol": 1e-5}
 

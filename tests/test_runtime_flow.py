@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from selva_bundle.errors import BackendError, DeviceMemoryError
+from selva_bundle.ports import AVERAGE_STEP, GUIDED_STEP
 from selva_runtime.batches import in_batches
 from selva_runtime.flow import AB2, EULER, Held, draw_noise, integrate
 from selva_runtime.lru_cache import LruCache
@@ -135,9 +136,9 @@ def test_a_backend_with_its_own_loop_runs_that():
     np.testing.assert_array_equal(ended, noise * 2)
     assert states is None
     held = Held(values=noise[None], weights=np.ones(3, np.float32))
-    asked = {"solver": AB2, "held": held, "keep_states": True}
+    asked = {"graph": AVERAGE_STEP, "solver": AB2, "held": held, "keep_states": True}
     np.testing.assert_array_equal(integrate(field, noise, conditions, guidance=2, **options, **asked)[1], noise * 3)
-    plainly = {"solver": EULER, "held": None, "keep_states": False}
+    plainly = {"graph": GUIDED_STEP, "solver": EULER, "held": None, "keep_states": False}
     assert given == [
         (noise, conditions, {**options, **plainly, "guidance": 1.0}),
         (noise, conditions, {**options, **asked, "guidance": 2}),

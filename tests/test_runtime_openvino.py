@@ -18,7 +18,7 @@ import pytest
 from bundles import with_broken_graph
 from click.testing import CliRunner
 from platforms import needs_linux
-from sessions import encode
+from sessions import encode, few_steps
 
 from selva_bench.runtime_side import backend_and_arithmetic
 from selva_bundle.bundle import Bundle
@@ -210,6 +210,16 @@ def test_cosines_become_polynomials():
     for reach, tolerance in ((3.2, 1e-6), (100.0, 1e-5)):  # float32 represents an angle of 100 to within 4e-6
         angles = np.linspace(-reach, reach, 10_001, dtype=np.float32)
         np.testing.assert_allclose(compiled([angles])[0], np.cos(angles.astype(np.float64)), rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("quality", ["best", "draft"])
+def test_the_step_of_either_quality_is_rewritten(both_bundle, monkeypatch, quality):
+    tiles = []
+    module = "selva_runtime.backends.openvino.executor.use_minimal_filtering"
+    monkeypatch.setattr(module, lambda ov, model, **given: tiles.append(given["tiles"]))
+    session = Session(both_bundle, backend="openvino", threads=1)
+    few_steps(session, encode(session), ["rain"], quality=quality)
+    assert tiles == [60, 96]  # the step and the decoder
 
 
 def test_only_the_decoder_loses_its_cosines(opened):

@@ -28,6 +28,8 @@ PLAIN = {"negative": None, "seed": 7, "steps": 25, "guidance": 4.5, "takes": 1}
         {"takes": 1},
         {"takes": 64},
         {"solver": "ab2"},
+        {"quality": "draft"},
+        {"quality": "best", "negative": "music", "solver": "ab2"},
     ],
 )
 def test_requests_up_to_each_limit_are_taken(options):
@@ -60,6 +62,10 @@ def test_requests_up_to_each_limit_are_taken(options):
         ({"guidance": 10**400}, r"guidance is 1000"),
         ({"solver": "heun"}, r"unknown solver 'heun'; choose one of euler, ab2$"),
         ({"solver": None}, r"unknown solver None; "),
+        ({"quality": "fast"}, r"unknown quality 'fast'; choose one of best, draft$"),
+        ({"quality": None}, r"unknown quality None; "),
+        ({"quality": "draft", "solver": "ab2"}, r"the solver ab2 cannot make a draft, whose steps are jumps; leave"),
+        ({"quality": "draft", "negative": ""}, r"a draft has no negative prompt; leave it out, or the quality$"),
         ({"takes": 0}, r"takes is 0; give a whole number from 1 to 64"),
         ({"takes": 65}, r"takes is 65; "),
         ({"seed": -1}, r"seed is -1; give a whole number from 0 to 9223372036854775807"),

@@ -7,15 +7,13 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from bundles import GRAPHS
 from gpus import FakeCache, FakeConfig, FakeContext, on_fake_engines
 from sessions import encode, few_steps
 
 from selva_bundle.bundle import Bundle
-from selva_bundle.ports import PORTS, SELVA
 from selva_runtime import BackendError, DeviceMemoryError, Session
 from selva_runtime.backends.gpu.kernel_cache import CacheFile, cache_folder
-
-GRAPHS = tuple(PORTS[SELVA])
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from selva_ref.model.presets import get_preset
 from selva_ref.training.cli import main
 
 MODULE = "selva_ref.training.cli"
+DISTILL = ("--teacher-steps", 4, "--spans", 3)
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
@@ -38,13 +39,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(folder: Path) -> Path:
-    """The same folder after extraction and both stages, in one process."""
+    """The same folder after extraction and every stage, in one process."""
     paths = ("--checkpoints", folder / "checkpoints", "--out")
     listed = ("--videos", folder / "videos", "--list", folder / "list.tsv", "--duration", DURATION_S)
     for arguments in (
         ("extract", "--preset", "demo", *listed, "--workers", 0, *paths, folder / "data", "--json"),
         ("stage1", *options(folder, folder / "out")),
         ("stage2", *options(folder, folder / "out"), "--base", folder / "checkpoints" / "base.safetensors"),
+        ("distill", *options(folder, folder / "out"), *DISTILL),
     ):
         with pytest.raises(SystemExit) as ended:
             main.main([str(argument) for argument in arguments])
@@ -58,22 +60,24 @@ def options(folder: Path, out: Path, steps: int = 4) -> list[object]:
     return [*paths, *sizes, "--workers", 0, "--device", "cpu", "--json"]
 
 
-def test_two_processes_give_the_losses_of_one(trained: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stage", ["stage2", "distill"])
+def test_two_processes_give_the_losses_of_one(trained: Path, tmp_path: Path, stage: str) -> None:
     """torchrun starts two processes. Each computes its half of the batch in two parts, decoded by a worker process."""
     out = tmp_path / "out"
     out.mkdir()
-    (out / "video_encoder_demo.safetensors").hardlink_to(trained / "out" / "video_encoder_demo.safetensors")
+    for part in ("video_encoder", "generator") if stage == "distill" else ("video_encoder",):
+        (out / f"{part}_demo.safetensors").hardlink_to(trained / "out" / f"{part}_demo.safetensors")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "-m", MODULE]
-    base = ["--base", trained / "checkpoints" / "base.safetensors", "--accumulate", 2, "--workers", 1]
-    arguments = [*launcher, "stage2", *options(trained, out), *base]
+    own = DISTILL if stage == "distill" else ("--base", trained / "checkpoints" / "base.safetensors")
+    arguments = [*launcher, stage, *options(trained, out), *own, "--accumulate", 2, "--workers", 1]
     done = subprocess.run(
         list(map(str, arguments)), env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr
     (line,) = done.stdout.splitlines()
-    expected = curve(trained / "out" / "stage2")
+    expected = curve(trained / "out" / stage)
     assert json.loads(line)["losses"] == pytest.approx(expected, rel=1e-5)
-    assert curve(out / "stage2") == pytest.approx(expected, rel=1e-5)
+    assert curve(out / stage) == pytest.approx(expected, rel=1e-5)
 
 
 @needs_posix
@@ -152,7 +156,7 @@ def test_demo_is_one_of_the_commands(tmp_path: Path, capsys) -> None:
     assert len(err.splitlines()) == 1
 
 
-@pytest.mark.parametrize(("name", "option"), [("stage2", "--accumulate"), ("demo", "--quick")])
+@pytest.mark.parametrize(("name", "option"), [("stage2", "--accumulate"), ("distill", "--spans"), ("demo", "--quick")])
 def test_help_needs_no_torch(name: str, option: str) -> None:
     blocked = f"import sys; sys.modules['torch'] = None; from {MODULE} import main; main.main([{name!r}, '--help'])"
     done = subprocess.run([sys.executable, "-c", blocked], capture_output=True, text=True, timeout=60, check=False)

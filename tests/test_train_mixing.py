@@ -13,8 +13,9 @@ from train_samples import DURATION_S, LABELS, LENGTHS, RULES, PaintedClips, writ
 from selva_ref.training.data.store import Features
 from selva_ref.training.errors import TrainingError
 from selva_ref.training.examples.draws import item_at, item_generator, split
-from selva_ref.training.examples.mixed import distillation_targets, flow_targets
+from selva_ref.training.examples.mixed import distillation_targets, flow_targets, student_targets
 from selva_ref.training.examples.mixing import different_label, draw_share, side_by_side
+from selva_ref.training.paths import JUMPS
 from selva_ref.training.settings import RunSettings
 from selva_ref.training.world import World
 
@@ -135,6 +136,25 @@ def test_flow_targets_follow_their_distributions(features: Features) -> None:
     standard = np.stack([(one["latent"] - mean) / deviation for one in drawn])
     assert np.abs(standard.mean(0)).max() < 0.15
     assert np.abs(standard.std(0) - 1).max() < 0.15
+
+
+def test_student_targets_follow_their_distributions(features: Features) -> None:
+    rng = np.random.default_rng(1)
+    drawn = [student_targets(features, 0, None, rng, spans=3) for _ in range(2000)]
+    strengths = [one["strength"] for one in drawn]
+    assert (min(strengths), max(strengths)) == pytest.approx((1, 7), abs=0.05)
+    assert np.mean(strengths) == pytest.approx(4, abs=0.15)
+    assert np.std(strengths) == pytest.approx(6 / 12**0.5, abs=0.1)
+    assert {one["t"].shape + one["r"].shape for one in drawn} == {(3, 3)}
+    lengths = np.concatenate([one["r"] - one["t"] for one in drawn])
+    assert np.mean(np.isclose(lengths, 1 / 4)) == pytest.approx(JUMPS[4], abs=0.03)
+    noise = np.stack([one["noise"] for one in drawn])
+    assert np.abs(noise.mean(0)).max() < 0.15
+    assert np.abs(noise.std(0) - 1).max() < 0.15
+    absent = student_targets(features, 0, 1, rng, spans=3)
+    for row, asked in ((0, drawn[0]), (1, absent)):
+        assert np.array_equal(asked["clip_text"], features.text(row).clip)
+        assert np.array_equal(asked["t5"], features.text(row).t5)
 
 
 def test_an_absent_text_is_of_a_third_label_and_asks_for_silence(tmp_path) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import selva_ref
-from selva_ref.training.parameters import STAGE1, STAGE2, trainable
+from selva_ref.training.parameters import STAGE1, STAGE2, STUDENT, trainable
 
 CROSS = (
     *(f"attn.{name}" for name in ("q_proj.weight", "q_proj.bias", "kv_proj.weight", "kv_proj.bias")),
@@ -34,11 +34,21 @@ STAGE2_NAMES = {
     *(f"sync_input_proj.{name}" for name in ("0.weight", "0.bias", "2.w1.weight", "2.w2.weight", "2.w3.weight")),
     *(f"{block}.adaLN_modulation.1.{kind}" for block in ADALN for kind in ("weight", "bias")),
 }
+STUDENT_NAMES = STAGE2_NAMES | {
+    f"{name}_embed.mlp.{layer}.{kind}"
+    for name in ("span", "strength")
+    for layer in (0, 2)
+    for kind in ("weight", "bias")
+}
 
 
 @pytest.mark.parametrize(
     ("part", "patterns", "names", "count"),
-    [("video_encoder", STAGE1, STAGE1_NAMES, 19_485_824), ("generator", STAGE2, STAGE2_NAMES, 22_455_104)],
+    [
+        ("video_encoder", STAGE1, STAGE1_NAMES, 19_485_824),
+        ("generator", STAGE2, STAGE2_NAMES, 22_455_104),
+        ("student", STUDENT, STUDENT_NAMES, 23_087_680),
+    ],
 )
 def test_official_parameter_sets(part: str, patterns: tuple[str, ...], names: set[str], count: int) -> None:
     with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""Both stages on painted frames: golden losses, what changes, stopping and resuming, and which files remain."""
+"""Every stage on painted frames: golden losses, what changes, stopping and resuming, and which files remain."""
 
 from __future__ import annotations
 
@@ -19,19 +19,24 @@ from selva_ref.pipeline import Pipeline, preprocess
 from selva_ref.training import run
 from selva_ref.training.errors import TrainingError
 from selva_ref.training.hashed import save_hashed
-from selva_ref.training.initial import fresh_encoder
-from selva_ref.training.parameters import STAGE1, STAGE2, trainable
-from selva_ref.training.run import StageRequest, stage1, stage2
+from selva_ref.training.initial import fresh_encoder, fresh_student
+from selva_ref.training.parameters import STAGE1, STAGE2, STUDENT, trainable
+from selva_ref.training.run import StageRequest, distill, stage1, stage2
 from selva_ref.training.settings import RunPlace
 from selva_ref.training.stages import Distillation, selected
 from selva_ref.weights.loading import load_part
 
-STAGES = {"stage1": stage1, "stage2": stage2}
-FILES = {"stage1": "video_encoder_demo.safetensors", "stage2": "generator_demo.safetensors"}
-PATTERNS = {"stage1": STAGE1, "stage2": STAGE2}
+STAGES = {"stage1": stage1, "stage2": stage2, "distill": distill}
+FILES = {
+    "stage1": "video_encoder_demo.safetensors",
+    "stage2": "generator_demo.safetensors",
+    "distill": "student_demo.safetensors",
+}
+PATTERNS = {"stage1": STAGE1, "stage2": STAGE2, "distill": STUDENT}
 GOLDEN = {
     "stage1": [2.161320, 2.043271, 1.740274, 1.573098, 1.471067, 1.399936],
     "stage2": [3.719247, 3.887128, 3.754931, 3.506279, 3.672195, 3.274316],
+    "distill": [1.771940, 0.257896, 1.008217, 0.817173, 0.901669, 0.327289],
 }
 """Losses of the six steps of `choices`. A refactor keeps them; anything else changes the training."""
 
@@ -62,23 +67,25 @@ def choices(tmp_path_factory: pytest.TempPathFactory) -> StageRequest:
         warmup=2,
         learning_rate=1e-3,
         device="cpu",
+        teacher_steps=5,
+        spans=3,
     )
 
 
 @pytest.fixture(scope="module")
 def trained(choices: StageRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[float]]]:
-    """Runs both stages to the end and returns their folder and losses."""
+    """Runs every stage to the end and returns their folder and losses."""
     place = RunPlace(out=tmp_path_factory.mktemp("trained") / "out")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "MixedClips", PaintedClips)
         return place.out, {name: stage(choices, place).losses for name, stage in STAGES.items()}
 
 
-def encoder_for(stage: str, trained: tuple[Path, object], out: Path) -> RunPlace:
+def place_for(stage: str, trained: tuple[Path, object], out: Path) -> RunPlace:
     """Makes a new folder with the files that the stage needs."""
     out.mkdir()
-    if stage == "stage2":
-        (out / FILES["stage1"]).write_bytes((trained[0] / FILES["stage1"]).read_bytes())
+    for earlier in list(FILES)[: list(FILES).index(stage)]:
+        (out / FILES[earlier]).write_bytes((trained[0] / FILES[earlier]).read_bytes())
     return RunPlace(out=out)
 
 
@@ -92,8 +99,10 @@ def test_golden_losses(trained, stage: str) -> None:
 def test_only_trained_parameters_have_changed(choices: StageRequest, trained, stage: str) -> None:
     if stage == "stage1":
         before = fresh_encoder(TINY, choices.checkpoints / "teacher_demo.safetensors", seed=0)
-    else:
+    elif stage == "stage2":
         before = load_part("generator", TINY, None)
+    else:
+        before = fresh_student(load_part("generator", TINY, trained[0]), TINY, seed=0)
     names = trainable(before, PATTERNS[stage]).keys()
     after = load_file(trained[0] / FILES[stage])
     moved = {name for name, value in before.state_dict().items() if not torch.equal(value, after[name])}
@@ -101,8 +110,9 @@ def test_only_trained_parameters_have_changed(choices: StageRequest, trained, st
     assert before.state_dict().keys() == after.keys()
 
 
-def test_the_network_itself_is_frozen_but_for_its_trained_part(choices, trained, tmp_path, monkeypatch) -> None:
-    """Checks the networks in memory, including the encoder that stage 2 uses."""
+@pytest.mark.parametrize("stage", ["stage2", "distill"])
+def test_the_network_itself_is_frozen_but_for_its_trained_part(choices, trained, tmp_path, monkeypatch, stage) -> None:
+    """Checks the networks in memory, including the encoder, and the student's teacher."""
     kept: list[tuple[run.Run, dict[str, torch.Tensor]]] = []
 
     def watched(what: run.Run, world):
@@ -111,7 +121,7 @@ def test_the_network_itself_is_frozen_but_for_its_trained_part(choices, trained,
 
     train = run.train
     monkeypatch.setattr(run, "train", watched)
-    stage2(choices, encoder_for("stage2", trained, tmp_path / "out"))
+    STAGES[stage](choices, place_for(stage, trained, tmp_path / "out"))
     ((what, before),) = kept
     moved = {name for name, value in what.stage.state_dict().items() if not torch.equal(value, before[name])}
     assert moved == {f"network.{name}" for name in what.stage.trained}
@@ -119,7 +129,7 @@ def test_the_network_itself_is_frozen_but_for_its_trained_part(choices, trained,
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_ctrl_c_saves_and_the_same_call_resumes(choices, trained, tmp_path, monkeypatch, stage: str) -> None:
-    place = encoder_for(stage, trained, tmp_path / "out")
+    place = place_for(stage, trained, tmp_path / "out")
     monkeypatch.setattr(PaintedClips, "_example", at_step(2, lambda: signal.raise_signal(signal.SIGINT)))
     with pytest.raises(KeyboardInterrupt):
         STAGES[stage](choices, place)
@@ -161,7 +171,7 @@ def test_absent_texts_change_the_losses(choices, trained, tmp_path, stage: str) 
     data = write_features(tmp_path / "data", labels=(*LABELS, "violin"))
     made = []
     for absent in (0.0, 0.9):
-        place = encoder_for(stage, trained, tmp_path / f"{stage} {absent}")
+        place = place_for(stage, trained, tmp_path / f"{stage} {absent}")
         made.append(STAGES[stage](replace(choices, data=data, absent=absent), place).losses)
     assert all(abs(a - b) > 0.01 * a for a, b in zip(*made, strict=True))
 
@@ -196,13 +206,13 @@ def test_what_is_absent_looks_like_a_still_picture_to_the_teacher(choices) -> No
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_accumulating_gives_the_same_losses(choices, trained, tmp_path, stage: str) -> None:
-    place = replace(encoder_for(stage, trained, tmp_path / "out"), accumulate=4)
+    place = replace(place_for(stage, trained, tmp_path / "out"), accumulate=4)
     assert STAGES[stage](choices, place).losses == pytest.approx(trained[1][stage], rel=1e-5)
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_bf16_is_close(choices, trained, tmp_path, stage: str) -> None:
-    place = encoder_for(stage, trained, tmp_path / "out")
+    place = place_for(stage, trained, tmp_path / "out")
     losses = STAGES[stage](replace(choices, precision="bf16"), place).losses
     assert losses == pytest.approx(trained[1][stage], rel=0.03)
     assert losses != trained[1][stage]
@@ -244,7 +254,7 @@ def test_tensorboard_shows_curves_pictures_and_sounds(trained) -> None:
 
 
 def test_a_finished_run_can_be_averaged_again(choices, trained, tmp_path) -> None:
-    place = encoder_for("stage2", trained, tmp_path / "out")
+    place = place_for("stage2", trained, tmp_path / "out")
     stage2(choices, place)
     narrow = load_file(place.out / FILES["stage2"])
     assert stage2(choices, replace(place, average_width=0.1)).losses == []
@@ -278,7 +288,10 @@ def test_a_fresh_encoder_begins_near_its_teacher(choices: StageRequest) -> None:
             r"state.pt: started with learning_rate 0.001, not 0.002; use the same value, or choose another",
         ),
         ({"seed": 1}, "started with seed 0, not 1"),
+        ({"spans": 4}, "started with spans 3, not 4"),
         ({"batch": 0}, "batch 0: must be at least 1"),
+        ({"teacher_steps": 0}, "teacher steps 0: must be at least 1"),
+        ({"spans": 0}, "spans 0: must be at least 1"),
         ({"learning_rate": 0.0}, "learning rate 0.0: must be above 0"),
         ({"absent": 1.0}, "absent 1.0: must be from 0 to below 1"),
         ({"holdout": 8}, "8 clips, of which 8 are held out; hold out fewer with --holdout"),

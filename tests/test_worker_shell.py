@@ -54,7 +54,7 @@ def run_here(bundle: Path, *arguments: str) -> subprocess.CompletedProcess:
         ("--takes", "2", "--mux", "1", "--mux", "2", "--seed", "7", "--solver", "ab2", "--guidance", "3"),
         ("--cuts", "cuts.txt", "--deliver", "post", "--timecode", "01:00:00:00", "--timeline", "lines/film.rpp"),
         ("--loop", "--negative", "wind", "--sample-rate", "48000", "--frame-rule", "nearest", "--duration", "3"),
-        ("--mask", "masks", "--mask-fill", "black", "--mask-invert"),
+        ("--mask", "masks", "--mask-fill", "black", "--mask-invert", "--quality", "best"),
         (
             "--start",
             "0.5",

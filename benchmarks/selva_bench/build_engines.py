@@ -139,7 +139,7 @@ def _versions(library: Library) -> dict[str, str]:
 
 def _line(row: dict[str, Any]) -> str:
     return (
-        f"{row['preset']:<13} {row['graph']:<15} ONNX {row['onnx_bytes'] / 1e6:7.1f} MB, {row['onnx_nodes']:>5} nodes, "
+        f"{row['preset']:<13} {row['graph']:<18} ONNX {row['onnx_bytes'] / 1e6:7.1f} MB, {row['onnx_nodes']:>5} nodes, "
         f"engine {row['engine_bytes'] / 1e6:7.1f} MB, {row['network_layers']:>6} → {row['engine_layers']:>4} layers, "
         f"{row['parse_s'] + row['build_s']:6.1f} s"
     )

@@ -12,6 +12,8 @@ from selva_bench.inputs import EXAMPLE
 from selva_bench.options import BenchOptions
 from selva_bench.presentation import table
 from selva_bench.run import run_bench
+from selva_bundle.manifest import AverageFlow, Defaults
+from selva_bundle.ports import BEST, DRAFT, QUALITIES
 from selva_runtime.backends.cores import usable_cores
 from selva_runtime.command.base import OneLineCommand
 
@@ -81,7 +83,14 @@ class _Bench(OneLineCommand):
     default=EXAMPLE,
     help="Repeated if too short.  [default: examples/street.mp4]",
 )
-@click.option("--steps", type=click.IntRange(2, 1000), default=25, show_default=True, help="Integration steps.")
+@click.option(
+    "--quality",
+    type=click.Choice(QUALITIES),
+    default=BEST,
+    show_default=True,
+    help="draft: the student's jumps on every side; the bundle must make drafts.",
+)
+@click.option("--steps", type=click.IntRange(2, 1000), help="Integration steps.  [default: 25, of drafts 4]")
 @click.option(
     "--rounds", type=click.IntRange(1, 10_000), default=3, show_default=True, help="Turns of every side, after warm-up."
 )
@@ -100,7 +109,7 @@ class _Bench(OneLineCommand):
     help="Folder of the results.",
 )
 @click.option("--json-only", is_flag=True, help="No table and no progress: the line of JSON alone.")
-def main(json_only: bool, **options: Any) -> None:
+def main(json_only: bool, steps: int | None, quality: str, **options: Any) -> None:
     """Time the runtime on BUNDLE, and PyTorch beside it: every stage, first stem, further stems, new prompt.
 
     \b
@@ -113,7 +122,8 @@ def main(json_only: bool, **options: Any) -> None:
         if not json_only:
             click.echo(line, err=True)
 
-    document = run_bench(BenchOptions(quiet=json_only, **options), say)
+    steps = steps or (AverageFlow().steps if quality == DRAFT else Defaults().steps)
+    document = run_bench(BenchOptions(quiet=json_only, steps=steps, quality=quality, **options), say)
     if not json_only:
         click.echo(table(document))
     click.echo(json.dumps(document))

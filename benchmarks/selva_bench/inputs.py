@@ -19,6 +19,7 @@ import av
 from av.video.frame import VideoFrame
 
 from selva_bench.options import BenchError
+from selva_bundle.ports import BEST
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "street.mp4"
 """Only exists in a checkout, not in an installed package."""
@@ -26,7 +27,7 @@ _EXPORTERS = ("selva_export", "selva_ref")
 _SPARE_FRAMES = 2
 
 
-def export_if_outdated(bundle: Path, preset: str, precision: str, *, quiet: bool) -> None:
+def export_if_outdated(bundle: Path, preset: str, precision: str, *, quality: str = BEST, quiet: bool) -> None:
     """Exports a bundle with random weights if it does not exist or is older than the code that makes it."""
     newest_s = _newest_source_s()
     manifest = bundle / "manifest.json"
@@ -36,19 +37,19 @@ def export_if_outdated(bundle: Path, preset: str, precision: str, *, quiet: bool
     shutil.rmtree(bundle, ignore_errors=True)
     bundle.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".selva-bench-", dir=bundle.parent) as folder:
-        _export(preset, precision, Path(folder) / "bundle", quiet=quiet)
+        _export(preset, precision, quality, Path(folder) / "bundle", quiet=quiet)
         (Path(folder) / "bundle").rename(bundle)
 
 
-def _export(preset: str, precision: str, out: Path, *, quiet: bool) -> None:
+def _export(preset: str, precision: str, quality: str, out: Path, *, quiet: bool) -> None:
     """Exports in a separate process, so that PyTorch's memory and threads do not stay in the one that measures."""
     from selva_ref.model.presets import PRESETS
 
     if preset not in PRESETS:
         raise BenchError(f"unknown preset {preset!r}; choose one of {', '.join(PRESETS)}")
-    options = ["--preset", preset, "--precision", precision, "--random-weights", "--out", str(out)]
+    options = ["--preset", preset, "--precision", precision, "--quality", quality, "--random-weights"]
     exporter = subprocess.run(
-        [sys.executable, "-c", "from selva_export.cli import main; main()", *options],
+        [sys.executable, "-c", "from selva_export.cli import main; main()", *options, "--out", str(out)],
         stdout=subprocess.DEVNULL if quiet else sys.stderr,
         stderr=subprocess.PIPE if quiet else None,
         check=False,

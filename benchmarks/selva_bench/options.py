@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from selva_bundle.ports import BEST, DRAFT
 from selva_runtime import SelvaError
 
 MAX_STEMS = 64
@@ -47,6 +48,8 @@ class BenchOptions:
     keep_text_towers: bool
     out: Path
     quiet: bool = False
+    quality: str = BEST
+    """"best", or "draft": every side makes its stems in jumps, PyTorch too."""
 
     def __post_init__(self) -> None:
         if (self.bundle is None) == (self.preset is None):
@@ -73,7 +76,8 @@ class BenchOptions:
     @property
     def bundle_folder(self) -> Path:
         """The bundle to measure: the one given, or the one exported to the cache."""
-        return self.bundle or self.cache / f"selva-bench-{self.preset}-{self.exported_precision}"
+        kind = f"{self.exported_precision}-{DRAFT}" if self.quality == DRAFT else self.exported_precision
+        return self.bundle or self.cache / f"selva-bench-{self.preset}-{kind}"
 
     @property
     def stem_counts(self) -> list[int]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from selva_bench.statistics import AFTER_DECODE, STAGES
 from selva_bundle.atomic import atomic_write, output_error
+from selva_bundle.ports import DRAFT
 from selva_runtime.backends.executor import BF16
 
 _LABEL_WIDTH, _WIDTH = 26, 28
@@ -33,8 +34,8 @@ def _heading(document: dict[str, Any]) -> Iterator[str]:
     setting, machine = document["setting"], document["machine"]
     yield (
         f"{setting['preset']} {setting['precision']}, {setting['weights']} weights: {setting['duration_s']:g} s, "
-        f"{setting['steps']} steps, guidance {setting['guidance']:g}; {setting['rounds']} rounds, "
-        f"{setting['threads']} threads"
+        f"quality {setting['quality']}, {setting['steps']} steps, guidance {setting['guidance']:g}; "
+        f"{setting['rounds']} rounds, {setting['threads']} threads"
     )
     memory = f"{machine['memory_bytes'] / 2**30:.0f} GiB, " if machine["memory_bytes"] else ""
     yield f"{machine['cpu']} ({machine['cpu_kind']}), {machine['cores']} cores, {memory}GPU: {machine['gpu'] or 'none'}"
@@ -134,7 +135,8 @@ _EXTRAS: tuple[tuple[str, Callable[[dict[str, Any]], str | None]], ...] = (
 def name_of(document: dict[str, Any]) -> str:
     """A name such as cpu-small_16k-fp32-avx2: the runtime's sides, preset, precision and kind of CPU, without date."""
     ours, setting = "+".join(document["ratios"]), document["setting"]
-    return f"{ours}-{setting['preset']}-{setting['precision']}-{document['machine']['cpu_kind']}"
+    kind = f"{setting['precision']}-{DRAFT}" if setting["quality"] == DRAFT else setting["precision"]
+    return f"{ours}-{setting['preset']}-{kind}-{document['machine']['cpu_kind']}"
 
 
 def save(document: dict[str, Any], folder: Path) -> tuple[Path, Path | None]:

@@ -64,7 +64,13 @@ def run_bench(options: BenchOptions, say: Callable[[str], None]) -> dict[str, An
         SelvaError: the benchmark, the export or saving the results fails.
     """
     if options.preset is not None:
-        export_if_outdated(options.bundle_folder, options.preset, options.exported_precision, quiet=options.quiet)
+        export_if_outdated(
+            options.bundle_folder,
+            options.preset,
+            options.exported_precision,
+            quality=options.quality,
+            quiet=options.quiet,
+        )
     manifest = Bundle.open(options.bundle_folder).manifest
     rules = manifest.sequence
     check_span(0.0, options.duration_s, rules.min_duration_s)
@@ -145,6 +151,7 @@ def _document(options: BenchOptions, manifest: Manifest, sides: Sequence[_Side])
             "precision": manifest.precision,
             "weights": manifest.weights,
             "duration_s": options.duration_s,
+            "quality": options.quality,
             "steps": options.steps,
             "guidance": manifest.defaults.guidance,
             "stems": options.stem_counts,

@@ -134,6 +134,7 @@ class RuntimeSide:
             "--prompt": next(self._prompts),
             "--bundle": options.bundle_folder,
             "--duration": options.duration_s,
+            "--quality": options.quality,
             "--steps": options.steps,
             "--backend": info.backend,
             "--precision": info.compute_precision,
@@ -175,6 +176,7 @@ class RuntimeSide:
     def _generate(self, stems: int) -> tuple[list[Stem], StageClock]:
         prompts = list(islice(self._prompts, stems))
         clock = StageClock()
-        made = self._session.generate(self._clip, prompts, steps=self._options.steps, progress=clock)
+        quality, steps = self._options.quality, self._options.steps
+        made = self._session.generate(self._clip, prompts, quality=quality, steps=steps, progress=clock)
         clock.stop()
         return made, clock

@@ -52,7 +52,7 @@ class TorchSide:
         if get_preset(preset).system != SELVA:
             raise BenchError(f"the PyTorch side is SelVA's; {preset} is timed alone: leave out --against")
         self._dtype = torch.bfloat16 if self._device == "cuda" else torch.float32
-        self._pipeline = Pipeline(preset, None, device=self._device, dtype=self._dtype)
+        self._pipeline = Pipeline(preset, None, device=self._device, dtype=self._dtype, quality=options.quality)
         for network in filter(lambda part: isinstance(part, torch.nn.Module), vars(self._pipeline).values()):
             network.requires_grad_(False)
         vae.rewrite(self._pipeline.vae)
@@ -158,7 +158,7 @@ class TorchSide:
             (p.video_encoder, "backbone", "encode"),
             (p.video_encoder, "select", "select"),
             (p.generator, "prepare", "conditions"),
-            (p.generator, "guided_flow", "step"),
+            (p.generator, "average" if p.drafts else "guided_flow", "step"),
             (p.vae, "decode", "vocode"),
             (p.vocoder, "forward", "vocode"),
         ):
@@ -200,7 +200,7 @@ def _compile(pipeline: Pipeline, mode: str | None) -> None:
         (pipeline.text_clip, "forward", None),
         (pipeline.video_encoder, "backbone", None),
         (pipeline.video_encoder, "select", True),
-        (pipeline.generator, "flow", None),
+        (pipeline.generator, "average" if pipeline.drafts else "flow", None),
         (pipeline.vae, "decode", None),
         (pipeline.vocoder, "forward", None),
     ):
@@ -221,7 +221,7 @@ def _capture(pipeline: Pipeline) -> None:
         (pipeline.text_clip, "forward"),
         (pipeline.video_encoder, "backbone"),
         (pipeline.video_encoder, "select"),
-        (pipeline.generator, "guided_flow"),
+        (pipeline.generator, "average" if pipeline.drafts else "guided_flow"),
         (pipeline.vae, "decode"),
         (pipeline.vocoder, "forward"),
     ):

@@ -67,7 +67,7 @@ def build_engines(request: BuildRequest, say: Callable[[str], None] = print) -> 
         records = {name: _copy_files(current[name], out, folder) for name in current}
         for number, name in enumerate(wanted, start=1):
             if name in current:
-                say(f"[{number}/{len(wanted)}] {name:<15} is current")
+                say(f"[{number}/{len(wanted)}] {name:<18} is current")
                 continue
             records[name] = _build(library, source, descriptions[name], request, folder)
             say(f"[{number}/{len(wanted)}] {_line(records[name])}")
@@ -201,7 +201,7 @@ def _manifest(
 def _line(record: EngineRecord) -> str:
     products = ", ".join(f"{count} {dtype}" for dtype, count in record.products.items() if count)
     return (
-        f"{record.name:<15} {record.bytes / 1e6:8.1f} MB  {record.build_s:6.1f} s  "
+        f"{record.name:<18} {record.bytes / 1e6:8.1f} MB  {record.build_s:6.1f} s  "
         f"layers {record.network_layers} → {record.engine_layers}, large products {products or 'none'}"
     )
 

@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from selva_bundle.ports import (
-    CONDITIONS,
     DECODER,
-    GUIDED_STEP,
+    FLOWS,
     TEXT_CLIP,
     TEXT_T5,
     VIDEO_BACKBONE,
@@ -46,8 +45,8 @@ _ISLANDS: dict[str, dict[str, tuple[str, ...]]] = {
     VIDEO_SELECT: {**_SOFTMAX, **_NORMS},
     VIDEO_POOL: {**_SOFTMAX, **_NORMS},
     VIDEO_CLIP: {**_SOFTMAX, **_NORMS},
-    CONDITIONS: {"rotation tables": _ANGLES, "means over tokens": ("REDUCE",)},
-    GUIDED_STEP: {**_SOFTMAX, **_NORMS, "time embedding": _ANGLES},
+    **{conditions: {"rotation tables": _ANGLES, "means over tokens": ("REDUCE",)} for conditions, _ in FLOWS.values()},
+    **{step: {**_SOFTMAX, **_NORMS, "time embedding": _ANGLES} for _, step in FLOWS.values()},
     DECODER: {**_SOFTMAX, **_NORMS, "snake": ("UNARY.COS",)},
 }
 _INDEPENDENT_ROWS = {

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
@@ -16,10 +16,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from selva_bundle.manifest import FORMAT, FORMAT_VERSION
+from selva_bundle.manifest import FORMAT, FORMAT_VERSION, AverageFlow
 from selva_bundle.ports import (
+    AVERAGE_CONDITIONS,
+    AVERAGE_STEP,
+    BEST,
     CONDITIONS,
     DECODER,
+    DRAFT,
+    FLOWS,
     GUIDED_STEP,
     MMAUDIO,
     SELVA,
@@ -38,6 +43,7 @@ from selva_export.signatures import Signature, example_inputs, signatures
 from selva_export.to_onnx import TRACE_AXES, export_graph
 from selva_export.verify import TOLERANCES, VERIFY_AXES, Parity, compare, reference_outputs
 from selva_ref.demo.world.kinds import KINDS, known_words, prompt
+from selva_ref.errors import CheckpointNotFoundError
 from selva_ref.model.layers import cast
 from selva_ref.model.presets import Preset
 from selva_ref.model.text_tokenizers import CLIP_PAD_ID, save
@@ -62,6 +68,8 @@ MAKERS: dict[str, Makers] = {
         VIDEO_BACKBONE: (graphs.VideoBackbone, ("video_encoder",)),
         VIDEO_SELECT: (graphs.VideoSelect, ("video_encoder",)),
         CONDITIONS: (graphs.PrepareConditions, ("generator",)),
+        AVERAGE_CONDITIONS: (graphs.PrepareConditions, ("student",)),
+        AVERAGE_STEP: (graphs.AverageStep, ("student",)),
     },
     MMAUDIO: {
         **_SHARED,
@@ -72,6 +80,7 @@ MAKERS: dict[str, Makers] = {
     },
 }
 """System → graph name → its module and the parts it is made from."""
+BOTH = "both"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,12 +96,40 @@ class ExportRequest:
     """The bundle's folder, which must not exist yet."""
     half_weights: bool = False
     """Store the weights of a float32 bundle as float16: half the size, still computed in float32."""
+    quality: str | None = None
+    """The generator's graphs ("best"), the student's ("draft") or both ("both"). None: both if there is a checkpoint of
+    a student, else "best"."""
 
     def __post_init__(self) -> None:
+        if self.quality not in (None, BEST, DRAFT, BOTH):
+            raise ExportError(f"unknown quality {self.quality!r}; choose one of {BEST}, {DRAFT}, {BOTH}")
+        if self.quality in (DRAFT, BOTH) and AVERAGE_STEP not in MAKERS[self.preset.system]:
+            raise ExportError(f"preset {self.preset.name} has no student, so no drafts: leave out --quality")
         if self.half_weights and self.precision != "fp32":
             raise ExportError("half weights need an fp32 bundle: the weights of an fp16 bundle are already float16")
         if self.precision not in TOLERANCES:
             raise ExportError(f"unknown precision {self.precision!r}; choose one of {', '.join(TOLERANCES)}")
+
+    @property
+    def graphs(self) -> dict[str, Signature]:
+        """The graphs of the bundle, by name, in the order they run."""
+        wanted = (BEST, DRAFT) if self.quality == BOTH or self._found_student() else (self.quality or BEST,)
+        left_out = {name for quality, pair in FLOWS.items() if quality not in wanted for name in pair}
+        return {name: each for name, each in signatures(self.preset).items() if name not in left_out}
+
+    def parts(self, graph: str) -> tuple[str, ...]:
+        """The parts that a graph is made from. Drafts alone need no checkpoint of the generator."""
+        _, parts = MAKERS[self.preset.system][graph]
+        return tuple("student" if part == "generator" and self.quality == DRAFT else part for part in parts)
+
+    def _found_student(self) -> bool:
+        """Whether nothing was said about the quality and the checkpoints have a student."""
+        if self.quality is not None or self.checkpoints is None or AVERAGE_STEP not in MAKERS[self.preset.system]:
+            return False
+        with suppress(CheckpointNotFoundError):
+            find_checkpoint(self.checkpoints, "student", self.preset.name)
+            return True
+        return False
 
 
 def export_bundle(request: ExportRequest, say: Callable[[str], None] = print) -> list[Parity]:
@@ -104,18 +141,18 @@ def export_bundle(request: ExportRequest, say: Callable[[str], None] = print) ->
         OSError: the folder cannot be written.
     """
     with _atomic_folder(request.out) as folder:
+        table = request.graphs
         sources = _sources(request)  # first, like the tokenizers, to report missing files at once
         _write_tokenizers(request, folder / "tokenizers")
         (folder / "graphs").mkdir()
         parities: list[Parity] = []
-        table = signatures(request.preset)
         for number, signature in enumerate(table.values(), start=1):
             start = perf_counter()
             found = export_part(request, signature, folder / "graphs" / f"{signature.name}.onnx")
             size = sum(path.stat().st_size for path in (folder / "graphs").glob(f"{signature.name}.onnx*"))
             worst = max(p.relative_error for p in found)
             say(
-                f"[{number}/{len(table)}] {signature.name:<15} {size / 1e6:8.1f} MB   rel. error {worst:.1e}   "
+                f"[{number}/{len(table)}] {signature.name:<18} {size / 1e6:8.1f} MB   rel. error {worst:.1e}   "
                 f"{perf_counter() - start:5.1f} s"
             )
             parities += found
@@ -129,8 +166,9 @@ def export_bundle(request: ExportRequest, say: Callable[[str], None] = print) ->
 def export_part(request: ExportRequest, signature: Signature, path: Path) -> list[Parity]:
     """Exports one graph: computes reference outputs in float32, then rewrites, casts, exports and compares."""
     preset = request.preset
-    make, parts = MAKERS[preset.system][signature.name]
-    module = make(*(load_part(part, request.preset, request.checkpoints) for part in parts)).eval()
+    make, _ = MAKERS[preset.system][signature.name]
+    parts = (load_part(part, preset, request.checkpoints) for part in request.parts(signature.name))
+    module = make(*parts).eval()
     feeds = [example_inputs(signature, preset, axes, seed=1) for axes in VERIFY_AXES]
     cases = [(feed, reference_outputs(module, signature, feed)) for feed in feeds]
     module = rewrite(module)
@@ -174,6 +212,7 @@ def _manifest(
 ) -> dict[str, Any]:
     preset, text = request.preset, request.preset.text
     t5 = {"tokenizer": "tokenizers/t5.json", "max_tokens": text.t5_max_tokens}
+    flow = {"flow": {"kind": "average", **asdict(AverageFlow())}} if AVERAGE_STEP in table else {}
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -185,7 +224,12 @@ def _manifest(
         "notice": _notice(request),
         "sequence": asdict(sequence_rules(preset)),
         **_bounds(request),
-        "defaults": {"steps": 25, "guidance": 4.5, "duration_s": preset.duration_s},
+        "defaults": {
+            "steps": 25 if GUIDED_STEP in table else AverageFlow().steps,
+            "guidance": 4.5,
+            "duration_s": preset.duration_s,
+        },
+        **flow,
         "long_form": asdict(long_form(preset)),
         "text": {
             **({"t5": t5} if preset.system == SELVA else {}),
@@ -216,7 +260,7 @@ def _graph_entry(signature: Signature, folder: Path) -> dict[str, Any]:
 def _sources(request: ExportRequest) -> dict[str, dict[str, str]]:
     if request.checkpoints is None:
         return {}
-    used = sorted({part for _, parts in MAKERS[request.preset.system].values() for part in parts})
+    used = sorted({part for name in request.graphs for part in request.parts(name)})
     paths = {part: find_checkpoint(request.checkpoints, part, request.preset.name) for part in used}
     return {part: {"file": path.name, "sha256": file_sha256(path)} for part, path in paths.items()}
 

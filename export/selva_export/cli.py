@@ -21,6 +21,12 @@ from selva_runtime.command.base import SETTINGS, OneLineCommand
 )
 @click.option("--checkpoints", type=click.Path(path_type=Path), help="Folder of weights from selva-fetch.")
 @click.option("--random-weights", is_flag=True, help="Deterministic random weights instead: for latency tests.")
+@click.option(
+    "--quality",
+    type=click.Choice(["best", "draft", "both"]),
+    help="best: the generator's graphs; draft: those of its student, for stems in 4 steps.  "
+    "[default: both if the checkpoints have a student, else best]",
+)
 @click.option("--half-weights", is_flag=True, help="Store a float32 bundle's weights as float16: half the size.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="New folder for the bundle.")
 @click.option(
@@ -35,6 +41,7 @@ def main(
     precision: str,
     checkpoints: Path | None,
     random_weights: bool,
+    quality: str | None,
     half_weights: bool,
     out: Path,
     engines: str,
@@ -54,7 +61,12 @@ def main(
     from selva_export.verify import table
 
     request = ExportRequest(
-        preset=PRESETS[preset], precision=precision, checkpoints=checkpoints, out=out, half_weights=half_weights
+        preset=PRESETS[preset],
+        precision=precision,
+        checkpoints=checkpoints,
+        out=out,
+        half_weights=half_weights,
+        quality=quality,
     )
     target = engine_target(engines) if precision == "fp16" else None
 

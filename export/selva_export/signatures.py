@@ -12,10 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from selva_bundle.ports import (
+    AVERAGE_CONDITIONS,
+    AVERAGE_STEP,
     CONDITIONS,
     DECODER,
-    GUIDED_STEP,
+    FLOWS,
     MMAUDIO,
+    PORTS,
     TEXT_CLIP,
     TEXT_T5,
     VIDEO_BACKBONE,
@@ -42,7 +45,7 @@ def _float(name: str, *shape: Size) -> Port:
 
 
 def signatures(preset: Preset) -> dict[str, Signature]:
-    """The graphs of a preset's bundle, by name, in the order they run."""
+    """The graphs that a preset's bundle can have, by name, in the order they run."""
     return {s.name: s for s in (*_text(preset), *_video(preset), *_generation(preset))}
 
 
@@ -89,34 +92,29 @@ def _generation(preset: Preset) -> tuple[Signature, ...]:
         _float("clip_rope", "clip", 2, half_head),
     )
     latents = _float("latents", "stems", "latent", g.latent_width)
-    return (
-        Signature(
-            name=CONDITIONS,
-            inputs=(
-                _float("sync", "stems", f"{video.time_tokens}*segments", g.sync_width),
-                _float("text", "stems", g.text_tokens, g.text_width),
-                _float("negative_text", 1, g.text_tokens, g.text_width),
-                Port(name="use_negative", dtype="bool", shape=(1,)),
-                *_seen(preset),
-                _float("latent_positions", "latent"),
-                _float("clip_positions", "clip"),
-            ),
-            outputs=conditions,
-        ),
-        Signature(
-            name=GUIDED_STEP,
-            inputs=(
-                latents,
-                *(_float(scalar, 1) for scalar in ("t", "dt", "guidance")),
-                Port(name="sync_row", dtype="int64", shape=("2*stems", "latent")),
-                *conditions,
-            ),
-            outputs=(_float("next_latents", "stems", "latent", g.latent_width),),
-        ),
-        Signature(
-            name=DECODER, inputs=(latents,), outputs=(_float("audio", "stems", f"{2 * preset.audio.hop}*latent"),)
-        ),
+    features = (
+        _float("sync", "stems", f"{video.time_tokens}*segments", g.sync_width),
+        _float("text", "stems", g.text_tokens, g.text_width),
+        _float("negative_text", 1, g.text_tokens, g.text_width),
+        Port(name="use_negative", dtype="bool", shape=(1,)),
+        *_seen(preset),
+        _float("latent_positions", "latent"),
+        _float("clip_positions", "clip"),
     )
+    state = (
+        latents,
+        *(_float(scalar, 1) for scalar in ("t", "dt", "guidance")),
+        Port(name="sync_row", dtype="int64", shape=("2*stems", "latent")),
+        *conditions,
+    )
+    next_latents = _float("next_latents", "stems", "latent", g.latent_width)
+    audio = _float("audio", "stems", f"{2 * preset.audio.hop}*latent")
+    found = []
+    for prepare, step in FLOWS.values():
+        if step in PORTS[preset.system]:
+            found.append(Signature(name=prepare, inputs=features, outputs=conditions))
+            found.append(Signature(name=step, inputs=state, outputs=(next_latents,)))
+    return (*found, Signature(name=DECODER, inputs=(latents,), outputs=(audio,)))
 
 
 def _seen(preset: Preset) -> tuple[Port, ...]:
@@ -131,7 +129,10 @@ def example_inputs(signature: Signature, preset: Preset, axes: Mapping[str, int]
     """Inputs of the right kind and scale for a graph: pixels, token ids, unit-normal features, positions."""
     rng = np.random.default_rng(seed)
     feeds = {port.name: _example(port, port.sizes(axes), preset, axes, rng) for port in signature.inputs}
-    if signature.name == CONDITIONS:
+    if signature.name == AVERAGE_STEP:  # it jumps far, and knows no rows of empty features
+        feeds["dt"] = np.array([0.25], dtype=np.float32)
+        feeds["sync_row"] %= axes["stems"] * axes["segments"] * preset.video.time_tokens
+    if signature.name in (CONDITIONS, AVERAGE_CONDITIONS):
         for name in {"text", "negative_text", "clip"} & feeds.keys():  # CLIP features have unit length
             feeds[name] /= np.linalg.norm(feeds[name], axis=-1, keepdims=True)
         feeds["clip_positions"] *= np.float32(axes["latent"] / axes["clip"])

@@ -90,10 +90,10 @@ def _parity(graph: str, output: str, value: np.ndarray, reference: np.ndarray, t
 
 def table(rows: Iterable[Parity]) -> str:
     """Formats the parities as aligned text."""
-    lines = [f"{'graph':<15} {'output':<13} {'shape':<18} {'rel. error':>10} {'SNR, dB':>8} {'allowed':>8}"]
+    lines = [f"{'graph':<18} {'output':<13} {'shape':<18} {'rel. error':>10} {'SNR, dB':>8} {'allowed':>8}"]
     for p in rows:
         shape = "x".join(map(str, p.shape))
         lines.append(
-            f"{p.graph:<15} {p.output:<13} {shape:<18} {p.relative_error:>10.1e} {p.snr_db:>8.1f} {p.tolerance:>8.0e}"
+            f"{p.graph:<18} {p.output:<13} {shape:<18} {p.relative_error:>10.1e} {p.snr_db:>8.1f} {p.tolerance:>8.0e}"
         )
     return "\n".join(lines)

@@ -15,10 +15,22 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from selva_bundle.errors import BundleError
-from selva_bundle.fields import SHA256, items, section
+from selva_bundle.fields import SHA256, count, items, number, section
 from selva_bundle.fields import text as one_of
 from selva_bundle.lengths import LongForm, SequenceRules
-from selva_bundle.ports import MMAUDIO, PORTS, SELVA, SYSTEMS, Port, check_ports, known_sizes
+from selva_bundle.ports import (
+    BEST,
+    DRAFT,
+    FLOWS,
+    MMAUDIO,
+    PORTS,
+    QUALITIES,
+    SELVA,
+    SYSTEMS,
+    Port,
+    check_ports,
+    known_sizes,
+)
 
 FORMAT = "selva-bundle"
 FORMAT_VERSION = 3
@@ -77,6 +89,16 @@ class Defaults:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AverageFlow:
+    """The manifest's `flow`: how the graphs of a draft are used. Their steps are jumps along mean velocities."""
+
+    steps: int = 4
+    """Default number of jumps."""
+    guidance: tuple[float, float] = (1.0, 7.0)
+    """The least and the most that the network was trained with."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """Everything in manifest.json that the runtime uses."""
 
@@ -97,6 +119,18 @@ class Manifest:
     """Plain prompts, one for each kind of sound that a limited model knows. Empty for a model without such limits."""
     words: tuple[str, ...]
     """All words that a limited model was trained with. Empty for a model without such limits."""
+    flow: AverageFlow | None
+    """None: the bundle makes no drafts."""
+
+    @property
+    def qualities(self) -> tuple[str, ...]:
+        """The qualities that the bundle has the graphs for. The first is the default."""
+        return tuple(quality for quality in QUALITIES if FLOWS[quality][0] in self.graphs)
+
+    @property
+    def step(self) -> str:
+        """Name of the graph of a step in the default quality."""
+        return FLOWS[self.qualities[0]][1]
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -144,15 +178,14 @@ def _manifest(top: dict[str, Any]) -> Manifest:
     system = SELVA if version == 2 else one_of(top["system"], "system", "|".join(SYSTEMS))
     files = {_file_name(name): _file_entry(name, entry) for name, entry in section(top["files"], "files").items()}
     listed = section(top["graphs"], "graphs")
-    names = PORTS[system]
-    if missing := [name for name in names if name not in listed]:
-        raise ValueError(f"no graph {', '.join(missing)}")
+    names = _graph_names(system, listed, has_flow="flow" in top)
     sequence: SequenceRules = _record(SequenceRules, section(top["sequence"], "sequence"))
     if (sequence.clip_image_size > 0) != (system == MMAUDIO):
         raise ValueError(f"sequence.clip_image_size is {sequence.clip_image_size} in a bundle of {system}")
     text = _text_rules(section(top["text"], "text"), files, with_t5=system == SELVA)
     graphs = {name: _graph(name, section(listed[name], f"graph {name}"), files) for name in names}
     defaults = _defaults(section(top.get("defaults", {}), "defaults"), sequence)
+    flow = _flow(section(top["flow"], "flow"), defaults) if "flow" in top else None
     sizes = known_sizes(sequence, text.clip_tokens)
     for name, graph in graphs.items():
         check_ports(system, name, graph.inputs, graph.outputs, sizes)
@@ -170,7 +203,25 @@ def _manifest(top: dict[str, Any]) -> Manifest:
         files=files,
         hears=_strings(top.get("hears", []), "hears"),
         words=_strings(top.get("words", []), "words"),
+        flow=flow,
     )
+
+
+def _graph_names(system: str, listed: Mapping[str, Any], *, has_flow: bool) -> list[str]:
+    """Return the graphs of the bundle: those of a draft if it has `flow`, and then those of "best" may be missing."""
+    left_out: tuple[str, ...] = ()
+    if not has_flow:
+        left_out = FLOWS[DRAFT]
+        if extra := [name for name in left_out if name in listed]:
+            raise ValueError(f"graph {extra[0]} without flow")
+    elif FLOWS[DRAFT][0] not in PORTS[system]:
+        raise ValueError(f"flow in a bundle of {system}")
+    elif not any(name in listed for name in FLOWS[BEST]):
+        left_out = FLOWS[BEST]
+    names = [name for name in PORTS[system] if name not in left_out]
+    if missing := [name for name in names if name not in listed]:
+        raise ValueError(f"no graph {', '.join(missing)}")
+    return names
 
 
 def _record(kind: type[Any], entry: dict[str, Any]) -> Any:
@@ -236,6 +287,18 @@ def _defaults(entry: dict[str, Any], sequence: SequenceRules) -> Defaults:
         if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
             raise ValueError(f"defaults.{name} is {value!r:.40}, not a number from {low:g} to {high:g}")
     return defaults
+
+
+def _flow(entry: dict[str, Any], defaults: Defaults) -> AverageFlow:
+    one_of(entry["kind"], "flow.kind", "average")
+    steps = count(entry["steps"], "flow.steps", 1, MAX_STEPS)
+    ends = items(entry["guidance"], "flow.guidance")
+    if len(ends) != 2:
+        raise ValueError(f"flow.guidance has {len(ends)} numbers, not 2")
+    low, high = (number(end, "flow.guidance", 1.0, MAX_GUIDANCE) for end in ends)
+    if not low <= defaults.guidance <= high:
+        raise ValueError(f"flow.guidance {low:g} to {high:g} leaves out the default {defaults.guidance:g}")
+    return AverageFlow(steps=steps, guidance=(low, high))
 
 
 def _long_form(entry: object, sequence: SequenceRules, defaults: Defaults) -> LongForm:

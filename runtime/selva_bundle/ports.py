@@ -26,7 +26,15 @@ VIDEO_POOL = "video_pool"
 VIDEO_CLIP = "video_clip"
 CONDITIONS = "conditions"
 GUIDED_STEP = "guided_step"
+AVERAGE_CONDITIONS = "average_conditions"
+AVERAGE_STEP = "average_step"
 DECODER = "decoder"
+
+BEST, DRAFT = QUALITIES = ("best", "draft")
+FLOWS = {BEST: (CONDITIONS, GUIDED_STEP), DRAFT: (AVERAGE_CONDITIONS, AVERAGE_STEP)}
+"""Quality → its two graphs: the conditions, and the step. "best" follows the guided flow, "draft" takes a few jumps
+along its mean velocities. Both pairs have the same ports. A bundle has one of them or both."""
+STEPS = tuple(step for _, step in FLOWS.values())
 
 SELVA, MMAUDIO = SYSTEMS = ("selva", "mmaudio")
 """What a bundle is: SelVA makes a stem of what a prompt selects, MMAudio one track of all that it sees."""
@@ -40,6 +48,11 @@ _CONDITIONS = (
     "sync_f float32 stems SYNC WIDTH; clip_f float32 2*stems clip WIDTH; "
     "text_f float32 2*stems CLIP_TOKENS WIDTH; global_f float32 2*stems WIDTH; "
     "latent_rope float32 latent 2 HALF_HEAD; clip_rope float32 clip 2 HALF_HEAD"
+)
+_STEP = (
+    "latents float32 stems latent LATENT_WIDTH; t float32 1; dt float32 1; guidance float32 1; "
+    f"sync_row int64 2*stems latent; {_CONDITIONS}",
+    "next_latents float32 stems latent LATENT_WIDTH",
 )
 _SELVA_PORTS = {
     TEXT_T5: (
@@ -60,11 +73,9 @@ _SELVA_PORTS = {
         "sync float32 stems SYNC SYNC_WIDTH",
     ),
     CONDITIONS: (f"{_CONDITIONS_OF_TEXT}; {_POSITIONS}", _CONDITIONS),
-    GUIDED_STEP: (
-        "latents float32 stems latent LATENT_WIDTH; t float32 1; dt float32 1; guidance float32 1; "
-        f"sync_row int64 2*stems latent; {_CONDITIONS}",
-        "next_latents float32 stems latent LATENT_WIDTH",
-    ),
+    GUIDED_STEP: _STEP,
+    AVERAGE_CONDITIONS: (f"{_CONDITIONS_OF_TEXT}; {_POSITIONS}", _CONDITIONS),
+    AVERAGE_STEP: _STEP,
     DECODER: (
         "latents float32 stems latent LATENT_WIDTH",
         "audio float32 stems SAMPLES",
@@ -85,7 +96,7 @@ _MMAUDIO_PORTS = {
         f"{_CONDITIONS_OF_TEXT}; use_sync bool 1; clip float32 stems clip IMAGE_WIDTH; use_clip bool 1; {_POSITIONS}",
         _CONDITIONS,
     ),
-    GUIDED_STEP: _SELVA_PORTS[GUIDED_STEP],
+    GUIDED_STEP: _STEP,
     DECODER: _SELVA_PORTS[DECODER],
 }
 PORTS = {SELVA: _SELVA_PORTS, MMAUDIO: _MMAUDIO_PORTS}

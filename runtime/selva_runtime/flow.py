@@ -1,4 +1,4 @@
-"""Integrate the learned flow from noise to latents in equal steps. Guidance is computed inside the graph.
+"""Integrate the learned flow from noise to latents in equal steps. Guidance is computed inside the graph of a step.
 
 NumPy draws the noise on the CPU from (seed, stem index, take). So a seed sounds the same on every backend, and a stem
 does not change when prompts or takes are added.
@@ -38,11 +38,12 @@ def integrate(
     guidance: float,
     cancel: Event | None,
     on_step: Callable[[], None],
+    graph: str = GUIDED_STEP,
     solver: str = EULER,
     held: Held | None = None,
     keep_states: bool = False,
 ) -> tuple[Tensor, Float32 | None]:
-    """Integrate the flow from `noise` (B, T, Z) at time 0 to latents (B, T, Z) at time 1.
+    """Integrate the flow from `noise` (B, T, Z) at time 0 to latents (B, T, Z) at time 1 with the `graph` of a step.
 
     Guidance below 1 counts as 1, which is the conditional flow alone. `on_step` is called after each step. With
     `keep_states` the second result is the state at the start of each step, after holding: (steps, B, T, Z).
@@ -56,6 +57,7 @@ def integrate(
         latents, on_device = executor.loop(
             noise,
             conditions,
+            graph=graph,
             steps=steps,
             guidance=guidance,
             solver=solver,
@@ -75,7 +77,7 @@ def integrate(
             states.append(state)
         t = np.array([i / steps], dtype=np.float32)
         feeds = {"latents": state, "t": t, "dt": dt, "guidance": scale, **conditions}
-        euler = np.asarray(finite(executor.run(GUIDED_STEP, feeds, cancel)["next_latents"], GUIDED_STEP))
+        euler = np.asarray(finite(executor.run(graph, feeds, cancel)["next_latents"], graph))
         state, last = advance(state, euler, last) if solver == AB2 else (euler, None)
         on_step()
     return state, np.stack(states) if keep_states else None

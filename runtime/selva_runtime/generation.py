@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from selva_bundle.errors import BackendError, DeviceMemoryError, RequestError
 from selva_bundle.lengths import SequenceRules, latent_positions, sync_rows, visual_positions
-from selva_bundle.ports import CONDITIONS, DECODER, GUIDED_STEP, VIDEO_SELECT
+from selva_bundle.ports import DECODER, FLOWS, VIDEO_SELECT
 from selva_runtime.backends.executor import Array, Executor, Tensor, concatenate, stack
 from selva_runtime.backends.gpu.device_array import DeviceArray
 from selva_runtime.batches import in_batches
@@ -70,6 +70,11 @@ class Generation:
     def __post_init__(self) -> None:
         if self.device_output and self.executor.loop is None:
             raise RequestError(f"device_output needs a GPU backend; this session runs on {self.executor.backend}")
+
+    @property
+    def graphs(self) -> tuple[str, str]:
+        """Names of the graphs for the conditions and for a step."""
+        return FLOWS[self.request.quality]
 
     @property
     def stems(self) -> list[tuple[str, int]]:
@@ -180,6 +185,7 @@ class Generation:
                     executor,
                     noise[rows],
                     conditions,
+                    graph=self.graphs[1],
                     steps=request.steps,
                     guidance=request.guidance,
                     solver=request.solver,
@@ -224,7 +230,7 @@ class Generation:
             seen = np.array([self.clip.has_video])
             pictures = np.stack([self._pictures(window, slices, self.clip.pictures) for slices in shown])
             feeds |= {"use_sync": seen, "clip": pictures, "use_clip": seen}
-        conditions = self.executor.run(CONDITIONS, feeds, self.cancel)
+        conditions = self.executor.run(self.graphs[0], feeds, self.cancel)
         return {**conditions, "sync_row": sync_rows(self.rules, window.lengths, len(features))}
 
     def _shown(self, window: Window, anchor: int, total: int) -> Slices:
@@ -255,7 +261,7 @@ class Generation:
         def run(rows: slice) -> list[StemPart]:
             sound = executor.run(DECODER, {"latents": latents[rows]}, self.cancel)["audio"]
             ended, heard = executor.read(latents[rows], sound)
-            finite(ended, GUIDED_STEP)  # a value that is not finite stays so to the end
+            finite(ended, self.graphs[1])  # a value that is not finite stays so to the end
             finite(heard, DECODER)
             if heard.shape[1] < samples.stop:
                 asked = samples.stop

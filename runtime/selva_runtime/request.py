@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from selva_bundle.errors import RequestError
 from selva_bundle.lengths import exact_seconds
 from selva_bundle.manifest import MAX_GUIDANCE, MAX_STEPS
+from selva_bundle.ports import BEST, DRAFT, QUALITIES
 from selva_runtime.flow import EULER, SOLVERS
 from selva_runtime.text import check_prompt
 
@@ -38,7 +39,9 @@ class StemRequest:
     may_be_empty: bool = False
     """An empty prompt is allowed. MMAudio then makes a sound of all that it sees."""
     solver: str = EULER
-    """One of `SOLVERS`."""
+    """One of `SOLVERS`. A draft has Euler's."""
+    quality: str = BEST
+    """One of `QUALITIES`."""
     warnings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """What the model ignores in each prompt."""
 
@@ -57,6 +60,12 @@ class StemRequest:
         _check_number(self.guidance, "guidance", 0.0, MAX_GUIDANCE)
         if self.solver not in SOLVERS:
             raise RequestError(f"unknown solver {self.solver!r}; choose one of {', '.join(SOLVERS)}")
+        if self.quality not in QUALITIES:
+            raise RequestError(f"unknown quality {self.quality!r}; choose one of {', '.join(QUALITIES)}")
+        if self.quality == DRAFT and self.solver != EULER:
+            raise RequestError(f"the solver {self.solver} cannot make a draft, whose steps are jumps; leave it out")
+        if self.quality == DRAFT and self.negative is not None:
+            raise RequestError("a draft has no negative prompt; leave it out, or the quality")
 
 
 def check_span(start_s: float, duration_s: float | None, min_duration_s: float) -> None:

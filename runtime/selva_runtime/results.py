@@ -120,3 +120,5 @@ class SessionInfo:
     """Longest clip in a single window, the length that the model was trained on."""
     long_form: LongForm
     defaults: Defaults
+    qualities: tuple[str, ...]
+    """"best", "draft" or both: what `generate` can make. The first is the default."""

@@ -59,6 +59,7 @@ GENERATE_OPTIONS: Mapping[str, Callable[[object], bool]] = {
     "steps": _or_null(_is_whole),
     "guidance": _or_null(_is_number),
     "solver": _or_null(_is_text),
+    "quality": _or_null(_is_text),
     "takes": _is_whole,
     "mux": _list_of(_is_whole),
     "deliver": _is_text,

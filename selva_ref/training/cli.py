@@ -1,4 +1,4 @@
-"""`selva-train`: the command line of `extract`, `stage1`, `stage2` and the demo."""
+"""`selva-train`: the command line of `extract`, `stage1`, `stage2`, `distill` and the demo."""
 
 from __future__ import annotations
 
@@ -34,9 +34,10 @@ def main() -> None:
     selva-train extract --videos V --list train.tsv --checkpoints C --out data
     selva-train stage1 --data data --checkpoints C --out trained
     selva-train stage2 --data data --checkpoints C --out trained
+    selva-train distill --data data --checkpoints C --out trained
     selva-export --checkpoints trained --out bundle
 
-    stage1 and stage2 also run under torchrun. Run an interrupted command again to resume it.
+    The three stages also run under torchrun; distill is optional. Run an interrupted command again to resume it.
     """
 
 
@@ -62,7 +63,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print the result a
 @_precision
 @_json
 def extract_command(preset: str, duration_s: float | None, device: str, as_json: bool, **options: Any) -> None:
-    """Compute what neither stage trains: VAE posterior, teacher and text features.
+    """Compute what no stage trains: VAE posterior, teacher and text features.
 
     Clips that are missing, broken, too short or silent are skipped, counted, and listed in OUT/skipped.tsv.
     """
@@ -94,12 +95,12 @@ def extract_command(preset: str, duration_s: float | None, device: str, as_json:
 
 
 def _stage_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Adds the options that both stages have."""
+    """Adds the options that every stage has."""
     for option in reversed(
         [
             click.option("--data", type=_PATH, required=True, help="Folder of features from selva-train extract."),
             click.option("--checkpoints", type=_PATH, required=True, help="Folder of checkpoints to start from."),
-            click.option("--out", type=_PATH, required=True, help="Folder for both stages' checkpoints and runs."),
+            click.option("--out", type=_PATH, required=True, help="Folder for every stage's checkpoints and runs."),
             click.option("--steps", type=int, default=50_000, help="Number of optimiser steps."),
             click.option("--batch", type=int, default=64, help="Clips per step, over all processes."),
             click.option("--accumulate", type=int, default=1, help="Gradient accumulation steps per batch."),
@@ -160,6 +161,22 @@ def stage2_command(**options: Any) -> None:
     _train("stage2", options)
 
 
+@main.command("distill", context_settings=SETTINGS)
+@click.option(
+    "--teacher-steps", type=int, default=25, help="Euler steps of the guided generator's path, two calls each."
+)
+@click.option("--spans", type=int, default=8, help="Jumps along each path that the student learns at once.")
+@_stage_options
+def distill_command(**options: Any) -> None:
+    """Train the student, which makes a stem in 4 evaluations instead of the generator's 25 guided steps.
+
+    The guided generator goes from noise to sound at strengths of 1 to 7, and the student learns to jump along that path
+    as a stem does, in 1 to 8 equal jumps, mostly 4. Starts from the encoder and the generator in --out, or, if it has
+    neither, from those in --checkpoints. TensorBoard, with stems to hear next to the generator's: OUT/distill.
+    """
+    _train("distill", options)
+
+
 def _train(stage: str, options: dict[str, Any]) -> None:
     from selva_ref.training import run
     from selva_ref.training.settings import RunPlace
@@ -169,7 +186,7 @@ def _train(stage: str, options: dict[str, Any]) -> None:
     place = RunPlace(**{name: value for name, value in options.items() if name in place_names})
     request = run.StageRequest(**{name: value for name, value in options.items() if name not in place_names})
     try:
-        trained = {"stage1": run.stage1, "stage2": run.stage2}[stage](request, place)
+        trained = {"stage1": run.stage1, "stage2": run.stage2, "distill": run.distill}[stage](request, place)
     except KeyboardInterrupt:
         click.echo("notice: run the same command again to resume", err=True)
         raise

@@ -1,4 +1,4 @@
-"""Initial weights of the two stages: Synchformer for the encoder, MMAudio for the generator."""
+"""Initial weights: Synchformer for the encoder, MMAudio for the generator, the generator for the student."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import nn
 
 import selva_ref
 from selva_ref.errors import CheckpointNotFoundError
+from selva_ref.model.average import AverageGenerator
 from selva_ref.model.generator import Generator
 from selva_ref.model.presets import Preset
 from selva_ref.model.video_encoder import VideoEncoder
@@ -46,6 +47,15 @@ def base_generator(preset: Preset, path: Path) -> Generator:
         CheckpointError: it does not fit.
     """
     return selva_ref.build("generator", preset).load_official(read_checkpoint(path))
+
+
+def fresh_student(generator: Generator, preset: Preset, seed: int) -> AverageGenerator:
+    """Copies the generator, without its guidance; the embeddings of span and strength start without effect."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        student = selva_ref.build("student", preset)
+    student.load_state_dict(student.state_dict() | generator.state_dict())
+    return student
 
 
 def find_base(checkpoints: Path, preset: Preset) -> Path:

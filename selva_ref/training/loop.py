@@ -1,4 +1,4 @@
-"""The training loop of both stages; it reads from top to bottom."""
+"""The training loop of every stage; it reads from top to bottom."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Run:
     stage: Stage
     clips: MixedClips
     listener: Listener | None
-    """Turns latents into sound; only in stage 2 and in the main process."""
+    """Turns latents into sound; not in stage 1, and only in the main process."""
 
     @property
     def folder(self) -> Path:

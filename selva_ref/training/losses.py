@@ -1,4 +1,4 @@
-"""The losses of the two stages.
+"""The losses of stages 1 and 2; the student's is in `paths`.
 
 Shapes: B batch, N sync features, D their width, T latent length, Z latent width, L text tokens, C visual tokens, E
 their width.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -27,9 +27,9 @@ def write_checkpoint(out: Path, part: str, preset: Preset, network: nn.Module, t
     return path
 
 
-def link_untrained(out: Path, checkpoints: Path, preset: Preset) -> None:
-    """Adds the parts that are not trained to the trained ones, as hard links if the disk supports them."""
-    for part in UNTRAINED:
+def link_parts(out: Path, checkpoints: Path, preset: Preset, parts: Iterable[str]) -> None:
+    """Adds parts that were not trained to the trained ones, as hard links if the disk supports them."""
+    for part in parts:
         source = find_checkpoint(checkpoints, part, preset.name)
         wanted = [source.relative_to(checkpoints)]
         if source.parent != checkpoints:  # a text tower comes with its tokenizer

@@ -22,6 +22,9 @@ STAGE2: tuple[str, ...] = (
 )
 """Generator: sync projection and the latent stream's adaLN. 22.5 M in small_16k."""
 
+STUDENT: tuple[str, ...] = (*STAGE2, "span_embed.*", "strength_embed.*")
+"""Student: what stage 2 trains, and the embeddings of the span and of the guidance strength. 23.1 M in small_16k."""
+
 
 def trainable(module: nn.Module, patterns: tuple[str, ...]) -> dict[str, nn.Parameter]:
     """Freezes `module` except the parameters that `patterns` (fnmatch) name, and returns those by name.

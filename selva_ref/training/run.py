@@ -1,4 +1,4 @@
-"""`selva-train stage1` and `stage2` as functions: each prepares a run and trains."""
+"""`selva-train stage1`, `stage2` and `distill` as functions: each prepares a run and trains."""
 
 from __future__ import annotations
 
@@ -13,16 +13,19 @@ from selva_ref.pipeline import sequence_rules
 from selva_ref.training.data.frozen import posterior_of_silence
 from selva_ref.training.data.store import Features
 from selva_ref.training.errors import TrainingError
-from selva_ref.training.examples.mixed import MixedClips, distillation_targets, flow_targets
-from selva_ref.training.initial import base_generator, find_base, fresh_encoder
+from selva_ref.training.examples.mixed import MixedClips, distillation_targets, flow_targets, student_targets
+from selva_ref.training.initial import base_generator, find_base, fresh_encoder, fresh_student
 from selva_ref.training.loop import Run, train
-from selva_ref.training.outputs import link_untrained
+from selva_ref.training.outputs import UNTRAINED, link_parts
 from selva_ref.training.settings import Choices, RunPlace, RunSettings
-from selva_ref.training.stages import Distillation, FlowMatching
+from selva_ref.training.stages import Distillation, FlowMatching, PathRegression
 from selva_ref.training.validation import Listener
 from selva_ref.training.world import pick_device, process_group
 from selva_ref.weights.checkpoints import file_sha256, find_checkpoint, get_checkpoint
 from selva_ref.weights.loading import load_part
+
+TAUGHT_IN = {"video_encoder": "stage1", "generator": "stage2"}
+"""Which stage trains a part that the student starts from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +83,7 @@ def stage2(request: StageRequest, place: RunPlace) -> Trained:
     """
     features = _features(request, place)
     preset = get_preset(features.description.preset)
-    encoder = _trained_encoder(place.out, preset)
+    encoder = _trained(place.out, "video_encoder", preset)
     base = request.base or find_base(request.checkpoints, preset)
     settings = _settings("stage2", request, features, [encoder, base])
     rules = sequence_rules(preset)
@@ -102,8 +105,46 @@ def stage2(request: StageRequest, place: RunPlace) -> Trained:
         )
         losses = train(run, world)
         if world.main:
-            link_untrained(place.out, request.checkpoints, preset)
+            link_parts(place.out, request.checkpoints, preset, UNTRAINED)
     return Trained(checkpoint=place.out / get_checkpoint(preset.name, "generator").file, losses=losses)
+
+
+def distill(request: StageRequest, place: RunPlace) -> Trained:
+    """Trains the student of a generator and its encoder, and completes `place.out`.
+
+    Both are those that the other stages left in `place.out`. If it has neither, both are the checkpoints'.
+
+    Raises:
+        TrainingError: the settings, the features or the run's folder cannot be used, or training fails.
+        CheckpointError: a checkpoint is missing or does not fit.
+    """
+    features = _features(request, place)
+    preset = get_preset(features.description.preset)
+    home = _home_of_the_taught(request, place, preset)
+    settings = _settings("distill", request, features, [find_checkpoint(home, part, preset.name) for part in TAUGHT_IN])
+    rules = sequence_rules(preset)
+    targets = partial(student_targets, spans=settings.spans)
+    teacher = load_part("generator", preset, home)
+    with process_group(pick_device(request.device)) as world:
+        run = Run(
+            preset=preset,
+            settings=settings,
+            place=place,
+            stage=PathRegression(
+                fresh_student(teacher, preset, settings.seed),
+                teacher,
+                load_part("video_encoder", preset, home),
+                steps=settings.teacher_steps,
+                visual_tokens=rules.lengths(features.description.duration_s).visual,
+            ),
+            clips=MixedClips(features, rules, settings, targets),
+            listener=Listener(preset, request.checkpoints, world.device) if world.main else None,
+        )
+        losses = train(run, world)
+        if world.main:
+            link_parts(place.out, home, preset, TAUGHT_IN)
+            link_parts(place.out, request.checkpoints, preset, UNTRAINED)
+    return Trained(checkpoint=place.out / get_checkpoint(preset.name, "student").file, losses=losses)
 
 
 def _features(request: StageRequest, place: RunPlace) -> Features:
@@ -112,12 +153,22 @@ def _features(request: StageRequest, place: RunPlace) -> Features:
     return Features(request.data)
 
 
-def _trained_encoder(out: Path, preset: Preset) -> Path:
+def _trained(out: Path, part: str, preset: Preset) -> Path:
     try:
-        return find_checkpoint(out, "video_encoder", preset.name)
+        return find_checkpoint(out, part, preset.name)
     except CheckpointNotFoundError as error:
-        file = get_checkpoint(preset.name, "video_encoder").file
-        raise TrainingError(f"{out}: no {file}; run selva-train stage1 with the same --out first") from error
+        file = get_checkpoint(preset.name, part).file
+        raise TrainingError(f"{out}: no {file}; run selva-train {TAUGHT_IN[part]} with the same --out first") from error
+
+
+def _home_of_the_taught(request: StageRequest, place: RunPlace, preset: Preset) -> Path:
+    """The folder of the encoder and the generator: never one from here and the other from there."""
+    names = {name for part in TAUGHT_IN for name in get_checkpoint(preset.name, part).names}
+    if not any((place.out / name).is_file() for name in names):
+        return request.checkpoints
+    for part in TAUGHT_IN:
+        _trained(place.out, part, preset)
+    return place.out
 
 
 def _settings(stage: str, request: StageRequest, features: Features, starts: list[Path]) -> RunSettings:

@@ -30,12 +30,16 @@ class Choices:
     """Probability that the text names something that neither video shows. Then silence is right."""
     holdout: int = 16
     """Clips kept out of training for validation."""
+    teacher_steps: int = 25
+    """Student: steps of the guided teacher's path."""
+    spans: int = 8
+    """Student: jumps along each path that it learns."""
     precision: str = "fp32"
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch"):
+        for name in ("steps", "batch", "teacher_steps", "spans"):
             if getattr(self, name) < 1:
-                raise TrainingError(f"{name} {getattr(self, name)}: must be at least 1")
+                raise TrainingError(f"{name.replace('_', ' ')} {getattr(self, name)}: must be at least 1")
         for name in ("seed", "warmup", "holdout"):
             if getattr(self, name) < 0:
                 raise TrainingError(f"{name} {getattr(self, name)}: must not be negative")
@@ -53,7 +57,7 @@ class RunSettings(Choices):
     """The settings that determine the losses. A run must resume with the same ones."""
 
     stage: str
-    """"stage1" or "stage2"."""
+    """"stage1", "stage2" or "distill"."""
     preset: str
     data_sha256: str
     """SHA-256 of the usable clips, as `Features.sha256`."""

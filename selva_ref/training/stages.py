@@ -1,4 +1,4 @@
-"""The two stages as modules whose forward pass is their loss, because that is what PyTorch's DDP wraps.
+"""The stages as modules whose forward pass is their loss, because that is what PyTorch's DDP wraps.
 
 The shapes are those of `examples`.
 """
@@ -11,12 +11,14 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from selva_ref.model.generator import Generator
+from selva_ref.model.average import AverageGenerator
+from selva_ref.model.generator import Conditions, Generator
 from selva_ref.model.video_encoder import VideoEncoder, segment
 from selva_ref.pipeline import preprocess
 from selva_ref.training.examples.mixed import Batch
 from selva_ref.training.losses import distillation_loss, flow_matching_loss
-from selva_ref.training.parameters import STAGE1, STAGE2, trainable
+from selva_ref.training.parameters import STAGE1, STAGE2, STUDENT, trainable
+from selva_ref.training.paths import guided_path, path_loss
 
 
 class Distillation(nn.Module):
@@ -82,7 +84,46 @@ class FlowMatching(nn.Module):
         )
 
 
-Stage = Distillation | FlowMatching
+class PathRegression(nn.Module):
+    """The student learns the mean velocities on paths of the guided generator, which stays fixed with its encoder."""
+
+    part = "student"
+
+    def __init__(
+        self, student: AverageGenerator, teacher: Generator, encoder: VideoEncoder, *, steps: int, visual_tokens: int
+    ) -> None:
+        super().__init__()
+        self.network = student
+        self.teacher = teacher.requires_grad_(False)
+        self.encoder = encoder.requires_grad_(False)
+        self.steps = steps
+        self.visual_tokens = visual_tokens
+        self.trained = trainable(student, STUDENT)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """frames uint8 (B, T, 3, H, W) and everything from `student_targets` → loss ()."""
+        noise, strength = batch["noise"], batch["strength"]
+        with torch.no_grad():
+            sync = selected(self.encoder, batch)
+            both = guidance(self.teacher, sync, batch, self.visual_tokens)
+        states = guided_path(self.teacher, noise, strength, *both, self.steps)
+        own = conditions(self.network, sync, batch, self.visual_tokens)
+        return path_loss(self.network, states, batch["t"], batch["r"], strength, own)
+
+
+Stage = Distillation | FlowMatching | PathRegression
+
+
+def conditions(generator: Generator, sync: Tensor, batch: Batch, visual_tokens: int) -> Conditions:
+    """The generator's conditions from sync features (B, N, D) and the target's text."""
+    clip = generator.empty_clip(len(sync), visual_tokens)
+    return generator.prepare(sync, clip, batch["clip_text"], latent_length=batch["noise"].shape[1])
+
+
+def guidance(generator: Generator, sync: Tensor, batch: Batch, visual_tokens: int) -> tuple[Conditions, Conditions]:
+    """Both sides of guidance: the conditions, and the empty ones."""
+    real = conditions(generator, sync, batch, visual_tokens)
+    return real, generator.prepare_empty(real, sync_length=sync.shape[1])
 
 
 def selected(encoder: VideoEncoder, batch: Batch) -> Tensor:

@@ -7,17 +7,21 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from selva_ref.model.average import jumps
 from selva_ref.model.flow_matching import euler
+from selva_ref.model.generator import Generator
 from selva_ref.model.presets import Preset
 from selva_ref.training.examples.mixed import Batch, MixedClips
 from selva_ref.training.precision import autocast
 from selva_ref.training.report import Report, film_strip, mel_picture
-from selva_ref.training.stages import FlowMatching, Stage, selected
+from selva_ref.training.stages import Distillation, FlowMatching, PathRegression, Stage, conditions, guidance, selected
 from selva_ref.weights.loading import load_part
 
 SHOWN = 4
 """Number of held-out clips that are shown; the loss is over all of them."""
 STEPS = 25
+JUMPS = 4
+"""The student's evaluations for a stem; its teacher takes `STEPS`, of two each."""
 GUIDANCE = 4.5
 
 
@@ -47,7 +51,7 @@ class Validation:
 
     @torch.no_grad()
     def __call__(self, step: int, report: Report) -> None:
-        """Writes the mean loss, the first clips' frames and, in stage 2, their stems next to the true sound."""
+        """Writes the mean loss, the first clips' frames and, after stage 1, their stems next to the true sound."""
         losses = []
         for index in range(len(self.clips.held_out_rows)):
             batch, label = self.clips.held_out(index)
@@ -61,23 +65,35 @@ class Validation:
 
     def _show(self, name: str, batch: Batch, step: int, report: Report) -> None:
         report.picture(f"mixed/{name}", film_strip(batch["frames"][0]), step)
-        if self.listener is None or not isinstance(self.stage, FlowMatching):
+        if self.listener is None or isinstance(self.stage, Distillation):
             return
-        made, true = (self.listener.mel(latent) for latent in (stem_latent(self.stage, batch), batch["latent"]))
-        report.picture(f"mel, made above true/{name}", mel_picture(made, true), step)
-        report.sound(f"made/{name}", self.listener.wave(made), self.listener.rate_hz, step)
-        report.sound(f"true/{name}", self.listener.wave(true), self.listener.rate_hz, step)
+        latents = stem_latents(self.stage, batch) | {"true": batch["latent"]}
+        mels = {made_by: self.listener.mel(latent) for made_by, latent in latents.items()}
+        report.picture(f"mel, {' above '.join(mels)}/{name}", mel_picture(*mels.values()), step)
+        for made_by, mel in mels.items():
+            report.sound(f"{made_by}/{name}", self.listener.wave(mel), self.listener.rate_hz, step)
 
 
-def stem_latent(stage: FlowMatching, batch: Batch) -> Tensor:
-    """Generates a latent (B, T, Z), on the VAE's scale, from the mixed video and the target's text."""
-    generator, noise = stage.network, batch["noise"]
+def stem_latents(stage: FlowMatching | PathRegression, batch: Batch) -> dict[str, Tensor]:
+    """Latents (B, T, Z), on the VAE's scale, from the mixed video and the target's text, by what made them."""
     sync = selected(stage.encoder, batch)
-    clip = generator.empty_clip(len(noise), stage.visual_tokens)
-    conditions = generator.prepare(sync, clip, batch["clip_text"], latent_length=noise.shape[1])
-    empty = generator.prepare_empty(conditions, sync_length=sync.shape[1])
+    if isinstance(stage, FlowMatching):
+        return {"made": _guided(stage.network, sync, batch, stage.visual_tokens)}
+    taught = _guided(stage.teacher, sync, batch, stage.visual_tokens)
+    return {"made": _jumped(stage, sync, batch), "teacher": taught}
+
+
+def _guided(generator: Generator, sync: Tensor, batch: Batch, visual_tokens: int) -> Tensor:
+    real, empty = guidance(generator, sync, batch, visual_tokens)
 
     def flow(t: float, x: Tensor) -> Tensor:
-        return generator.guided_flow(x, torch.tensor([t], device=x.device), conditions, empty, GUIDANCE)
+        return generator.guided_flow(x, torch.tensor([t], device=x.device), real, empty, GUIDANCE)
 
-    return generator.unnormalize(euler(flow, noise, steps=STEPS))
+    return generator.unnormalize(euler(flow, batch["noise"], steps=STEPS))
+
+
+def _jumped(stage: PathRegression, sync: Tensor, batch: Batch) -> Tensor:
+    student, own = stage.network, conditions(stage.network, sync, batch, stage.visual_tokens)
+    strength = torch.full((1,), GUIDANCE, device=sync.device)
+    made = jumps(lambda x, t, r: student.average(x, t, r, strength, own), batch["noise"], steps=JUMPS)
+    return student.unnormalize(made)

@@ -128,6 +128,8 @@ def _items(preset_name: str, folder: Path, with_teacher: bool, revision: str | N
     for checkpoint in CHECKPOINTS[preset.name].values():
         if checkpoint.part == "teacher" and preset.system == "selva" and not with_teacher:
             continue
+        if checkpoint.part == "student":
+            continue  # an option that only training makes
         if checkpoint.repo is None or checkpoint.weights is None:
             find_checkpoint(folder, checkpoint.part, preset_name)
             continue

@@ -8,6 +8,7 @@ from typing import Literal, overload
 from tokenizers import Tokenizer
 
 import selva_ref
+from selva_ref.model.average import AverageGenerator
 from selva_ref.model.clip_image import ClipImageTower
 from selva_ref.model.generator import Generator
 from selva_ref.model.official import OfficialModule
@@ -27,6 +28,8 @@ def load_part(part: Literal["video_encoder"], preset: Preset, checkpoints: Path 
 def load_part(part: Literal["teacher"], preset: Preset, checkpoints: Path | None) -> Teacher: ...
 @overload
 def load_part(part: Literal["generator"], preset: Preset, checkpoints: Path | None) -> Generator: ...
+@overload
+def load_part(part: Literal["student"], preset: Preset, checkpoints: Path | None) -> AverageGenerator: ...
 @overload
 def load_part(part: Literal["vae"], preset: Preset, checkpoints: Path | None) -> VAE: ...
 @overload

@@ -163,8 +163,9 @@ _MMAUDIO_GENERATORS = {
 }
 
 
-def _family(generator: Checkpoint, vae: Checkpoint, vocoder: Checkpoint) -> dict[str, Checkpoint]:
-    parts = (_VIDEO_ENCODER, _TEACHER, generator, vae, vocoder, _TEXT_T5, _TEXT_CLIP)
+def _family(name: str, generator: Checkpoint, vae: Checkpoint, vocoder: Checkpoint) -> dict[str, Checkpoint]:
+    student = _user_supplied("student", f"student_{name}.safetensors")
+    parts = (_VIDEO_ENCODER, _TEACHER, generator, student, vae, vocoder, _TEXT_T5, _TEXT_CLIP)
     return {checkpoint.part: checkpoint for checkpoint in parts}
 
 
@@ -183,13 +184,17 @@ def _user_supplied(part: str, file: str) -> Checkpoint:
 
 CHECKPOINTS: dict[str, dict[str, Checkpoint]] = {
     name: _family(
+        name,
         _own("generator", f"weights/{stem}.pth", _GENERATOR_LICENCE, md5),
         *((_VAE_16K, _VOCODER_16K) if name == "small_16k" else (_VAE_44K, _VOCODER_44K)),
     )
     for name, (stem, md5) in _GENERATORS.items()
 }
 CHECKPOINTS["large_44k_v2"] = _family(
-    _user_supplied("generator", "generator_large_44khz_v2_sup_5.safetensors"), _VAE_44K, _VOCODER_44K
+    "large_44k_v2",
+    _user_supplied("generator", "generator_large_44khz_v2_sup_5.safetensors"),
+    _VAE_44K,
+    _VOCODER_44K,
 )
 for _name, _md5 in _MMAUDIO_GENERATORS.items():
     CHECKPOINTS[f"mmaudio_{_name}"] = _mmaudio_family(_name, _md5)

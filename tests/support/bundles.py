@@ -1,4 +1,4 @@
-"""Exports of the demo presets, and changes to copies of a bundle."""
+"""Exports of the demo presets, the graphs they have, and changes to copies of a bundle."""
 
 import hashlib
 import json
@@ -7,15 +7,36 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from selva_bundle.ports import BEST, DRAFT, FLOWS, PORTS, SELVA
+
+GRAPHS = tuple(name for name in PORTS[SELVA] if name not in FLOWS[DRAFT])
+"""Those of a bundle without drafts."""
+
 
 def export_demo(folder: Path, name: str) -> None:
-    """Exports the bundle called "fp32", "fp16", "mmaudio-fp32" or "mmaudio-fp16", with random weights."""
+    """Exports "fp32", "fp16", or those of MMAudio ("mmaudio-fp32") or with drafts ("both-fp32"): random weights."""
     from selva_export.bundle import ExportRequest, export_bundle
     from selva_ref import get_preset
 
-    *system, precision = name.split("-")
-    preset = get_preset("_".join(("demo", *system)))
-    export_bundle(ExportRequest(preset=preset, precision=precision, checkpoints=None, out=folder / name))
+    kind, _, precision = name.rpartition("-")
+    preset = get_preset("demo_mmaudio" if kind == "mmaudio" else "demo")
+    quality = "both" if kind == "both" else None
+    request = ExportRequest(preset=preset, precision=precision, checkpoints=None, out=folder / name, quality=quality)
+    export_bundle(request)
+
+
+def without_best(bundle: Path, folder: Path) -> Path:
+    """A copy of a bundle with drafts that makes nothing else."""
+    copy = Path(shutil.copytree(bundle, folder / "drafts"))
+
+    def leave_out(manifest: dict[str, Any]) -> None:
+        for name in FLOWS[BEST]:
+            file = manifest["graphs"].pop(name)["file"]
+            del manifest["files"][file]
+            (copy / file).unlink()
+
+    edit(copy, leave_out)
+    return copy
 
 
 def edit_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:

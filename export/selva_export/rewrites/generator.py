@@ -15,15 +15,16 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from selva_export.graphs import GuidedStep
+from selva_export.graphs import AverageStep, GuidedStep, Step
 from selva_export.rewrites.layers import attend, deinterleave, replace
 from selva_ref.model.generator import Conditions
 from selva_ref.model.generator_blocks import FusedBlock, JointBlock, SelfAttention
 
 
 def rewrite(root: nn.Module) -> None:
-    """Rewrites every step of the generator below `root`."""
-    replace(root, GuidedStep, RowStep)
+    """Rewrites every step of a generator below `root`."""
+    replace(root, GuidedStep, RowGuidedStep)
+    replace(root, AverageStep, RowAverageStep)
 
 
 class GraphSelfAttention(nn.Module):
@@ -57,10 +58,10 @@ def rotate_halves(x_BHNd: Tensor, table: Tensor) -> Tensor:
     return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1).to(x_BHNd.dtype)
 
 
-class RowStep(GuidedStep):
-    """`GuidedStep` with one modulation per row."""
+class RowStep(Step):
+    """A step with one modulation per row."""
 
-    def __init__(self, plain: GuidedStep) -> None:
+    def __init__(self, plain: Step) -> None:
         super().__init__(plain.generator)
         replace(self.generator, SelfAttention, GraphSelfAttention)
 
@@ -78,6 +79,14 @@ class RowStep(GuidedStep):
             latent = block.after(latent, _merge_heads(attend(q, k, v)), kept)
         v_BTZ: Tensor = self.generator.final_layer(latent, g_mod).float()
         return v_BTZ
+
+
+class RowGuidedStep(RowStep, GuidedStep):
+    """`GuidedStep` with one modulation per row."""
+
+
+class RowAverageStep(RowStep, AverageStep):
+    """`AverageStep` with one modulation per row."""
 
 
 def _merge_heads(x_BHNd: Tensor) -> Tensor:

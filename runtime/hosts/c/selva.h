@@ -84,6 +84,7 @@ typedef struct selva_request {
     long long seed;
     int takes, steps, sample_rate_hz;
     const char *key; /* a name for this work, which never runs twice: it can be submitted again after a crash */
+    const char *quality; /* "best", or "draft" if the model has a student: 4 steps instead of 25 */
 } selva_request;
 
 typedef struct selva_stem {
@@ -776,6 +777,10 @@ static int selva__submit(selva *s, const selva_request *r, const char *video, co
         selva__puts(&line, ",\"negative\":");
         selva__put_text(&line, r->negative);
     }
+    if (r->quality) {
+        selva__puts(&line, ",\"quality\":");
+        selva__put_text(&line, r->quality);
+    }
     if (r->start_s > 0) selva__put_seconds(&line, ",\"start_s\":", r->start_s);
     if (r->duration_s > 0) selva__put_seconds(&line, ",\"duration_s\":", r->duration_s);
     if (r->takes) selva__put_whole(&line, ",\"takes\":", r->takes);
@@ -796,7 +801,8 @@ static const char *selva__wrong(const selva_request *r) {
         return "the times make no sense";
     for (k = 0; k < r->prompt_count; k++)
         if (!r->prompts[k] || !selva__is_utf8(r->prompts[k])) return "a prompt is not UTF-8";
-    if ((r->negative && !selva__is_utf8(r->negative)) || (r->key && !selva__is_utf8(r->key)))
+    if ((r->negative && !selva__is_utf8(r->negative)) || (r->key && !selva__is_utf8(r->key)) ||
+        (r->quality && !selva__is_utf8(r->quality)))
         return "a text is not UTF-8";
     return NULL;
 }

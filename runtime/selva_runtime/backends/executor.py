@@ -56,6 +56,7 @@ class Loop(Protocol):
         noise: Array,
         conditions: Mapping[str, Tensor],
         *,
+        graph: str,
         steps: int,
         guidance: float,
         solver: str,
@@ -64,7 +65,7 @@ class Loop(Protocol):
         cancel: Event | None,
         on_step: Callable[[], None],
     ) -> tuple[Tensor, Tensor | None]:
-        """Integrate `noise` (B, T, Z) in `steps` steps to latents (B, T, Z) at time 1.
+        """Integrate `noise` (B, T, Z) in `steps` runs of `graph` to latents (B, T, Z) at time 1.
 
         With `keep_states` it also returns the state at the start of each step, after holding: (steps, B, T, Z).
         `on_step` is called once for each step, perhaps late.
@@ -104,7 +105,7 @@ class Executor(Protocol):
 
     @property
     def loop(self) -> Loop | None:
-        """The loop on the device. None means that `flow.integrate` runs `guided_step` step by step."""
+        """The loop on the device. None means that `flow.integrate` runs the graph step by step."""
 
     def load(self, name: str) -> None:
         """Verify the files of graph `name` and load it, unless it is loaded.

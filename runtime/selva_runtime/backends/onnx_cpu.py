@@ -15,13 +15,11 @@ from typing import Any
 from selva_bundle.bundle import Bundle
 from selva_bundle.errors import BackendError, BundleError
 from selva_bundle.manifest import Graph
-from selva_bundle.ports import GUIDED_STEP, TEXT_CLIP, TEXT_T5
+from selva_bundle.ports import STEPS, TEXT_CLIP, TEXT_T5
 from selva_runtime.backends.cores import usable_cores
 from selva_runtime.backends.executor import POLL_S, Array, check_cancel
 from selva_runtime.backends.numpy_executor import NumpyExecutor
 
-_REPEATED = GUIDED_STEP
-"""The one graph that runs many times with the same shapes, so it is faster if it keeps its memory."""
 _RUN_ONCE = (TEXT_T5, TEXT_CLIP)
 """Graphs that are loaded for one short run. Packing their weights takes three times the time it saves, and 1 GB."""
 
@@ -50,7 +48,7 @@ class OnnxCpuExecutor(NumpyExecutor):
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        options.enable_cpu_mem_arena = name == _REPEATED
+        options.enable_cpu_mem_arena = name in STEPS  # they run many times with the same shapes
         if name in _RUN_ONCE:
             options.add_session_config_entry("session.disable_prepacking", "1")
         self._sessions[name] = open_session(self._ort, self._bundle, name, options, ["CPUExecutionProvider"])

@@ -1,4 +1,4 @@
-"""The solvers of the flow, and what they do to its state between two runs of `guided_step`, in NumPy.
+"""The solvers of the flow, and what they do to its state between two runs of its graph, in NumPy.
 
 The graph makes an Euler step. Holding known latents, and correcting the step to second order, need its input and
 output alone. The GPU path does the same on the device (`gpu/kernels.cu`).

@@ -7,10 +7,11 @@ from pathlib import Path
 from threading import Event
 
 from selva_bundle.errors import RequestError
-from selva_bundle.ports import MMAUDIO
+from selva_bundle.ports import DRAFT, MMAUDIO
 from selva_runtime.command.records import GenerateRequest
 from selva_runtime.command.stem_files import Track, tracks
 from selva_runtime.progress import Progress
+from selva_runtime.request import StemRequest
 from selva_runtime.results import Clip, StemPart
 from selva_runtime.session import Session
 
@@ -21,13 +22,15 @@ MIN_GAIN_DB, MAX_GAIN_DB = -60.0, 24.0
 class Bed:
     """The bed of one run. It has the seed, steps, guidance and negative prompt of the stems, and one take.
 
+    It is no draft: under drafts it has its bundle's default steps.
+
     Raises:
         BundleError: the bundle is missing, damaged or altered.
         RequestError: it is no MMAudio bundle, or an argument is out of range.
         BackendError: the backend cannot run here.
     """
 
-    def __init__(self, asked: GenerateRequest, bundle: Path) -> None:
+    def __init__(self, asked: GenerateRequest, stems: StemRequest, bundle: Path) -> None:
         if not MIN_GAIN_DB <= asked.bed_gain_db <= MAX_GAIN_DB:
             raise RequestError(f"bed-gain is {asked.bed_gain_db:g} dB; give {MIN_GAIN_DB:g} to {MAX_GAIN_DB:g} dB")
         if asked.region is not None:
@@ -46,7 +49,7 @@ class Bed:
             [asked.bed_prompt],
             negative=asked.negative,
             seed=asked.seed,
-            steps=asked.steps,
+            steps=None if DRAFT in (asked.quality, stems.quality) else asked.steps,
             guidance=asked.guidance,
             solver=asked.solver,
         )

@@ -68,6 +68,7 @@ class CheckedRequest:
             guidance=asked.guidance,
             solver=asked.solver,
             takes=asked.takes,
+            quality=asked.quality,
         )
         if asked.bed is None:
             for name, given in (("prompt", asked.bed_prompt), ("gain", asked.bed_gain_db)):

@@ -114,7 +114,7 @@ class _Run:
         self.info = self.session.info
         self.checked = CheckedRequest(asked, self.session, self.messages)
         self.request, self.video = self.checked.request, self.checked.video
-        self.bed = None if asked.bed is None else Bed(asked, bundle_folder(asked.bed))
+        self.bed = None if asked.bed is None else Bed(asked, self.request, bundle_folder(asked.bed))
 
     def report(self) -> GenerateReport:
         self.checked.check_one_pass()
@@ -238,8 +238,7 @@ class _Run:
                 self.messages.warn(
                     f"the prompt {short(prompt)} is given {times} times; its stems differ only in their noise"
                 )
-            for warning in self.request.warnings[prompt]:
-                self.messages.warn(warning)
+            self.messages.warn_once(list(self.request.warnings[prompt]))
         if self.info.preset.startswith("demo"):
             which = "" if self.asked.bundle or os.environ.get("SELVA_BUNDLE") else " that comes with the software"
             whose = "MMAudio" if self.info.system == MMAUDIO else "SelVA"
@@ -290,6 +289,7 @@ class _Run:
             steps=self.request.steps,
             guidance=self.request.guidance,
             solver=self.request.solver,
+            quality=self.request.quality,
             negative=self.request.negative,
             bundle=str(self.bundle),
             system=self.info.system,

@@ -59,6 +59,8 @@ class GenerateRequest:
     guidance: float | None = None
     solver: str | None = None
     """"euler" (None) or "ab2"."""
+    quality: str | None = None
+    """"best" or "draft": four jumps of the student instead of 25 guided steps. None means the bundle's best."""
     takes: int = 1
     mux: tuple[int, ...] = ()
     """Numbers, from 1, of the prompts whose first take is also put in a copy of the video."""
@@ -121,6 +123,8 @@ class GenerateReport:
     steps: int
     guidance: float
     solver: str
+    quality: str
+    """"best" or "draft"."""
     negative: str | None
     bundle: str
     system: str

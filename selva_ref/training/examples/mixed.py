@@ -19,6 +19,7 @@ from selva_ref.training.data.store import Features
 from selva_ref.training.errors import TrainingError
 from selva_ref.training.examples.draws import held_out_generator, item_at, item_generator, split
 from selva_ref.training.examples.mixing import different_label, draw_share, other_label, side_by_side
+from selva_ref.training.paths import STRENGTHS, draw_spans
 from selva_ref.training.settings import RunSettings
 
 NULL_PROBABILITY = 0.1
@@ -65,6 +66,27 @@ def flow_targets(
         "t": np.asarray(1 / (1 + np.exp(-rng.standard_normal())), np.float32),
         "drop_video": np.asarray(rng.random() < NULL_PROBABILITY),
         "drop_text": np.asarray(rng.random() < NULL_PROBABILITY),
+    }
+
+
+def student_targets(
+    features: Features, row: int, absent: int | None, rng: np.random.Generator, *, spans: int
+) -> dict[str, np.ndarray]:
+    """What the student's loss draws: both texts, noise, guidance strength, and the spans (K,) from time t to r.
+
+    `latent`, the posterior's mean, is only shown in validation.
+    """
+    text, mean = features.text(row if absent is None else absent), features.posterior(row)[0]
+    t, r = draw_spans(rng, spans)
+    return {
+        "t5": text.t5,
+        "t5_mask": text.t5_mask,
+        "clip_text": text.clip,
+        "latent": mean,
+        "noise": rng.standard_normal(mean.shape, np.float32),
+        "strength": np.asarray(rng.uniform(*STRENGTHS), np.float32),
+        "t": t,
+        "r": r,
     }
 
 

@@ -14,7 +14,19 @@ import time
 
 BEHAVIOUR = sys.argv[1]
 JOB = "00ff00ff00ff00ff"
-KNOWN = {"video", "out", "prompts", "negative", "start_s", "duration_s", "seed", "takes", "steps", "sample_rate_hz"}
+KNOWN = {
+    "video",
+    "out",
+    "prompts",
+    "negative",
+    "start_s",
+    "duration_s",
+    "seed",
+    "takes",
+    "steps",
+    "sample_rate_hz",
+    "quality",
+}
 allowed, requests = [], {}
 
 

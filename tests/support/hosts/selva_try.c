@@ -116,6 +116,7 @@ static int try_run(int count, char **words) {
     request.out = words[0], request.video = words[1], request.prompts = (const char *const *)(void *)(words + 2);
     request.prompt_count = (size_t)prompts;
     request.duration_s = 1.25, request.steps = 2, request.seed = 7, request.takes = 2, request.key = getenv("TRY_KEY");
+    request.quality = getenv("TRY_QUALITY");
     request.sample_rate_hz = rate ? atoi(rate) : 0;
     if (getenv("TRY_TIMEOUT")) try_timeout_s = atof(getenv("TRY_TIMEOUT"));
     before_s = selva__now_s();

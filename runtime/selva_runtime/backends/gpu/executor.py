@@ -18,7 +18,7 @@ import numpy.typing as npt
 from selva_bundle.bundle import Bundle
 from selva_bundle.errors import DeviceMemoryError
 from selva_bundle.manifest import MAX_STEPS
-from selva_bundle.ports import GUIDED_STEP, TEXT_CLIP, TEXT_T5
+from selva_bundle.ports import TEXT_CLIP, TEXT_T5
 from selva_runtime.backends.executor import Tensor, check_cancel, check_feeds
 from selva_runtime.backends.gpu.device import Graphs
 from selva_runtime.backends.gpu.device_array import Array, DeviceArray, MemoryPool
@@ -120,6 +120,7 @@ class DeviceExecutor:
         noise: Array,
         conditions: Mapping[str, Tensor],
         *,
+        graph: str,
         steps: int,
         guidance: float,
         solver: str,
@@ -128,7 +129,7 @@ class DeviceExecutor:
         cancel: Event | None,
         on_step: Callable[[], None],
     ) -> tuple[Tensor, Tensor | None]:
-        """Integrate `noise` (B, T, Z) in `steps` steps to latents (B, T, Z) at time 1.
+        """Integrate `noise` (B, T, Z) in `steps` runs of `graph` to latents (B, T, Z) at time 1.
 
         It returns before the last launches are done: `read` waits for them.
         """
@@ -136,7 +137,7 @@ class DeviceExecutor:
         self._has_queued = True
         given = {"latents": noise, **conditions}
         kind = StepKind(second_order=solver == AB2, holds=held is not None, keeps=keep_states)
-        plan, states = self._with_retry(lambda: self._flow_buffers(given, kind, steps))
+        plan, states = self._with_retry(lambda: self._flow_buffers(graph, given, kind, steps))
         plan.start(given, steps=steps, guidance=guidance, weights=None if held is None else held.weights)
         in_flight: deque[tuple[Any, int]] = deque()
         for first, count in plan.parts(steps):
@@ -155,20 +156,20 @@ class DeviceExecutor:
         return latents, states
 
     def _flow_buffers(
-        self, given: Mapping[str, Tensor], kind: StepKind, steps: int
+        self, graph: str, given: Mapping[str, Tensor], kind: StepKind, steps: int
     ) -> tuple[FlowPlan, DeviceArray | None]:
         """Return the plan, ready for these steps, and memory for the kept states (steps, B, T, Z)."""
-        plan = self._flow_plan(given)
+        plan = self._flow_plan(graph, given)
         plan.prepare(kind)
         return plan, self.pool.empty((steps, *plan.latents.shape), np.float32) if kind.keeps else None
 
-    def _flow_plan(self, given: Mapping[str, Tensor]) -> FlowPlan:
+    def _flow_plan(self, graph: str, given: Mapping[str, Tensor]) -> FlowPlan:
         shapes = {name: values.shape for name, values in given.items()}
-        key = (self.recorded, *sorted(shapes.items()))
+        key = (graph, self.recorded, *sorted(shapes.items()))
         if key not in self._flow_plans:
-            graph = self._manifest.graphs[GUIDED_STEP]
+            step = self._manifest.graphs[graph]
             self._flow_plans[key] = FlowPlan(
-                self.pool, self._graphs, graph, shapes, max_steps=MAX_STEPS, recorded=self.recorded
+                self.pool, self._graphs, step, shapes, max_steps=MAX_STEPS, recorded=self.recorded
             )
         return self._flow_plans[key]
 

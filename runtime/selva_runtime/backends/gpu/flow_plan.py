@@ -1,6 +1,6 @@
 """The buffers and recordings of one flow. Everything that its steps read or write stays at a fixed address.
 
-A step runs `guided_step` on fixed inputs, then copies its output over its input. A few steps are recorded as one
+A step runs its graph on fixed inputs, then copies its output over its input. A few steps are recorded as one
 launch (a CUDA graph), which is queued again and again. Inside a launch there is no allocation, no waiting and no
 Python. A launch reads the times and held latents of its steps from device memory, and they are copied there before it.
 So one recording serves every part of every integration whose steps do the same things.

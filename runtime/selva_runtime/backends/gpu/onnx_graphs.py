@@ -15,7 +15,7 @@ from weakref import WeakSet
 
 from selva_bundle.bundle import Bundle
 from selva_bundle.errors import BackendError, DeviceMemoryError
-from selva_bundle.ports import GUIDED_STEP
+from selva_bundle.ports import STEPS
 from selva_runtime.backends.gpu.cuda_device import CudaDevice
 from selva_runtime.backends.gpu.device import Device
 from selva_runtime.backends.gpu.device_array import DeviceArray
@@ -26,7 +26,6 @@ _OLDEST = (1, 31)
 """Before, a captured graph could keep the address of page-locked memory that was freed, and compute garbage."""
 _REPLACE = "pip uninstall onnxruntime onnxruntime-gpu, then pip install 'selva-deploy[gpu]'"
 _LIBRARIES = "pip install --upgrade 'onnxruntime-gpu[cuda,cudnn]', and unset LD_LIBRARY_PATH if it names other versions"
-_REPEATED = GUIDED_STEP
 _NO_CUDA_GRAPH = -1
 _MOST_UNUSED = 16
 """CUDA graphs of plans that are gone. The CUDA provider cannot release one, so the session is opened again instead."""
@@ -64,7 +63,7 @@ class OnnxGraphs:
             if tuple(int(part) for part in version.split(".")[:2]) < _OLDEST:
                 raise BackendError(f"the installed ONNX Runtime {version} is too old for CUDA graphs: {_REPLACE}")
             self._ort.preload_dlls()  # finds CUDA and cuDNN where pip put them
-        self.load(_REPEATED)
+        self.load(bundle.manifest.step)
 
     def load(self, name: str) -> None:
         """Verify the files of graph `name` and load it, unless it is loaded.
@@ -84,7 +83,7 @@ class OnnxGraphs:
                 raise
             session = self._session(name, cuda_graph=False)  # it has nodes that a CUDA graph cannot hold
             self._unrecorded.add(name)
-            if name == _REPEATED:
+            if name in STEPS:
                 self.shortfall = f"; steps run without a CUDA graph ({error})"
         if self._device.kind == "cuda" and _CUDA not in session.get_providers():
             raise BackendError(f"ONNX Runtime cannot load the libraries of CUDA 13 and cuDNN 9: {_LIBRARIES}")

@@ -17,12 +17,11 @@ from typing import Any
 
 from selva_bundle.bundle import Bundle
 from selva_bundle.errors import BackendError, DeviceMemoryError
-from selva_bundle.ports import GUIDED_STEP, VIDEO_BACKBONE
+from selva_bundle.ports import STEPS, VIDEO_BACKBONE
 from selva_runtime.backends.gpu.cuda_device import CudaDevice
 from selva_runtime.backends.gpu.device_array import Block, DeviceArray, MemoryPool
 from selva_runtime.backends.gpu.kernel_cache import CacheFile
 
-_REPEATED = GUIDED_STEP
 _OUT_OF_MEMORY = ("out of memory", "outofmemory", "memory allocation", "cudaerrormemoryallocation")
 
 
@@ -64,7 +63,8 @@ class TensorRtGraphs:
             self._loader = engines.EngineLoader(self._api, found)
         self.library = f"{target} {self._api.version}"
         self.segments_per_batch = _max_rows(found, VIDEO_BACKBONE, "segments")
-        self.stems_per_batch = _max_rows(found, _REPEATED, "latents")
+        steps = [name for name in STEPS if name in found.engines]
+        self.stems_per_batch = min((_max_rows(found, name, "latents") for name in steps), default=1)
         self._engines: dict[str, Any] = {}
         self._seen_shapes: set[tuple[Any, ...]] = set()
         self._has_new_shapes = False
@@ -72,7 +72,7 @@ class TensorRtGraphs:
         self._cache = RuntimeCache(found, self.library, device) if target == "tensorrt-rtx" else None
         if self._cache is not None:
             weakref.finalize(self, self._cache.save)  # also at exit: some kernels are compiled in the background
-        self.load(_REPEATED)
+        self.load(bundle.manifest.step)
 
     def load(self, name: str) -> None:
         """Verify the engine of graph `name` and load it, unless it is loaded.

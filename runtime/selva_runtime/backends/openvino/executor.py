@@ -23,7 +23,7 @@ import numpy as np
 from selva_bundle.bundle import Bundle
 from selva_bundle.errors import BackendError, BundleError
 from selva_bundle.manifest import Graph
-from selva_bundle.ports import CONDITIONS, DECODER, GUIDED_STEP, TEXT_CLIP, TEXT_T5, Port
+from selva_bundle.ports import AVERAGE_CONDITIONS, CONDITIONS, DECODER, STEPS, TEXT_CLIP, TEXT_T5, Port
 from selva_runtime.backends.cores import usable_cores
 from selva_runtime.backends.executor import BF16, EXACT, POLL_S, Array, Tensor, check_cancel
 from selva_runtime.backends.mapped import FileBackedArrays, releasing_pages
@@ -34,12 +34,12 @@ from selva_runtime.backends.openvino.minimal_filtering import use_minimal_filter
 
 _OPEN_AXIS = "tokens"
 _ON_ONNX_RUNTIME = (TEXT_T5, TEXT_CLIP)
-_IN_FLOAT32 = (CONDITIONS,)
-"""Takes 30 ms a prompt, and every step depends on it. OpenVINO 2026.4 crashes when it compiles it for bfloat16."""
+_IN_FLOAT32 = (CONDITIONS, AVERAGE_CONDITIONS)
+"""Take 30 ms a prompt, and every step depends on them. OpenVINO 2026.4 crashes when it compiles them for bfloat16."""
 _WITH_COSINES = DECODER
-_WITH_WIDE_FILTERS = {GUIDED_STEP: 60, DECODER: 96}
-"""Smallest number of tiles for which convolutions are rewritten. The step's weights are read 25 times a stem, the
-decoder's once. In bfloat16 nothing is rewritten: it would lose precision, and its products are cheaper than the
+_WITH_WIDE_FILTERS = {**dict.fromkeys(STEPS, 60), DECODER: 96}
+"""Smallest number of tiles for which convolutions are rewritten. A step's weights are read up to 25 times a stem,
+the decoder's once. In bfloat16 nothing is rewritten: it would lose precision, and its products are cheaper than the
 additions."""
 _TELEMETRY = "openvino_telemetry"
 Sizes = tuple[tuple[int, ...], ...]
