@@ -246,9 +246,11 @@ def test_a_job_that_is_cancelled_while_it_writes_leaves_no_file(demo_bundle, tmp
 
 @needs_linux
 def test_unloading_gives_the_memory_back(worker, tmp_path):
-    running = worker.submit(request(tmp_path))["id"]
+    running = worker.submit(endless(tmp_path))["id"]
+    until_phase(worker, running, "step")
     with pytest.raises(WorkerError, match="a job is running"):
         worker.call("model.unload")
+    worker.cancel(running)
     worker.wait(running)
     engine = worker.call("doctor")["engine"]["pid"]
     worker.call("model.unload")
