@@ -244,8 +244,10 @@ def main():
             os.close(0)
             time.sleep(60)
         answer(message, job)
-    if BEHAVIOUR == "stubborn":
+
+
+try:
+    main()
+finally:
+    if BEHAVIOUR == "stubborn":  # also when its last answer finds no reader
         time.sleep(60)
-
-
-main()
