@@ -21,7 +21,7 @@ _LANES = {
     "stages": (("base", "mmaudio"), ("stage2", "generator"), ("student", "student")),
 }
 """Parts of the run: stages, each with the network that it saves. The third part needs the other two."""
-_AFTER = ("stages", "bed", "export", "ablations", "evaluate")
+_AFTER = ("stages", "bed", "export", "evaluate", "ablations")
 """The parts of the run after sound and vision, one after the other."""
 _PARTS = ("all", "sound", "vision", *_AFTER)
 
@@ -56,7 +56,10 @@ def demo(out: Path, seed: int, quick: bool, compiled: bool, ablations: bool, onl
     elif only == "bed":
         _bed(run)
     elif only == "ablations":
+        from selva_ref.demo.evaluation.report import evaluate_ablations
+
         _ablations(run)
+        click.echo(evaluate_ablations(run))
     elif only == "evaluate":
         from selva_ref.demo.evaluation.bed import evaluate_bed
         from selva_ref.demo.evaluation.report import evaluate
@@ -104,9 +107,10 @@ def _bed(run: DemoRun) -> None:
 
 
 def _ablations(run: DemoRun) -> None:
-    from selva_ref.demo.evaluation.ablations import train_joint, train_no_encoder, train_no_sup
+    from selva_ref.demo.evaluation.ablations import train_joint, train_no_encoder, train_no_silence, train_no_sup
 
     for train, result in (
+        (train_no_silence, "generator_no_silence"),
         (train_no_encoder, "generator_no_encoder"),
         (train_no_sup, "generator_no_sup"),
         (train_joint, "generator_joint"),

@@ -205,9 +205,9 @@ class DemoRun:
             items = np.concatenate((items, np.full(len(asked), len(mean) - 1)))
         return Examples(sync=sync, mean=mean, deviation=deviation, items=items, kinds=kinds)
 
-    def silent_rows(self, rows: int) -> int:
-        """Number of silent rows to add to `rows` others, at most as many."""
-        return min(rows, round(rows * self.plan.absent / (1 - self.plan.absent)))
+    def silent_rows(self, rows: int, share: float) -> int:
+        """Number of silent rows to add to `rows` others, at most as many, for a `share` of all."""
+        return min(rows, round(rows * share / (1 - share)))
 
     # -- stages -------------------------------------------------------------------------------------------------------
 
@@ -297,7 +297,7 @@ class DemoRun:
         """Trains the generator that replaces MMAudio, on every clip alone."""
         torch.manual_seed(self.seed + 5)
         generator = selva_ref.build("generator", PRESET)
-        rng, count = np.random.default_rng([self.seed, 9]), self.silent_rows(len(self.bank))
+        rng, count = np.random.default_rng([self.seed, 9]), self.silent_rows(len(self.bank), self.plan.absent)
         teacher = self.load(selva_ref.build("teacher", PRESET), "teacher")
         stills = held(still_features(teacher, self.bank.frames[:count, 0]))
         examples = self.examples(
@@ -308,14 +308,15 @@ class DemoRun:
         self._fit_generator("base", generator, examples, self.plan.base)
         self.save(generator, "mmaudio")
 
-    def stage1(self, name: str = "video_encoder", preset: Preset = PRESET) -> None:
-        """Trains the paper's first stage."""
+    def stage1(self, name: str = "video_encoder", preset: Preset = PRESET, absent: float | None = None) -> None:
+        """Trains the paper's first stage, with the plan's share of texts for what is absent unless another is given."""
         student = fresh_encoder(preset, self.file("teacher"), self.seed + 7)
         trainable(student, STAGE1)
         t5, _ = self.captions
+        share = self.plan.absent if absent is None else absent
 
         def loss(rng: np.random.Generator, step: int) -> Tensor:
-            return selection_loss(student, self.mixes, self.clean, self.prompts, t5, rng, BATCH, self.plan.absent)
+            return selection_loss(student, self.mixes, self.clean, self.prompts, t5, rng, BATCH, share)
 
         self.fit(f"stage1 {name}", student, loss, self.plan.stage1)
         self.save(student, name)
@@ -324,17 +325,22 @@ class DemoRun:
         """Trains the paper's second stage, on what the trained encoder selects from mixed clips."""
         self.adapt(name, self.selections(encoder, preset))
 
-    def selections(self, encoder: str = "video_encoder", preset: Preset = PRESET) -> Examples:
+    def selections(
+        self, encoder: str = "video_encoder", preset: Preset = PRESET, absent: float | None = None
+    ) -> Examples:
         """What an encoder selects from every row of the mixes, and from some of them for what they do not show."""
+        share = self.plan.absent if absent is None else absent
         student = self.load(selva_ref.build("video_encoder", preset), encoder)
         rng, rows = np.random.default_rng([self.seed, 3]), np.arange(len(self.mixes))
-        quiet = rng.permutation(rows)[: self.silent_rows(len(rows))]
+        quiet = rng.permutation(rows)[: self.silent_rows(len(rows), share)]
         asked = self.mixes.absent_kinds(rng, quiet)
 
         def sync(rows: np.ndarray, kinds: np.ndarray) -> Tensor:
             return selected(student, self.mixes, rows, kinds, self.prompts, self.captions[0], rng)
 
         found = sync(rows, self.mixes.kinds_of(rows))
+        if not len(quiet):
+            return self.examples(found, self.mixes.targets(rows))
         return self.examples(found, self.mixes.targets(rows), sync(quiet, asked), asked)
 
     def adapt(self, name: str, examples: Examples) -> None:

@@ -12,15 +12,17 @@ from torch import Tensor
 from selva_ref.model.flow_matching import Flow, euler
 from selva_ref.model.generator import Conditions, Generator
 from selva_ref.model.vae import VAE
-from selva_ref.model.vocoder import Vocoder
 from selva_ref.training.losses import covered_visual_tokens
+
+Vocode = Callable[[Tensor], Tensor]
+"""The vocoder, perhaps compiled: mel (B, M, T) → wave (B, 1, samples)."""
 
 
 @torch.inference_mode()
 def sample_stems(
     generator: Generator,
     vae: VAE,
-    vocoder: Vocoder,
+    vocoder: Vocode,
     sync_BND: Tensor,
     text_BLD: Tensor,
     *,
@@ -62,9 +64,10 @@ def noise_like(conditions: Conditions, generator: Generator, seed: int) -> Tenso
 
 
 @torch.no_grad()
-def heard(generator: Generator, vae: VAE, vocoder: Vocoder, latent_BTZ: Tensor) -> npt.NDArray[np.float32]:
+def heard(generator: Generator, vae: VAE, vocoder: Vocode, latent_BTZ: Tensor) -> npt.NDArray[np.float32]:
     """Audio (B, samples) of the generator's latents."""
-    out: npt.NDArray[np.float32] = vocoder(vae.decode(generator.unnormalize(latent_BTZ).transpose(1, 2)))[:, 0].numpy()
+    mel_BMT = vae.decode(generator.unnormalize(latent_BTZ).transpose(1, 2))
+    out: npt.NDArray[np.float32] = vocoder(mel_BMT)[:, 0].numpy()
     return out
 
 

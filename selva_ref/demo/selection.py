@@ -1,7 +1,8 @@
 """The paper's first stage on the demo's clips: two clips side by side, the text of one, the teacher's view of that one.
 
 The backbone is frozen, so its tokens of every mixed clip are computed once and stored in half precision. A mixed clip
-is used twice: each of its two sources is the target of one row.
+is used twice: each of its two sources is the target of one row. A few clips stay alone, in both places: with the text
+of something else they ask for silence, as a user may of a picture of one thing.
 Shapes: M mixed clips, N tokens of a clip (S*8*P), D width, K kinds.
 """
 
@@ -24,6 +25,8 @@ from selva_ref.training.losses import distillation_loss
 
 SHARES = (0.35, 0.65)
 """Range of the target's share of the columns; an object of the demo must stay wider than a patch."""
+ALONE = 0.125
+"""Share of the training pairs that are one clip."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +60,11 @@ class Mixes:
         return out
 
     def absent_kinds(self, rng: np.random.Generator, rows: np.ndarray) -> np.ndarray:
-        """Draws for each row what its mixed clip does not show: another kind, or as often something unknown."""
-        drawn = rng.integers(2 * len(KINDS), size=len(rows))
+        """Draws for each row what its mixed clip does not show: another kind, or half as often something unknown."""
+        choices = len(KINDS) * 3 // 2
+        drawn = rng.integers(choices, size=len(rows))
         while (shown := (drawn[:, None] == self.kinds[rows // 2]).any(1)).any():
-            drawn[shown] = rng.integers(2 * len(KINDS), size=int(shown.sum()))
+            drawn[shown] = rng.integers(choices, size=int(shown.sum()))
         return np.minimum(drawn, UNKNOWN)
 
     def still(self, rows: np.ndarray) -> Tensor:
@@ -104,7 +108,7 @@ def pooled(teacher: Teacher, tokens_BND: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """Two clips of different kinds, shown side by side."""
+    """Two clips of different kinds, shown side by side; or one clip alone, as both."""
 
     left: int
     right: int
@@ -115,12 +119,19 @@ class Pair:
 
     def frames(self, bank: ClipBank, count: int | None = None) -> Tensor:
         """The mixed clip, or its first `count` frames, uint8 (T, 3, H, W)."""
+        if self.left == self.right:
+            return bank.frames[self.left, :count]
         return bank.beside(self.left, self.right, self.share, self.near, slice(count))
 
 
 def draw_pair(bank: ClipBank, rng: np.random.Generator, share: float | None = None) -> Pair:
-    """Draws a random pair; unless `share` is given, it is drawn from `SHARES`, and half of the pairs are `near`."""
+    """Draws a random pair.
+
+    Unless `share` is given, it is drawn from `SHARES`, half of the pairs are `near`, and some are one clip alone.
+    """
     left = rng.integers(len(bank), size=1)
+    if share is None and rng.random() < ALONE:
+        return Pair(left=int(left[0]), right=int(left[0]), share=1.0, near=False)
     right = bank.different_kind(rng, left)
     near = share is None and bool(rng.random() < 0.5)
     share = float(rng.uniform(*SHARES)) if share is None else share

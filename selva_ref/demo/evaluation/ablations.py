@@ -39,6 +39,7 @@ VARIANTS = (
     Variant(name="full", encoder="video_encoder", generator="generator"),
     Variant(name="without video encoder training", encoder=None, generator="generator_no_encoder"),
     Variant(name="without generator training", encoder="video_encoder", generator="mmaudio"),
+    Variant(name="without silence", encoder="video_encoder_no_silence", generator="generator_no_silence"),
     Variant(name="without [SUP]", encoder="video_encoder_no_sup", generator="generator_no_sup", sup=False),
     Variant(name="joint, one stage", encoder="video_encoder_joint", generator="generator_joint"),
     Variant(name="no selection", encoder=None, generator="mmaudio"),
@@ -59,6 +60,14 @@ def train_no_sup(run: DemoRun) -> None:
     if not run.file("video_encoder_no_sup").exists():
         run.stage1("video_encoder_no_sup", NO_SUP)
     run.stage2("generator_no_sup", "video_encoder_no_sup", NO_SUP)
+
+
+def train_no_silence(run: DemoRun) -> None:
+    """Trains both stages without texts for what is absent."""
+    name = "video_encoder_no_silence"
+    if not run.file(name).exists():
+        run.stage1(name, absent=0.0)
+    run.adapt("generator_no_silence", run.selections(name, absent=0.0))
 
 
 def train_joint(run: DemoRun) -> None:
