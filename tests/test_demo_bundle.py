@@ -14,8 +14,9 @@ from selva_bench.masks import encoded
 from selva_bundle.bundle import Bundle
 from selva_export.bundle import ExportRequest, _bounds
 from selva_ref import get_preset
+from selva_ref.demo.evaluation import cases
 from selva_ref.demo.evaluation import scores as evaluation
-from selva_ref.demo.evaluation.case_report import case_tables
+from selva_ref.demo.evaluation.case_report import case_tables, measure_table
 from selva_ref.demo.evaluation.events import Score, magnitudes, score
 from selva_ref.demo.evaluation.scores import composed_tests, mixed_tests
 from selva_ref.demo.world.kinds import CAPTIONS, KINDS, UNSEEN_ABSENT, UNSEEN_CAPTIONS, prompt
@@ -94,17 +95,20 @@ def test_the_judge_knows_the_true_sounds(kind_of):
     assert [kind_of(source.sound()) for source in sources] == [source.kind for source in sources]
 
 
-def stems_of(session: Session, frames: np.ndarray, sources: Sequence[SoundSource], seed: int) -> list[np.ndarray]:
+def stems_of(
+    session: Session, frames: np.ndarray, sources: Sequence[SoundSource], seed: int, quality: str = "best"
+) -> list[np.ndarray]:
     clip = session.encode_frames(frames, DURATION_S)
-    return [stem.audio for stem in session.generate(clip, [prompt(source.kind) for source in sources], seed=seed)]
+    prompts = [prompt(source.kind) for source in sources]
+    return [stem.audio for stem in session.generate(clip, prompts, seed=seed, quality=quality)]
 
 
-@pytest.fixture(scope="module")
-def scores(session, scenes, kind_of):
+@pytest.fixture(scope="module", params=["best", "draft"])
+def scores(request, session, scenes, kind_of):
     """Scores of each source's stem, and of the same stem compared with the other source."""
     own, swapped = [], []
     for index, scene in enumerate(scenes):
-        stems = stems_of(session, scene.frames.numpy(), scene.sources, index)
+        stems = stems_of(session, scene.frames.numpy(), scene.sources, index, request.param)
         for source, other, audio in zip(scene.sources, scene.sources[::-1], stems, strict=True):
             kind = kind_of(audio)
             own.append(score(audio, source.events_s, other.events_s, kind == source.kind))
@@ -125,6 +129,24 @@ def test_a_stem_has_its_source_and_not_the_other(scores):
     assert own.kind == 1.0
     assert swapped.f1 < 0.5  # the measure can tell the two sources apart
     assert swapped.kind == 0.0
+
+
+@pytest.mark.parametrize("quality", ["best", "draft"])
+def test_it_is_silent_when_asked_for_what_is_not_there(session, quality):
+    """Measured: @ABSENT@. A stem of what is there is within 6 dB of normal."""
+    normal_db = cases.normal_levels(SEED)
+    found = {}
+    for name, ask in (("absent", cases.absent_questions), ("unknown", cases.unknown_questions)):
+        asked = ask(10, SEED)
+        levels = []
+        for number, question in enumerate(asked):
+            clip = session.encode_frames(question.scene.frames.numpy(), DURATION_S)
+            (stem,) = session.generate(clip, [question.text], seed=number, quality=quality)
+            levels.append(cases.answer(question, stem.audio, "", normal_db).relative_db)
+        found[name] = [level < cases.SILENT_DB for level in levels]
+    assert (len(found["absent"]), len(found["unknown"])) == (8, 4)
+    assert sum(found["absent"]) >= 7
+    assert all(found["unknown"])
 
 
 def test_a_picture_that_never_moves_gives_other_sounds(session, scenes):
@@ -149,6 +171,11 @@ def test_the_readme_has_the_measured_scores():
 def test_the_docs_have_the_measured_cases():
     report = json.loads((ROOT / "benchmarks" / "results" / "demo_scores.json").read_text())
     assert case_tables(report) in (ROOT / "docs" / "demo-model.md").read_text()
+
+
+def test_the_docs_have_the_measured_student():
+    report = json.loads((ROOT / "benchmarks" / "results" / "demo_student.json").read_text())
+    assert measure_table(report["bars"]) in (ROOT / "docs" / "demo-model.md").read_text()
 
 
 def test_the_toy_mmaudio_costs_only_what_differs():

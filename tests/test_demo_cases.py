@@ -52,10 +52,10 @@ BAD = Score(hits=5, heard=10, true=10, leaks=5, others=10, stems=1)
 
 def test_every_ordered_pair_is_asked_three_times_from_both_sides():
     asked = cases.pair_questions(FULL.tests, SEED)
-    assert len(asked) == 2 * 3 * 28
+    assert len(asked) == 2 * 6 * 28
     pairs = Counter((q.asked, q.scene.sources[1 - q.target].kind) for q in asked)
     assert set(pairs) == {(a, b) for a in KINDS for b in KINDS if a != b}
-    assert set(pairs.values()) == {3}
+    assert set(pairs.values()) == {6}
     assert {q.target for q in asked if q.asked == "ball"} == {0, 1}
     assert all(q.text == prompt(q.asked) and q.scene.sources[q.target].kind == q.asked for q in asked)
 
@@ -84,7 +84,7 @@ def test_unknown_words_and_phrases_were_never_trained_with():
 def test_the_same_seed_asks_the_same_and_a_small_plan_asks_little():
     for ask in (cases.pair_questions, cases.absent_questions, cases.phrase_questions, cases.equal_questions):
         first, again, other = ask(2, SEED), ask(2, SEED), ask(2, SEED + 1)
-        assert 1 <= len(first) <= 6
+        assert 1 <= len(first) <= 14
         assert [q.text for q in first] == [q.text for q in again]
         events = [[q.scene.sources[0].events_s.tolist() for q in asked] for asked in (first, again, other)]
         assert events[0] == events[1] != events[2]
@@ -204,7 +204,7 @@ def test_measures_and_bars(findings):
     assert found["ball and hammer in one scene", "leak"] == (0.0, True)
     assert found["each of 3 ordered pairs", "lowest F1"] == (0.5, False)
     assert found["each of 3 ordered pairs", "highest leak"] == (0.5, False)
-    assert found["each of 3 ordered pairs", "share that meets both bars"] == (pytest.approx(2 / 3), False)
+    assert found["each of 3 ordered pairs", "share that meets both bars"] == (pytest.approx(2 / 3), None)
     assert found["each kind; the worst is ball", "lowest F1"] == (0.75, False)
     assert found["a phrase kept out of training", "F1"] == (0.75, False)
     assert found["two equal things", "onsets of both F1"][1] is None
@@ -212,8 +212,8 @@ def test_measures_and_bars(findings):
 
 def test_the_table_names_every_pair_and_what_is_not_met(findings):
     text = case_tables(case_numbers(findings, numbers))
-    assert "| a word for something unknown | silent | 0.50 | ≥ 0.80 | **no** |" in text
-    assert "| ball and hammer in one scene | leak | 0.00 | ≤ 0.10 | yes |" in text
+    assert "| a word for something unknown | silent | 0.500 | ≥ 0.8 | **no** |" in text
+    assert "| ball and hammer in one scene | leak | 0.000 | ≤ 0.1 | yes |" in text
     assert "| ball |  | 1.00 / 0.00 | 0.50 / 0.50 |  |  |  |  |  |" in text
     assert "| hammer | 1.00 / 0.00 |" in text
 

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from selva_ref.demo.command import demo
 from selva_ref.demo.evaluation import bed, report, scores, student
 from selva_ref.demo.evaluation.events import Score
-from selva_ref.demo.evaluation.student import Row, diversity, frechet, student_rows, student_table
+from selva_ref.demo.evaluation.student import Row, closeness, diversity, frechet, student_rows, student_table
 from selva_ref.demo.models.listener import Listener
 from selva_ref.demo.run import PRESET
 from selva_ref.demo.world.scenes import composed_scene
@@ -102,7 +102,36 @@ def test_guidance_makes_a_difference(networks, monkeypatch):
 def test_the_table_has_a_line_for_each_row():
     score = Score(hits=9, heard=10, true=10, leaks=1, others=10, offset_s=0.09, right_kind=1, stems=2)
     row = Row(name="student, 4 jumps", evaluations=4, log_mel_l1=0.0384, frechet=0.1092, score=score)
-    assert student_table([row]).splitlines()[-1] == "| student, 4 jumps | 4 | 0.038 | 0.109 | 0.90 | 0.10 | 10 | 0.50 |"
+    assert (
+        student_table([row]).splitlines()[-1] == "| student, 4 jumps | 4 | 0.038 | 0.109 | 0.90 | 0.10 | 10.0 | 0.50 |"
+    )
+
+
+def _row(name, evaluations, log_mel_l1, frechet, offset_s=0.09, hits=9):
+    score = Score(hits=hits, heard=10, true=10, leaks=1, others=10, offset_s=offset_s, right_kind=2, stems=2)
+    return Row(name=name, evaluations=evaluations, log_mel_l1=log_mel_l1, frechet=frechet, score=score)
+
+
+def test_the_bars_compare_four_jumps_with_the_teacher_and_with_ab2():
+    rows = [
+        _row("teacher, Euler 25", 50, 0.0, 0.0),
+        _row("teacher, AB2 4", 8, 0.1, 0.1),
+        _row("student, 2 jumps", 2, 0.0, 0.0),
+        _row("student, 4 jumps", 4, 0.04, 0.12, offset_s=0.0963),
+    ]
+    found = {bar.name: (round(bar.value, 3), bar.met) for bar in closeness(rows)}
+    assert found == {
+        "log-mel L1": (0.04, True),
+        "log-mel L1, by that of AB2 4": (0.4, True),
+        "latent Fréchet": (0.12, False),
+        "latent Fréchet, by that of AB2 4": (1.2, False),
+        "mean offset, ms more than the teacher": (0.7, False),
+        "F1, more than the teacher": (0.0, True),
+        "right kind, more than the teacher": (0.0, True),
+        "evaluations, by the teacher's": (0.08, True),
+    }
+    worse = [*rows[:3], _row("student, 4 jumps", 4, 0.04, 0.04, hits=8, offset_s=0.08)]
+    assert [bar.name for bar in closeness(worse) if not bar.met] == ["F1, more than the teacher"]
 
 
 def test_the_command_evaluates_everything(tmp_path, monkeypatch):
@@ -113,3 +142,10 @@ def test_the_command_evaluates_everything(tmp_path, monkeypatch):
     assert done.exit_code == 0, done.output
     assert done.output.splitlines() == ["the scores", "the student", "the tracks"]
     assert json.loads((tmp_path / "run.json").read_text())["seed"] == 0
+
+
+def test_ablations_need_scores_before_they_train(tmp_path):
+    done = CliRunner().invoke(demo, ["--out", str(tmp_path), "--quick", "--only", "ablations"])
+    assert done.exit_code != 0
+    assert "run --only evaluate first" in done.output
+    assert not list(tmp_path.glob("*.safetensors"))

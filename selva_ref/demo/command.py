@@ -38,7 +38,7 @@ _PARTS = ("all", "sound", "vision", *_AFTER)
 def demo(out: Path, seed: int, quick: bool, compiled: bool, ablations: bool, only: str) -> None:
     """Train the demo models from scratch: clips, networks, all stages, the mixed track, scores, bundles.
 
-    Run an interrupted command again to resume it: finished parts are kept, and at most a minute of work is lost.
+    Run an interrupted command again to resume it: finished parts are kept, and of a training at most a minute is lost.
     Sound and vision train side by side, each on half of the cores. Needs 12 GB of disk for rendered clips.
     """
     from selva_ref.demo.plan import FULL, QUICK
@@ -56,6 +56,8 @@ def demo(out: Path, seed: int, quick: bool, compiled: bool, ablations: bool, onl
     elif only == "bed":
         _bed(run)
     elif only == "ablations":
+        if not (out / "evaluation.json").exists():
+            raise click.ClickException(f"{out}: the run has no scores yet; run --only evaluate first")
         from selva_ref.demo.evaluation.report import evaluate_ablations
 
         _ablations(run)

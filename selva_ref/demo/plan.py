@@ -20,7 +20,7 @@ class DemoPlan:
     pairs: int = 3000
     """Rendered scenes of two sources, for the network that makes one mixed track: 1.3 MB of disk each."""
     absent: float = 0.3
-    """Share of the examples of both stages whose text names what the picture does not show: silence is right."""
+    """Share of the generator's and both stages' examples whose text names what is not shown: silence is right."""
     paths: int = 4000
     """Paths of the guided flow from noise to sound that the student learns from: 0.1 MB of disk each."""
     tests: int = 48

@@ -190,18 +190,17 @@ class DemoRun:
                 np.save(file, make().numpy())
         return torch.from_numpy(np.load(path))
 
-    def examples(
-        self, sync: Tensor, items: np.ndarray, silent: Tensor | None = None, asked: np.ndarray | None = None
-    ) -> Examples:
+    def examples(self, sync: Tensor, items: np.ndarray, silent: tuple[Tensor, np.ndarray] | None = None) -> Examples:
         """Rows for the generator: the features `sync`, and the sounds of the clips `items`.
 
-        Then rows of the features `silent` with captions of the kinds `asked`, for which silence is right.
+        Then `silent` rows: features, and the kinds of captions with which silence is right.
         """
         quiet = self.posterior(torch.zeros(1, SAMPLES))
         mean, deviation = (torch.cat(parts) for parts in zip(self.latents, quiet, strict=True))
         kinds = self.bank.kinds[items]
-        if silent is not None and asked is not None:
-            sync, kinds = torch.cat((sync, silent)), np.concatenate((kinds, asked))
+        if silent is not None:
+            still, asked = silent
+            sync, kinds = torch.cat((sync, still)), np.concatenate((kinds, asked))
             items = np.concatenate((items, np.full(len(asked), len(mean) - 1)))
         return Examples(sync=sync, mean=mean, deviation=deviation, items=items, kinds=kinds)
 
@@ -301,7 +300,7 @@ class DemoRun:
         teacher = self.load(selva_ref.build("teacher", PRESET), "teacher")
         stills = held(still_features(teacher, self.bank.frames[:count, 0]))
         examples = self.examples(
-            self.clean, np.arange(len(self.bank)), stills, rng.integers(len(KINDS) + 1, size=count)
+            self.clean, np.arange(len(self.bank)), (stills, rng.integers(len(KINDS) + 1, size=count))
         )
         set_latent_statistics(generator, *self.latents)
         start_generator(generator)
@@ -332,16 +331,19 @@ class DemoRun:
         share = self.plan.absent if absent is None else absent
         student = self.load(selva_ref.build("video_encoder", preset), encoder)
         rng, rows = np.random.default_rng([self.seed, 3]), np.arange(len(self.mixes))
-        quiet = rng.permutation(rows)[: self.silent_rows(len(rows), share)]
-        asked = self.mixes.absent_kinds(rng, quiet)
+        quiet, asked = self.absent_rows(rng, share)
 
         def sync(rows: np.ndarray, kinds: np.ndarray) -> Tensor:
             return selected(student, self.mixes, rows, kinds, self.prompts, self.captions[0], rng)
 
         found = sync(rows, self.mixes.kinds_of(rows))
-        if not len(quiet):
-            return self.examples(found, self.mixes.targets(rows))
-        return self.examples(found, self.mixes.targets(rows), sync(quiet, asked), asked)
+        silent = (sync(quiet, asked), asked) if len(quiet) else None
+        return self.examples(found, self.mixes.targets(rows), silent)
+
+    def absent_rows(self, rng: np.random.Generator, share: float) -> tuple[np.ndarray, np.ndarray]:
+        """Draws rows of the mixes, and for each a kind that it does not show: a `share` of all, if added to all."""
+        quiet = rng.permutation(len(self.mixes))[: self.silent_rows(len(self.mixes), share)]
+        return quiet, self.mixes.absent_kinds(rng, quiet)
 
     def adapt(self, name: str, examples: Examples) -> None:
         """Trains stage 2 on given examples."""

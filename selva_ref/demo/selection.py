@@ -60,7 +60,7 @@ class Mixes:
         return out
 
     def absent_kinds(self, rng: np.random.Generator, rows: np.ndarray) -> np.ndarray:
-        """Draws for each row what its mixed clip does not show: another kind, or half as often something unknown."""
+        """Draws for each row what its mixed clip does not show: another kind, or (four in ten) something unknown."""
         choices = len(KINDS) * 3 // 2
         drawn = rng.integers(choices, size=len(rows))
         while (shown := (drawn[:, None] == self.kinds[rows // 2]).any(1)).any():

@@ -15,12 +15,12 @@ from torch import Tensor
 import selva_ref
 from selva_ref.demo.models.generator import Examples
 from selva_ref.demo.run import BATCH, PRESET, DemoRun
-from selva_ref.model.average import AverageGenerator
-from selva_ref.model.generator import Conditions, Generator
-from selva_ref.training.losses import covered_visual_tokens
+from selva_ref.demo.sampling import prepared
+from selva_ref.model.generator import Generator
+from selva_ref.training.initial import fresh_student
 from selva_ref.training.parameters import STUDENT, trainable
 from selva_ref.training.paths import STRENGTHS, draw_spans, guided_path, path_loss
-from selva_ref.weights.checkpoints import read_checkpoint
+from selva_ref.weights.checkpoints import file_sha256
 
 TEACHER_STEPS = 25
 """Euler steps of a path."""
@@ -40,14 +40,14 @@ class Paths:
     """(N, TEACHER_STEPS + 1, T, Z) float16 states, from noise to the normalised latent."""
 
 
-def draw_paths(run: DemoRun, examples: Examples) -> Paths:
-    """Follows the guided generator from noise for random examples."""
+def draw_paths(run: DemoRun, examples: Examples, teacher: Generator) -> Paths:
+    """Follows the guided generator from noise for random examples. The states are kept for exactly this generator."""
     rng = np.random.default_rng([run.seed, 10])
     rows = rng.permutation(len(examples))[: run.plan.paths]
     captions = run.prompts.draw(rng, examples.kinds[rows])
     strengths = torch.from_numpy(rng.uniform(*STRENGTHS, size=len(rows)).astype(np.float32))
     sync, shape = examples.sync[rows], examples.mean.shape[1:]
-    teacher = run.load(selva_ref.build("generator", PRESET), "generator")
+    name = f"paths_{file_sha256(run.file('generator'))[:16]}"
 
     def follow() -> Tensor:
         noise = torch.from_numpy(rng.standard_normal((len(rows), *shape), dtype=np.float32))
@@ -60,26 +60,13 @@ def draw_paths(run: DemoRun, examples: Examples) -> Paths:
             parts.append(states.transpose(0, 1).half())
         return torch.cat(parts)
 
-    return Paths(sync=sync, captions=captions, strengths=strengths, states=run.kept("paths", follow))
-
-
-def prepared(generator: Generator, sync_BND: Tensor, text_BLD: Tensor, latent_length: int) -> Conditions:
-    """Conditions without visual tokens."""
-    clip = generator.empty_clip(len(sync_BND), covered_visual_tokens(sync_BND.shape[1]))
-    return generator.prepare(sync_BND, clip, text_BLD, latent_length=latent_length)
-
-
-def start_student(run: DemoRun) -> AverageGenerator:
-    """A student that does what the generator does without guidance."""
-    student = selva_ref.build("student", PRESET)
-    student.load_state_dict(read_checkpoint(run.file("generator")), strict=False)
-    return student
+    return Paths(sync=sync, captions=captions, strengths=strengths, states=run.kept(name, follow))
 
 
 def train_student(run: DemoRun) -> None:
     """Trains the student on the paths of the guided generator."""
-    torch.manual_seed(run.seed + 10)
-    paths, student = draw_paths(run, run.selections()), start_student(run)
+    generator = run.load(selva_ref.build("generator", PRESET), "generator")
+    paths, student = draw_paths(run, run.selections(), generator), fresh_student(generator, PRESET, run.seed + 10)
     trainable(student, STUDENT)
     text = run.captions[1]
 

@@ -51,8 +51,9 @@ def train_no_encoder(run: DemoRun) -> None:
     teacher, rows = run.load(selva_ref.build("teacher", PRESET), "teacher"), np.arange(0, len(run.mixes), 2)
     with torch.no_grad():
         each = torch.cat([pooled(teacher, run.mixes.tokens_of(rows[i : i + 16])) for i in range(0, len(rows), 16)])
-    examples = run.examples(each.repeat_interleave(2, dim=0), run.mixes.targets(np.arange(len(run.mixes))))
-    run.adapt("generator_no_encoder", examples)
+    quiet, asked = run.absent_rows(np.random.default_rng([run.seed, 3]), run.plan.absent)
+    seen, targets = each.repeat_interleave(2, dim=0), run.mixes.targets(np.arange(len(run.mixes)))
+    run.adapt("generator_no_encoder", run.examples(seen, targets, (seen[quiet], asked)))
 
 
 def train_no_sup(run: DemoRun) -> None:
@@ -63,7 +64,7 @@ def train_no_sup(run: DemoRun) -> None:
 
 
 def train_no_silence(run: DemoRun) -> None:
-    """Trains both stages without texts for what is absent."""
+    """Trains both stages without texts for what is absent, from the same base generator."""
     name = "video_encoder_no_silence"
     if not run.file(name).exists():
         run.stage1(name, absent=0.0)
@@ -76,14 +77,16 @@ def train_joint(run: DemoRun) -> None:
     generator = run.load(selva_ref.build("generator", PRESET), "mmaudio")
     trainable(student, STAGE1)
     trainable(generator, STAGE2)
-    rows = np.arange(len(run.mixes))
-    examples = run.examples(torch.empty(0), run.mixes.targets(rows))
+    quiet, asked = run.absent_rows(np.random.default_rng([run.seed, 3]), run.plan.absent)
+    rows = np.concatenate((np.arange(len(run.mixes)), quiet))
+    none = torch.empty(0)  # the features come from the encoder
+    examples = run.examples(none, run.mixes.targets(rows[: len(run.mixes)]), (none, asked))
     t5, clip = run.captions
 
     def loss(rng: np.random.Generator, step: int) -> Tensor:
         drawn = rng.integers(len(rows), size=BATCH)
         captions = run.prompts.draw(rng, examples.kinds[drawn])
-        sync = student.select(run.mixes.tokens_of(drawn), t5[captions], run.prompts.t5_mask[captions])
+        sync = student.select(run.mixes.tokens_of(rows[drawn]), t5[captions], run.prompts.t5_mask[captions])
         return generator_loss_on(generator, examples, drawn, sync, clip[captions], rng)
 
     run.fit("joint", nn.ModuleList([student, generator]), loss, run.plan.stage1)

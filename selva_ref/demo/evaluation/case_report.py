@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 import selva_ref
 from selva_bundle.atomic import atomic_write
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Pairs = Mapping[tuple[str, str], Score]
+Sample = Callable[[Tensor, Tensor, int], Stems]
+"""Sync features (B, S*8, D), text features (B, L, E) and a seed → stems (B, samples)."""
+F1_BAR, LEAK_BAR, ABSENT_BAR, UNKNOWN_BAR = 0.95, 0.1, 0.9, 0.8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +74,14 @@ class Measure:
 
 def find(run: DemoRun, judge: Judge, seed: int) -> Findings:
     """Asks all questions; the scenes follow from `seed`."""
-    make, normal_db, tests = stems_by(run, judge), cases.normal_levels(seed), run.plan.tests
+    generator = run.load(selva_ref.build("generator", PRESET), "generator")
+    normal_db, tests = cases.normal_levels(seed), run.plan.tests
+
+    def sample(sync_BND: Tensor, text_BLD: Tensor, seed: int) -> Stems:
+        vae, vocoder, length = judge.vae, judge.vocoder, judge.latent_length
+        return sample_stems(generator, vae, vocoder, sync_BND, text_BLD, latent_length=length, seed=seed)
+
+    make = stems_by(run, sample)
 
     def ask(questions: Callable[[int, int], list[Question]]) -> list[Answer]:
         return cases.answers(judge, questions(tests, seed), make, normal_db, run.seed)
@@ -88,27 +99,21 @@ def find(run: DemoRun, judge: Judge, seed: int) -> Findings:
     )
 
 
-def stems_by(run: DemoRun, judge: Judge) -> Callable[[Sequence[Question], int], Stems]:
-    """Answers questions with the full recipe's networks."""
+def stems_by(run: DemoRun, sample: Sample) -> Callable[[Sequence[Question], int], Stems]:
+    """Answers questions with what `sample` makes of the trained encoder's features."""
     teacher = run.load(selva_ref.build("teacher", PRESET), "teacher")
     encoder = run.load(selva_ref.build("video_encoder", PRESET), "video_encoder")
-    generator = run.load(selva_ref.build("generator", PRESET), "generator")
+    clip = run.load(selva_ref.build("text_clip", PRESET), "text_clip")
 
     @torch.no_grad()
     def make(questions: Sequence[Question], seed: int) -> Stems:
-        text = TextFeatures.of(run, [question.text for question in questions])
+        texts = [question.text for question in questions]
+        t5 = TextFeatures.of(run, texts)
         scenes = {id(question.scene): question.scene for question in questions}
         tokens = backbone_tokens(teacher, torch.stack([scene.frames for scene in scenes.values()]))
         rows = [list(scenes).index(id(question.scene)) for question in questions]
-        return sample_stems(
-            generator,
-            judge.vae,
-            judge.vocoder,
-            encoder.select(tokens[rows], text.t5, text.mask),
-            text.clip,
-            latent_length=judge.latent_length,
-            seed=seed,
-        )[:, :SAMPLES]
+        sync = encoder.select(tokens[rows], t5.t5, t5.mask)
+        return sample(sync, run.prompts.clip_features(clip, texts), seed)[:, :SAMPLES]
 
     return make
 
@@ -125,16 +130,16 @@ def measures(found: Findings) -> list[Measure]:
     both = Score.total([score for pair, score in pairs.items() if set(pair) == {"ball", "hammer"}])
     count = f"each of {len(pairs)} ordered pairs"
     return [
-        Measure(case="a known kind that is not shown", name="silent", value=_silent(found.absent), bar=0.9),
-        Measure(case="a word for something unknown", name="silent", value=_silent(found.unknown), bar=0.8),
+        Measure(case="a known kind that is not shown", name="silent", value=silent(found.absent), bar=ABSENT_BAR),
+        Measure(case="a word for something unknown", name="silent", value=silent(found.unknown), bar=UNKNOWN_BAR),
         Measure(case="a word for something unknown", name="warned of", value=float(np.mean(found.warned)), bar=1.0),
         Measure(case="a caption of the world", name="warned of", value=found.warned_of_captions, bar=0.0, at_most=True),
-        Measure(case="ball and hammer in one scene", name="F1", value=both.f1, bar=0.95),
-        Measure(case="ball and hammer in one scene", name="leak", value=both.leak, bar=0.1, at_most=True),
-        Measure(case=count, name="lowest F1", value=min(s.f1 for s in pairs.values()), bar=0.95),
-        Measure(case=count, name="highest leak", value=max(s.leak for s in pairs.values()), bar=0.1, at_most=True),
-        Measure(case=count, name="share that meets both bars", value=_good_share(pairs), bar=1.0),
-        Measure(case=f"each kind; the worst is {worst}", name="lowest F1", value=kinds[worst].f1, bar=0.95),
+        Measure(case="ball and hammer in one scene", name="F1", value=both.f1, bar=F1_BAR),
+        Measure(case="ball and hammer in one scene", name="leak", value=both.leak, bar=LEAK_BAR, at_most=True),
+        Measure(case=count, name="lowest F1", value=min(s.f1 for s in pairs.values()), bar=F1_BAR),
+        Measure(case=count, name="highest leak", value=max(s.leak for s in pairs.values()), bar=LEAK_BAR, at_most=True),
+        Measure(case=count, name="share that meets both bars", value=_good_share(pairs), bar=None),
+        Measure(case=f"each kind; the worst is {worst}", name="lowest F1", value=kinds[worst].f1, bar=F1_BAR),
         Measure(case="a phrase kept out of training", name="F1", value=phrases.f1, bar=0.9),
         Measure(case="a phrase kept out of training", name="leak", value=phrases.leak, bar=None),
         Measure(case="a phrase kept out of training", name="right kind", value=phrases.kind, bar=None),
@@ -143,12 +148,13 @@ def measures(found: Findings) -> list[Measure]:
     ]
 
 
-def _silent(found: Sequence[Answer]) -> float:
+def silent(found: Sequence[Answer]) -> float:
+    """Share of the answers that are silent."""
     return float(np.mean([one.silent for one in found]))
 
 
 def _good_share(pairs: Pairs) -> float:
-    return float(np.mean([score.f1 >= 0.95 and score.leak <= 0.1 for score in pairs.values()]))
+    return float(np.mean([score.f1 >= F1_BAR and score.leak <= LEAK_BAR for score in pairs.values()]))
 
 
 def case_numbers(found: Findings, numbers: Callable[[Score], dict[str, float]]) -> dict[str, Any]:
@@ -161,7 +167,7 @@ def case_numbers(found: Findings, numbers: Callable[[Score], dict[str, float]]) 
     return {
         "kinds": {kind: numbers(score) for kind, score in cases.by_kind(pairs).items()},
         "pairs": tree,
-        "cases": [{**asdict(row), "value": round(row.value, 4), "met": row.met} for row in measures(found)],
+        "cases": measure_numbers(measures(found)),
         "relative_level_db": {
             name: [f"{one.question.text}: {one.relative_db:.1f}" for one in answers]
             for name, answers in silences.items()
@@ -170,13 +176,24 @@ def case_numbers(found: Findings, numbers: Callable[[Score], dict[str, float]]) 
     }
 
 
+def measure_numbers(rows: Sequence[Measure]) -> list[dict[str, Any]]:
+    """Rows for JSON."""
+    return [{**asdict(row), "value": round(row.value, 4), "met": row.met} for row in rows]
+
+
+def measure_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Formats a Markdown table of `measure_numbers`."""
+    lines = ["| case | measure | value | bar | met |", "|---|---|---|---|---|"]
+    for row in rows:
+        bar = "none" if row["bar"] is None else f"{'≤' if row['at_most'] else '≥'} {row['bar']:.3g}"
+        met = {None: "", True: "yes", False: "**no**"}[row["met"]]
+        lines.append(f"| {row['case']} | {row['name']} | {row['value']:.3f} | {bar} | {met} |")
+    return "\n".join(lines)
+
+
 def case_tables(report: Mapping[str, Any]) -> str:
     """Formats three Markdown tables of `case_numbers`: the cases, the kinds and the pairs."""
-    lines = ["| case | measure | value | bar | met |", "|---|---|---|---|---|"]
-    for row in report["cases"]:
-        bar = "none" if row["bar"] is None else f"{'≤' if row['at_most'] else '≥'} {row['bar']:.2f}"
-        met = {None: "", True: "yes", False: "**no**"}[row["met"]]
-        lines.append(f"| {row['case']} | {row['name']} | {row['value']:.2f} | {bar} | {met} |")
+    lines = [measure_table(report["cases"])]
     lines += ["", "| kind | target onsets F1 ↑ | other source's onsets heard ↓ | mean offset, ms ↓ | right kind ↑ |"]
     lines.append("|---|---|---|---|---|")
     for kind, s in report["kinds"].items():

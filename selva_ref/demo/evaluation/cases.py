@@ -24,7 +24,7 @@ from selva_ref.demo.world.kinds import HELD_OUT, KINDS, UNSEEN_ABSENT, UNSEEN_CA
 from selva_ref.demo.world.scenes import SAMPLES, Scene, composed_scene, render, single_scene
 
 PAIRS = tuple(combinations(KINDS, 2))
-SCENES_PER_PAIR = 3
+SCENES_PER_PAIR = 6
 ABSENT_QUESTIONS, PHRASES = 40, 40
 SILENT_DB = -40.0
 _NO_SOUND_DB = -120.0
@@ -91,7 +91,7 @@ def absent_questions(tests: int, seed: int) -> list[Question]:
 
 
 def unknown_questions(tests: int, seed: int) -> list[Question]:
-    """Asks composed scenes for things that the world does not have, in words that training never read."""
+    """Asks composed scenes for things that the world does not have, in phrases that training never read."""
     texts = UNSEEN_ABSENT[: _scaled(len(UNSEEN_ABSENT), tests)]
     scenes = [_test(composed_scene((seed, 12, index))) for index in range(len(texts))]
     return [Question(scene=s, text=text, target=None, asked=None) for s, text in zip(scenes, texts, strict=True)]

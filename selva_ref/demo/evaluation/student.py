@@ -20,9 +20,20 @@ from torch import Tensor
 
 import selva_ref
 from selva_bundle.atomic import atomic_write
+from selva_ref.demo.evaluation import cases
 from selva_ref.demo.evaluation.ablations import VARIANTS, features_of
+from selva_ref.demo.evaluation.case_report import (
+    ABSENT_BAR,
+    UNKNOWN_BAR,
+    Measure,
+    measure_numbers,
+    measure_table,
+    silent,
+    stems_by,
+)
+from selva_ref.demo.evaluation.cases import Stems
 from selva_ref.demo.evaluation.events import Score
-from selva_ref.demo.evaluation.report import EvaluationData, numbers
+from selva_ref.demo.evaluation.report import TEST_SEED, EvaluationData, numbers
 from selva_ref.demo.evaluation.scores import BATCH, Judge, TestScene, score_stems
 from selva_ref.demo.run import PRESET, DemoRun
 from selva_ref.demo.sampling import guided, heard, noise_like, prepared
@@ -36,8 +47,10 @@ SCENES = 16
 """Scenes of each test set, of two stems each."""
 GUIDANCE, STEPS = 4.5, 25
 JUMPS = (1, 2, 4, 8)
-SEEDS, VARIED, VARIED_JUMPS = 4, 16, 4
-"""How many seeds of how many stems the diversity compares, and how many jumps the student takes for it."""
+DRAFT = 4
+"""How many of them the bars are for."""
+SEEDS, VARIED = 4, 16
+"""How many seeds of how many stems the diversity compares."""
 
 Sample = Callable[[Tensor, Tensor, int], Tensor]
 """Sync features (B, S*8, D), text features (B, L, E) and a seed → normalised latents (B, T, Z)."""
@@ -68,10 +81,12 @@ def evaluate_student(run: DemoRun) -> str:
     student = run.load(selva_ref.build("student", PRESET), "student")
     rows = student_rows(court.judge, teacher, student, tests, sync, text, run.seed)
     length = court.judge.latent_length
+    spaced = slice(None, None, max(1, len(kinds) // VARIED))
     spread = [
-        diversity(torch.stack([sample(sync[:VARIED], text[:VARIED], run.seed + k) for k in range(SEEDS)]))
-        for sample in (guided_sample(teacher, length, euler, STEPS), jump_sample(student, length, VARIED_JUMPS))
+        diversity(torch.stack([sample(sync[spaced], text[spaced], run.seed + k) for k in range(SEEDS)]))
+        for sample in (guided_sample(teacher, length, euler, STEPS), jump_sample(student, length, DRAFT))
     ]
+    bars = measure_numbers([*closeness(rows), *silence(run, court.judge, student), _ratio(spread)])
     report = {
         "command": "selva-train demo --only evaluate",
         "seed": run.seed,
@@ -86,10 +101,10 @@ def evaluate_student(run: DemoRun) -> str:
             }
             for row in rows
         },
-        "diversity": {"teacher": round(spread[0], 4), f"student, {VARIED_JUMPS} jumps": round(spread[1], 4)},
-        "diversity_of_student_by_teacher": round(spread[1] / spread[0], 4),
+        "bars": bars,
+        "diversity": {"teacher": round(spread[0], 4), f"student, {DRAFT} jumps": round(spread[1], 4)},
     }
-    table = f"{student_table(rows)}\n\nDiversity over seeds, student / teacher: {spread[1] / spread[0]:.2f}"
+    table = f"{student_table(rows)}\n\n{measure_table(bars)}"
     for name, content in (("json", json.dumps(report, indent=1)), ("md", table)):
         with atomic_write(run.folder / f"student_evaluation.{name}") as temporary:
             temporary.write_text(content + "\n", encoding="utf-8")
@@ -112,7 +127,7 @@ def student_rows(
         "teacher, Euler 8": (16, guided_sample(teacher, length, euler, 8)),
         "teacher, Euler 4": (8, guided_sample(teacher, length, euler, 4)),
         "teacher, AB2 4": (8, guided_sample(teacher, length, ab2, 4)),
-        **{f"student, {n} jump{'s' * (n > 1)}": (n, jump_sample(student, length, n)) for n in JUMPS},
+        **{_jumps_name(n): (n, jump_sample(student, length, n)) for n in JUMPS},
     }
     rows: list[Row] = []
     for name, (evaluations, sample) in ways.items():
@@ -135,6 +150,54 @@ def student_rows(
             )
         )
     return rows
+
+
+def closeness(rows: list[Row]) -> list[Measure]:
+    """The bars of `DRAFT` jumps: what they may cost beside the teacher's steps, and that they beat undistilled ones."""
+    by_name = {row.name: row for row in rows}
+    exact, ab2_4, draft = rows[0], by_name["teacher, AB2 4"], by_name[_jumps_name(DRAFT)]
+    late_ms = draft.score.offset_ms - exact.score.offset_ms
+    found = [
+        ("log-mel L1", draft.log_mel_l1, 0.05, True),
+        ("log-mel L1, by that of AB2 4", draft.log_mel_l1 / ab2_4.log_mel_l1, 1.0, True),
+        ("latent Fréchet", draft.frechet, 0.05, True),
+        ("latent Fréchet, by that of AB2 4", draft.frechet / ab2_4.frechet, 1.0, True),
+        ("mean offset, ms more than the teacher", late_ms, 0.5, True),
+        ("F1, more than the teacher", draft.score.f1 - exact.score.f1, 0.0, False),
+        ("right kind, more than the teacher", draft.score.kind - exact.score.kind, 0.0, False),
+        ("evaluations, by the teacher's", draft.evaluations / exact.evaluations, 0.1, True),
+    ]
+    return [Measure(case=draft.name, name=name, value=v, bar=bar, at_most=most) for name, v, bar, most in found]
+
+
+def silence(run: DemoRun, judge: Judge, student: AverageGenerator) -> list[Measure]:
+    """Whether the student too is silent when asked for what is not shown or unknown."""
+    jump, seed = jump_sample(student, judge.latent_length, DRAFT), run.seed + TEST_SEED
+
+    def sample(sync_BND: Tensor, text_BLD: Tensor, seed: int) -> Stems:
+        return heard(student, judge.vae, judge.vocoder, jump(sync_BND, text_BLD, seed))
+
+    make, normal_db = stems_by(run, sample), cases.normal_levels(seed)
+    return [
+        Measure(
+            case=f"{_jumps_name(DRAFT)}, {case}",
+            name="silent",
+            value=silent(cases.answers(judge, ask(run.plan.tests, seed), make, normal_db, run.seed)),
+            bar=bar,
+        )
+        for case, ask, bar in (
+            ("a known kind that is not shown", cases.absent_questions, ABSENT_BAR),
+            ("a word for something unknown", cases.unknown_questions, UNKNOWN_BAR),
+        )
+    ]
+
+
+def _ratio(spread: list[float]) -> Measure:
+    return Measure(case=_jumps_name(DRAFT), name="diversity, by the teacher's", value=spread[1] / spread[0], bar=0.9)
+
+
+def _jumps_name(count: int) -> str:
+    return f"student, {count} jump{'s' * (count > 1)}"
 
 
 def guided_sample(generator: Generator, length: int, solver: Callable[..., Tensor], steps: int) -> Sample:
@@ -187,6 +250,6 @@ def student_table(rows: list[Row]) -> str:
         s = row.score
         lines.append(
             f"| {row.name} | {row.evaluations} | {row.log_mel_l1:.3f} | {row.frechet:.3f} | {s.f1:.2f} | {s.leak:.2f} "
-            f"| {s.offset_ms:.0f} | {s.kind:.2f} |"
+            f"| {s.offset_ms:.1f} | {s.kind:.2f} |"
         )
     return "\n".join(lines)

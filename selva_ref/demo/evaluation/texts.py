@@ -1,4 +1,4 @@
-"""Features of any texts, whether the towers were trained with them or not.
+"""T5 features of any texts, whether the tower was trained with them or not.
 
 Shapes: C texts, L tokens of the longest, D width.
 """
@@ -28,20 +28,18 @@ class TextFeatures:
     """(C, L, D), zero where masked."""
     mask: Tensor
     """(C, L) bool: true for the text's own tokens."""
-    clip: Tensor
-    """(C, CLIP tokens, D)."""
 
     @classmethod
     @torch.no_grad()
     def of(cls, run: DemoRun, texts: Sequence[str]) -> TextFeatures:
-        """Computes the features with the finished towers of a run."""
-        ids = [load_tokenizers(PRESET, None)["t5"].encode(text).ids for text in texts]
+        """Computes the features with the finished tower of a run."""
+        tokenizer = load_tokenizers(PRESET, None)["t5"]
+        ids = [tokenizer.encode(text).ids for text in texts]
         longest = max(len(one) for one in ids)
         mask = torch.tensor([[True] * len(one) + [False] * (longest - len(one)) for one in ids])
         padded = torch.tensor([[*one, *[0] * (longest - len(one))] for one in ids])
         t5 = run.load(selva_ref.build("text_t5", PRESET), "text_t5")
-        clip = run.load(selva_ref.build("text_clip", PRESET), "text_clip")
-        return cls(t5=t5(padded, mask) * mask[..., None], mask=mask, clip=run.prompts.clip_features(clip, texts))
+        return cls(t5=t5(padded, mask) * mask[..., None], mask=mask)
 
     def means(self) -> npt.NDArray[np.float32]:
         """Mean T5 feature of each text over its tokens, (C, D)."""
