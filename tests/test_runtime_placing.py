@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 from bundles import edit
 from sessions import encode, few_steps
+from workers import STREET
 
 import selva_runtime.session
-from selva_runtime import BackendError, Bundle, BundleError, Session
+from selva_runtime import BackendError, Bundle, BundleError, Cancelled, Session
 from selva_runtime.backends.choose import make_executor
+from selva_runtime.command.deliver import generate_files
+from selva_runtime.command.records import GenerateRequest
 from selva_runtime.placing import is_heard_not
 
 HEARS, HEARS_NOT = ["dog barking", "bell ringing"], ["heavy rain", "violin"]
@@ -20,11 +23,11 @@ LISTS = {"hears": HEARS, "hears_not": HEARS_NOT}
 
 
 class CountingExecutor:
-    """The real executor, with a count of what ran, and a way to break it or to pad T5 prompts."""
+    """The real executor, with a count of what was loaded and ran, and a way to break it or to pad T5 prompts."""
 
     def __init__(self, real):
         self._real = real
-        self.runs, self.loaded, self.broken = Counter(), set(), False
+        self.runs, self.loads, self.loaded, self.broken = Counter(), Counter(), set(), False
         self.text_lengths = ()
 
     def __getattr__(self, name):
@@ -33,9 +36,11 @@ class CountingExecutor:
     def run(self, name, feeds, cancel=None):
         if self.broken:
             raise BackendError("out of order")
+        outputs = self._real.run(name, feeds, cancel)
         self.runs[name] += 1
+        self.loads[name] += name not in self.loaded
         self.loaded.add(name)
-        return self._real.run(name, feeds, cancel)
+        return outputs
 
     def release(self, name):
         self.loaded.discard(name)
@@ -112,12 +117,24 @@ def test_features_are_computed_once_and_the_tower_is_released_as_usual(open_sess
     assert executor.runs["text_t5"] == 6
 
 
+def test_one_load_of_the_tower_serves_all_prompts_of_a_call(open_session):
+    session, executor = open_session(keep_text_towers=False, **LISTS)
+    clip = encode(session)
+    for prompts in (["violin", "a dog barks", "a bell"], ["rain", "a siren"]):
+        executor.loads.clear()
+        stems = few_steps(session, clip, prompts, steps=1)
+        assert executor.loads["text_t5"] == 1
+        for prompt, stem in zip(prompts, stems, strict=True):
+            assert stem.warnings == session.prompt_warnings(prompt)
+    assert executor.runs["text_t5"] == len([*HEARS, *HEARS_NOT, "a dog barks", "a bell", "rain", "a siren"])
+
+
 def test_padding_does_not_count(open_session):
     session, executor = open_session(**LISTS)
     tower = session._text.t5
-    exact = tower.means(HEARS, keep=True)
+    exact = tower.means(HEARS, None, keep=True)
     executor.text_lengths = (16,)
-    padded = tower.means([prompt.upper() for prompt in HEARS], keep=True)  # other texts, the same tokens
+    padded = tower.means([prompt.upper() for prompt in HEARS], None, keep=True)  # other texts, the same tokens
     assert padded.shape == exact.shape
     assert padded.dtype == np.float32
     np.testing.assert_allclose(padded, exact, rtol=1e-4, atol=1e-5)
@@ -146,6 +163,70 @@ def test_a_warning_waits_for_the_call_that_runs(open_session):
 
 
 @pytest.mark.parametrize(
+    "call",
+    [
+        lambda session, stem, clip, cancel: session.request(["violin"], cancel=cancel),
+        lambda session, stem, clip, cancel: session.generate(clip, ["violin"], cancel=cancel),
+        lambda session, stem, clip, cancel: session.regenerate(
+            clip, stem, 0.2, 0.8, seed=1, prompt="violin", cancel=cancel
+        ),
+    ],
+    ids=["request", "generate", "regenerate"],
+)
+def test_a_call_that_waits_for_its_warnings_can_be_cancelled(open_session, call):
+    session, executor = open_session(**LISTS)
+    clip = encode(session)
+    (stem,) = few_steps(session, clip, ["a bell"], steps=1)
+    runs, cancel, raised = executor.runs.copy(), threading.Event(), []
+
+    def run():
+        with pytest.raises(Cancelled):
+            call(session, stem, clip, cancel)
+        raised.append(time.monotonic())
+
+    with session._turns.take(None):
+        thread = threading.Thread(target=run)
+        thread.start()
+        time.sleep(0.2)
+        assert thread.is_alive()
+        cancel.set()
+        set_s = time.monotonic()
+        thread.join(10)
+        assert raised
+        assert raised[0] - set_s < 2  # of a machine that does other things too
+    assert executor.runs == runs
+
+
+def test_a_cancelled_tower_stops_and_is_released(open_session):
+    session, executor = open_session(keep_text_towers=False, **LISTS)
+    cancel = threading.Event()
+    run = executor.run
+
+    def cancelled_after_two(name, feeds, given=None):
+        outputs = run(name, feeds, given)
+        if executor.runs[name] == 2:
+            cancel.set()
+        return outputs
+
+    executor.run = cancelled_after_two
+    with pytest.raises(Cancelled):
+        session.request(["violin"], cancel=cancel)
+    assert executor.runs == {"text_t5": 2}
+    assert not executor.loaded
+    assert session.request(["violin"]).warnings == {"violin": (cannot_tell("violin"),)}
+
+
+def test_the_command_s_checks_can_be_cancelled(open_session, tmp_path):
+    session, executor = open_session(**LISTS)
+    cancel = threading.Event()
+    cancel.set()
+    asked = GenerateRequest(video=STREET, prompts=("violin",), out=tmp_path / "stems", duration_s=1)
+    with pytest.raises(Cancelled):
+        generate_files(asked, session=session, cancel=cancel)
+    assert not executor.runs
+
+
+@pytest.mark.parametrize(
     ("lists", "error"),
     [
         ({"hears_not": ["rain"]}, "hears_not is given without hears"),
@@ -160,6 +241,15 @@ def test_a_warning_waits_for_the_call_that_runs(open_session):
 def test_lists_that_are_no_prompts_are_refused(open_session, lists, error):
     with pytest.raises(BundleError, match=error):
         open_session(**lists)
+
+
+def test_a_bundle_without_the_tower_cannot_have_the_list(mmaudio_bundle, tmp_path):
+    bundle = shutil.copytree(mmaudio_bundle, tmp_path / "bundle")
+    edit(bundle, lambda manifest: manifest.update(hears=HEARS))
+    assert Bundle.open(bundle).manifest.hears == tuple(HEARS)
+    edit(bundle, lambda manifest: manifest.update(LISTS))
+    with pytest.raises(BundleError, match="hears_not in a bundle of mmaudio"):
+        Bundle.open(bundle)
 
 
 def test_the_lists_are_read_in_order(demo_bundle, tmp_path):

@@ -195,6 +195,8 @@ def _manifest(top: dict[str, Any]) -> Manifest:
     hears, hears_not = (_prompts(top.get(name, []), name) for name in ("hears", "hears_not"))
     if hears_not and not hears:
         raise ValueError("hears_not is given without hears")
+    if hears_not and system == MMAUDIO:
+        raise ValueError(f"hears_not in a bundle of {system}")
     return Manifest(
         preset=_string(top["preset"], "preset"),
         system=system,

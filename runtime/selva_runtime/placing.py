@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from threading import Event
 
 import numpy as np
 import numpy.typing as npt
@@ -30,23 +31,26 @@ def is_heard_not(prompt_D: Means, hears_ND: Means, hears_not_MD: Means) -> bool:
 class Placing:
     """Places prompts by the `means` of a bundle's T5 tower, in one of `turns`."""
 
-    def __init__(self, manifest: Manifest, means: Callable[[Sequence[str]], Means], turns: Turns) -> None:
+    def __init__(self, manifest: Manifest, means: Callable[[Sequence[str], Event | None], Means], turns: Turns) -> None:
         self._hears, self._hears_not = manifest.hears, manifest.hears_not
         self._means = means
         self._turns = turns
         self._known: tuple[Means, Means] | None = None
 
-    def is_heard_not(self, prompt: str) -> bool:
-        """Whether a prompt names none of the sounds. False if the bundle or the backend cannot tell.
+    def heard_not(self, prompts: Sequence[str], cancel: Event | None) -> set[str]:
+        """Return the prompts that name none of the sounds. There are none if the bundle or the backend cannot tell.
 
         Raises:
             BundleError: a file was altered.
+            Cancelled: `cancel` was set.
         """
         if not self._hears_not:
-            return False
-        with suppress(BackendError), self._turns.take(None):
-            if self._known is None:  # with the prompt, so that the tower is loaded once
-                means = self._means([*self._hears, *self._hears_not, prompt])
-                self._known = means[: len(self._hears)], means[len(self._hears) : -1]
-            return is_heard_not(self._means([prompt])[0], *self._known)
-        return False
+            return set()
+        with suppress(BackendError), self._turns.take(cancel):
+            lists = [*self._hears, *self._hears_not] if self._known is None else []
+            means = self._means([*lists, *prompts], cancel)  # all in one call, so that the tower is loaded once
+            if self._known is None:
+                self._known = means[: len(self._hears)], means[len(self._hears) : len(lists)]
+            places = zip(prompts, means[len(lists) :], strict=True)
+            return {prompt for prompt, mean in places if is_heard_not(mean, *self._known)}
+        return set()

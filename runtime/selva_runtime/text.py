@@ -110,13 +110,14 @@ class TextTower:
                 self._executor.release(self._graph)
         return found
 
-    def means(self, prompts: Sequence[str], *, keep: bool) -> Array:
+    def means(self, prompts: Sequence[str], cancel: Event | None, *, keep: bool) -> Array:
         """(prompts, width) float32 features of each prompt, averaged over its own tokens.
 
         Raises:
             BackendError: the backend failed.
+            Cancelled: `cancel` was set.
         """
-        found = self.features(prompts, self.cached(prompts), keep=keep, cancel=None, on_done=lambda: None)
+        found = self.features(prompts, self.cached(prompts), keep=keep, cancel=cancel, on_done=lambda: None)
         own = [found[prompt][: len(self.tokenizer.encode(prompt).ids)] for prompt in prompts]
         return np.stack([features.astype(np.float32).mean(0) for features in self._executor.read(*own)])
 
@@ -139,10 +140,10 @@ class TextEncoder:
         bundle: Bundle,
         executor: Executor,
         *,
+        turns: Turns,
         keep: bool = False,
         cache: Cache | None = None,
         precision: str = EXACT,
-        turns: Turns | None = None,
     ) -> None:
         self._manifest = bundle.manifest
         _check_known(bundle)
@@ -171,8 +172,7 @@ class TextEncoder:
         if rules.t5_tokenizer is not None:
             t5 = _load_tokenizer(bundle, rules.t5_tokenizer, rules.t5_max_tokens)
             self.t5 = TextTower(executor, TEXT_T5, t5, t5_feeds, stored(TEXT_T5))
-            means = partial(self.t5.means, keep=keep)
-            self._placing = Placing(bundle.manifest, means, turns or Turns(executor))
+            self._placing = Placing(bundle.manifest, partial(self.t5.means, keep=keep), turns)
         self.clip_text = TextTower(executor, TEXT_CLIP, clip, clip_feeds, stored(TEXT_CLIP))
         self._keep = keep
 
@@ -181,15 +181,20 @@ class TextEncoder:
         assert self.t5 is not None
         return _first(len(self.t5.tokenizer.encode(prompt).ids), length)
 
-    def warnings(self, prompt: str) -> tuple[str, ...]:
-        """Return warnings about what the model ignores in a prompt.
+    def warnings(self, prompts: Sequence[str], cancel: Event | None) -> dict[str, tuple[str, ...]]:
+        """Return warnings about what the model ignores in each prompt.
 
-        If the manifest names what the model does not hear, the T5 tower tells whether the prompt means such a thing.
-        That waits for other calls. If the tower cannot run, only words are checked: the call that generates says why.
+        If the manifest names what the model does not hear, the T5 tower tells which prompts mean such a thing. That
+        waits for other calls. If the tower cannot run, only words are checked: the call that generates says why.
 
         Raises:
             BundleError: a file was altered.
+            Cancelled: `cancel` was set.
         """
+        heard_not = set() if self._placing is None else self._placing.heard_not(prompts, cancel)
+        return {prompt: self._warnings(prompt, is_heard=prompt not in heard_not) for prompt in prompts}
+
+    def _warnings(self, prompt: str, *, is_heard: bool) -> tuple[str, ...]:
         encodings = [tower.tokenizer.encode(prompt) for tower in (self.t5, self.clip_text) if tower is not None]
         warnings = []
         if self.t5 is not None and (unknown := _unknown(prompt, encodings[0], self.t5.tokenizer)):
@@ -197,7 +202,7 @@ class TextEncoder:
             warnings.append(
                 f"the prompt {short(prompt)} has characters that the model does not know ({sample}); use plain English"
             )
-        if ignored := self._ignored(prompt):
+        if ignored := self._ignored(prompt, is_heard=is_heard):
             warnings.append(f"the {self._manifest.preset} model {ignored}; it hears: {', '.join(self._manifest.hears)}")
         cut = [encoding for encoding in encodings if encoding.overflowing]
         if cut:
@@ -212,9 +217,9 @@ class TextEncoder:
         """Return what went wrong with the cache since the last call."""
         return () if self._cache is None else self._cache.new_warnings()
 
-    def _ignored(self, prompt: str) -> str:
+    def _ignored(self, prompt: str, *, is_heard: bool) -> str:
         """Say what a limited model does not understand: the prompt, or words of it. Empty if it does."""
-        if self._placing is not None and self._placing.is_heard_not(prompt):
+        if not is_heard:
             return f"cannot tell which of its sounds {short(prompt)} means"
         unknown_words = self._unknown_words(prompt)
         return f"does not know {unknown_words}" if unknown_words else ""
