@@ -85,7 +85,7 @@ def compare(
 def _parity(graph: str, output: str, value: np.ndarray, reference: np.ndarray, tolerance: float) -> Parity:
     if value.shape != reference.shape:
         raise ParityError(f"graph {graph}: {output} has shape {value.shape}, the reference has {reference.shape}")
-    size = np.linalg.norm(reference)
+    size = float(np.linalg.norm(reference))
     if not 0 < size < math.inf:
         what = "not finite" if size else "all zero"
         raise ParityError(f"graph {graph}: the reference of {output} is {what}: check the weights for damage")
