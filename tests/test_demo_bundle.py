@@ -133,7 +133,7 @@ def test_a_stem_has_its_source_and_not_the_other(scores):
 
 @pytest.mark.parametrize("quality", ["best", "draft"])
 def test_it_is_silent_when_asked_for_what_is_not_there(session, quality):
-    """Measured: 8 of 8 and 4 of 4, at -79 dB and below, best and draft. A stem of what is there is within 6 dB of normal."""
+    """Measured: 8 of 8 and 4 of 4, at -79 dB or less. A stem of what is there is within 6 dB of normal."""
     normal_db = cases.normal_levels(SEED)
     found = {}
     for name, ask in (("absent", cases.absent_questions), ("unknown", cases.unknown_questions)):
