@@ -9,6 +9,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PICTURES = (
     "examples/street.png",
     "benchmarks/results/demo_scores.png",
+    "benchmarks/results/demo_cases.png",
+    "benchmarks/results/demo_worst.png",
     "benchmarks/results/long_form.png",
     "benchmarks/results/openvino+openvino-bf16-small_16k-fp32-amx.png",
 )

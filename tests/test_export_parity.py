@@ -58,6 +58,24 @@ def test_one_bad_size_is_enough(graph: Path, bad: tuple, order: int) -> None:
         compare(graph, SIGNATURE, [GOOD, bad][::order], 1e-4)
 
 
+@pytest.mark.parametrize(("name", "passes"), [("audio", True), ("mel", False)])
+def test_an_error_of_a_silent_sound_counts_as_in_a_quiet_one(graph: Path, name: str, passes: bool) -> None:
+    """2e-8 in a sound of 1e-5 is 2e-3 of it, and 2e-4 of 1e-4; 2e-7 is too much."""
+    model = onnx.load(graph)
+    model.graph.output[0].name = model.graph.node[0].output[0] = name
+    onnx.save(model, graph)
+    signature = Signature(name="root", inputs=(X,), outputs=(Port(name=name, dtype="float32", shape=("n",)),))
+    quiet = case([1e-10] * 4, [1.002e-5] * 4)
+    if passes:
+        (parity,) = compare(graph, signature, [quiet], 3e-4)
+        assert parity.relative_error == pytest.approx(2e-4, rel=0.01)
+    else:
+        with pytest.raises(ParityError, match=r"mel 2\.0"):
+            compare(graph, signature, [quiet], 3e-4)
+    with pytest.raises(ParityError):
+        compare(graph, signature, [case([1e-10] * 4, [1.02e-5] * 4)], 3e-4)
+
+
 def test_another_shape_is_refused(graph: Path) -> None:
     with pytest.raises(ParityError, match="shape"):
         compare(graph, SIGNATURE, [case([4.0, 9.0], [2.0])], 1e-4)

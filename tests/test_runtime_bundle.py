@@ -23,6 +23,7 @@ from selva_runtime import BackendError, Bundle, BundleError
 from selva_runtime.backends.onnx_cpu import OnnxCpuExecutor
 from selva_runtime.backends.openvino.executor import OpenVinoExecutor
 from selva_runtime.text import TextEncoder
+from selva_runtime.turns import Turns
 
 FLOW = {"kind": "average", "guidance": [1, 7], "steps": 4}
 LONG_FORM = {"window_segments": 12, "anchor_segments": 5, "overlap_segments": 2}
@@ -367,8 +368,9 @@ def test_a_file_swapped_after_its_check_is_not_used(bundle):
     (bundle / "tokenizers" / "t5.json").write_bytes((bundle / "tokenizers" / "clip.json").read_bytes())
     with pytest.raises(BundleError, match=r"decoder\.onnx was altered"):
         OnnxCpuExecutor(opened).load("decoder")
+    executor = OnnxCpuExecutor(opened)
     with pytest.raises(BundleError, match=r"t5\.json was altered"):
-        TextEncoder(opened, OnnxCpuExecutor(opened))
+        TextEncoder(opened, executor, turns=Turns(executor))
 
 
 def test_a_huge_sparse_file_is_not_read(bundle):

@@ -190,7 +190,7 @@ def test_another_model_or_precision_computes_its_own(demo_bundle, demo_bundle_fp
         assert towers(session) == (1, 1)
     session = opened(demo_bundle, tmp_path)
     session._text = selva_runtime.session.TextEncoder(
-        session._bundle, session._executor, cache=Cache(tmp_path), precision="bf16"
+        session._bundle, session._executor, turns=session._turns, cache=Cache(tmp_path), precision="bf16"
     )
     few_steps(session, encode(session), ["rain"], steps=1)
     assert towers(session) == (1, 1)

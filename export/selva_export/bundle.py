@@ -42,7 +42,7 @@ from selva_export.sharing import share_files
 from selva_export.signatures import Signature, example_inputs, signatures
 from selva_export.to_onnx import TRACE_AXES, export_graph
 from selva_export.verify import TOLERANCES, VERIFY_AXES, Parity, compare, reference_outputs
-from selva_ref.demo.world.kinds import KINDS, known_words, prompt
+from selva_ref.demo.bounds import bounds
 from selva_ref.errors import CheckpointNotFoundError
 from selva_ref.model.layers import cast
 from selva_ref.model.presets import Preset
@@ -281,10 +281,10 @@ def _notice(request: ExportRequest) -> str:
 
 
 def _bounds(request: ExportRequest) -> dict[str, list[str]]:
-    """The sounds and words the demo knows. Empty for models that know all words, or none."""
+    """The sounds and words that the demo knows, and some that it does not. Empty for models that know all, or none."""
     if request.checkpoints is None or not request.preset.is_demo:
         return {}
-    return {"hears": [prompt(kind) for kind in KINDS], "words": known_words()}
+    return bounds(t5=request.preset.system == SELVA)
 
 
 def _versions() -> dict[str, str]:

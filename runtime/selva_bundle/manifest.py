@@ -44,6 +44,7 @@ MAX_STEPS = 1000
 MAX_GUIDANCE = 100.0
 _MAX_TOKEN_ID = 2**31 - 1
 _MAX_FILE_BYTES = 1 << 40
+_MAX_PROMPTS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +118,8 @@ class Manifest:
     files: Mapping[str, FileEntry]
     hears: tuple[str, ...]
     """Plain prompts, one for each kind of sound that a limited model knows. Empty for a model without such limits."""
+    hears_not: tuple[str, ...]
+    """Prompts for which a limited model is silent; one that means something like these names none of its sounds."""
     words: tuple[str, ...]
     """All words that a limited model was trained with. Empty for a model without such limits."""
     flow: AverageFlow | None
@@ -189,6 +192,11 @@ def _manifest(top: dict[str, Any]) -> Manifest:
     sizes = known_sizes(sequence, text.clip_tokens)
     for name, graph in graphs.items():
         check_ports(system, name, graph.inputs, graph.outputs, sizes)
+    hears, hears_not = (_prompts(top.get(name, []), name) for name in ("hears", "hears_not"))
+    if hears_not and not hears:
+        raise ValueError("hears_not is given without hears")
+    if hears_not and system == MMAUDIO:
+        raise ValueError(f"hears_not in a bundle of {system}")
     return Manifest(
         preset=_string(top["preset"], "preset"),
         system=system,
@@ -201,7 +209,8 @@ def _manifest(top: dict[str, Any]) -> Manifest:
         text=text,
         graphs=graphs,
         files=files,
-        hears=_strings(top.get("hears", []), "hears"),
+        hears=hears,
+        hears_not=hears_not,
         words=_strings(top.get("words", []), "words"),
         flow=flow,
     )
@@ -331,6 +340,13 @@ def _listed_file(value: object, files: Mapping[str, FileEntry]) -> str:
     if name not in files:
         raise BundleError(f"{name} is used but not listed under files; export the bundle again")
     return name
+
+
+def _prompts(value: object, what: str) -> tuple[str, ...]:
+    prompts = _strings(value, what)
+    if len(prompts) > _MAX_PROMPTS:
+        raise ValueError(f"{what} has {len(prompts)} prompts, more than {_MAX_PROMPTS}")
+    return prompts
 
 
 def _strings(value: object, what: str) -> tuple[str, ...]:

@@ -80,9 +80,11 @@ class Session:
         self._compute_precision = precision
         self._executor = make_executor(self._bundle, backend, threads, precision)
         keep = self._executor.keeps_text_towers if keep_text_towers is None else keep_text_towers
-        self._text = TextEncoder(self._bundle, self._executor, keep=keep, cache=self._cache, precision=precision)
-        self._selections: WeakKeyDictionary[Clip, LruCache[str, Tensor]] = WeakKeyDictionary()
         self._turns = Turns(self._executor)
+        self._text = TextEncoder(
+            self._bundle, self._executor, turns=self._turns, keep=keep, cache=self._cache, precision=precision
+        )
+        self._selections: WeakKeyDictionary[Clip, LruCache[str, Tensor]] = WeakKeyDictionary()
         self._encoder = ClipEncoder(
             bundle=self._bundle,
             executor=self._executor,
@@ -239,8 +241,15 @@ class Session:
             )
 
     def prompt_warnings(self, prompt: str) -> tuple[str, ...]:
-        """Warn about what the model ignores in a prompt: words past its window, and unknown words or characters."""
-        return self._text.warnings(prompt)
+        """Warn about what the model ignores in a prompt: words past its window, and unknown words or characters.
+
+        If the bundle names what the model does not hear, its text tower tells whether the prompt means such a thing.
+        That waits for other calls of the session.
+
+        Raises:
+            BundleError: a file was altered.
+        """
+        return self._text.warnings([prompt], None)[prompt]
 
     def generate(
         self,
@@ -285,6 +294,7 @@ class Session:
         Raises:
             RequestError: an argument is out of range, the clip belongs to another bundle, or the backend has no GPU
                 output or streams.
+            BundleError: a file was altered.
             DeviceMemoryError: not even one stem fits in the GPU's memory.
             BackendError: the backend failed, or the session was opened before a fork.
             Cancelled: `cancel` was set.
@@ -298,6 +308,7 @@ class Session:
             solver=solver,
             takes=takes,
             quality=quality,
+            cancel=cancel,
         )
         return self.generate_request(
             clip,
@@ -322,11 +333,17 @@ class Session:
         solver: str | None = None,
         takes: int = 1,
         quality: str | None = None,
+        cancel: Event | None = None,
     ) -> StemRequest:
-        """Check the arguments of `generate` before anything is computed, and replace None by the bundle's defaults.
+        """Check the arguments of `generate`, replace None by the bundle's defaults, and find the prompts' warnings.
+
+        The warnings are those of `prompt_warnings`. They come after the checks: if the bundle names what the model does
+        not hear, its text tower runs for all prompts, and waits for other calls of the session. `cancel` ends that.
 
         Raises:
             RequestError: an argument is out of range.
+            BundleError: a file was altered.
+            Cancelled: `cancel` was set.
         """
         manifest = self._bundle.manifest
         may_be_empty = manifest.system == MMAUDIO
@@ -346,8 +363,8 @@ class Session:
             quality=chosen,
         )
         check_quality(manifest, request)
-        found = {prompt: (*warnings, *self._text.warnings(prompt)) for prompt in request.prompts}
-        return replace(request, warnings=found)
+        found = self._text.warnings(request.prompts, cancel)
+        return replace(request, warnings={prompt: (*warnings, *more) for prompt, more in found.items()})
 
     def generate_request(
         self,
@@ -426,6 +443,7 @@ class Session:
 
         Raises:
             RequestError: the region or another argument is out of range, or the clip belongs to another bundle.
+            BundleError: a file was altered.
             BackendError: the backend failed, or the session was opened before a fork.
             Cancelled: `cancel` was set.
         """
@@ -438,6 +456,7 @@ class Session:
             guidance=old.guidance,
             solver=old.solver,
             quality=old.quality,
+            cancel=cancel,
         )
         check_region(begin_s, end_s, clip.duration_s)
         generation, planned, form = self._generation(clip, request, long, progress=progress, cancel=cancel)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from threading import Event
 
 import numpy as np
@@ -21,7 +22,9 @@ from selva_bundle.ports import TEXT_CLIP, TEXT_T5
 from selva_runtime.backends.executor import EXACT, Array, Executor, Tensor
 from selva_runtime.cache import Cache
 from selva_runtime.lru_cache import LruCache
+from selva_runtime.placing import Placing
 from selva_runtime.text_cache import TextCache
+from selva_runtime.turns import Turns
 
 MAX_PROMPT_CHARACTERS = 1000
 _CACHED_PROMPTS = 64
@@ -107,6 +110,17 @@ class TextTower:
                 self._executor.release(self._graph)
         return found
 
+    def means(self, prompts: Sequence[str], cancel: Event | None, *, keep: bool) -> Array:
+        """(prompts, width) float32 features of each prompt, averaged over its own tokens.
+
+        Raises:
+            BackendError: the backend failed.
+            Cancelled: `cancel` was set.
+        """
+        found = self.features(prompts, self.cached(prompts), keep=keep, cancel=cancel, on_done=lambda: None)
+        own = [found[prompt][: len(self.tokenizer.encode(prompt).ids)] for prompt in prompts]
+        return np.stack([features.astype(np.float32).mean(0) for features in self._executor.read(*own)])
+
     def _feeds_of(self, prompt: str) -> dict[str, Array]:
         return self._feeds(self.tokenizer.encode(prompt))
 
@@ -114,10 +128,11 @@ class TextTower:
 class TextEncoder:
     """The text towers of a bundle. `keep` leaves them loaded between calls. MMAudio has no T5.
 
-    `cache` keeps features on the disk. They depend on the `precision` of the computation.
+    `cache` keeps features on the disk. They depend on the `precision` of the computation. `features` runs in a turn of
+    its caller, `warnings` takes one of `turns` if it needs it.
 
     Raises:
-        BundleError: a tokenizer cannot be read.
+        BundleError: a tokenizer cannot be read, or a prompt that the manifest names is none.
     """
 
     def __init__(
@@ -125,11 +140,13 @@ class TextEncoder:
         bundle: Bundle,
         executor: Executor,
         *,
+        turns: Turns,
         keep: bool = False,
         cache: Cache | None = None,
         precision: str = EXACT,
     ) -> None:
         self._manifest = bundle.manifest
+        _check_known(bundle)
         self._cache = cache
         rules = bundle.manifest.text
         clip = _load_tokenizer(bundle, rules.clip_tokenizer, rules.clip_tokens)
@@ -151,9 +168,11 @@ class TextEncoder:
             return None if cache is None else TextCache(cache, executor, key, bundle.manifest.preset)
 
         self.t5: TextTower | None = None
+        self._placing: Placing | None = None
         if rules.t5_tokenizer is not None:
             t5 = _load_tokenizer(bundle, rules.t5_tokenizer, rules.t5_max_tokens)
             self.t5 = TextTower(executor, TEXT_T5, t5, t5_feeds, stored(TEXT_T5))
+            self._placing = Placing(bundle.manifest, partial(self.t5.means, keep=keep), turns)
         self.clip_text = TextTower(executor, TEXT_CLIP, clip, clip_feeds, stored(TEXT_CLIP))
         self._keep = keep
 
@@ -162,8 +181,20 @@ class TextEncoder:
         assert self.t5 is not None
         return _first(len(self.t5.tokenizer.encode(prompt).ids), length)
 
-    def warnings(self, prompt: str) -> tuple[str, ...]:
-        """Return warnings about what the model ignores in a prompt."""
+    def warnings(self, prompts: Sequence[str], cancel: Event | None) -> dict[str, tuple[str, ...]]:
+        """Return warnings about what the model ignores in each prompt.
+
+        If the manifest names what the model does not hear, the T5 tower tells which prompts mean such a thing. That
+        waits for other calls. If the tower cannot run, only words are checked: the call that generates says why.
+
+        Raises:
+            BundleError: a file was altered.
+            Cancelled: `cancel` was set.
+        """
+        heard_not = set() if self._placing is None else self._placing.heard_not(prompts, cancel)
+        return {prompt: self._warnings(prompt, is_heard=prompt not in heard_not) for prompt in prompts}
+
+    def _warnings(self, prompt: str, *, is_heard: bool) -> tuple[str, ...]:
         encodings = [tower.tokenizer.encode(prompt) for tower in (self.t5, self.clip_text) if tower is not None]
         warnings = []
         if self.t5 is not None and (unknown := _unknown(prompt, encodings[0], self.t5.tokenizer)):
@@ -171,9 +202,8 @@ class TextEncoder:
             warnings.append(
                 f"the prompt {short(prompt)} has characters that the model does not know ({sample}); use plain English"
             )
-        if unknown_words := self._unknown_words(prompt):
-            heard = ", ".join(self._manifest.hears)
-            warnings.append(f"the {self._manifest.preset} model does not know {unknown_words}; it hears: {heard}")
+        if ignored := self._ignored(prompt, is_heard=is_heard):
+            warnings.append(f"the {self._manifest.preset} model {ignored}; it hears: {', '.join(self._manifest.hears)}")
         cut = [encoding for encoding in encodings if encoding.overflowing]
         if cut:
             end = min(max(end for _, end in e.offsets) for e in cut)
@@ -186,6 +216,13 @@ class TextEncoder:
     def new_cache_warnings(self) -> tuple[str, ...]:
         """Return what went wrong with the cache since the last call."""
         return () if self._cache is None else self._cache.new_warnings()
+
+    def _ignored(self, prompt: str, *, is_heard: bool) -> str:
+        """Say what a limited model does not understand: the prompt, or words of it. Empty if it does."""
+        if not is_heard:
+            return f"cannot tell which of its sounds {short(prompt)} means"
+        unknown_words = self._unknown_words(prompt)
+        return f"does not know {unknown_words}" if unknown_words else ""
 
     def _unknown_words(self, prompt: str) -> str:
         """Quote the words that a limited model was not trained with. Empty if the model has no list of words."""
@@ -229,6 +266,14 @@ class TextEncoder:
             t5 = self.t5.features(prompts, t5_cached, keep=self._keep, cancel=cancel, on_done=on_done)
         clip = self.clip_text.features(clip_prompts, clip_cached, keep=self._keep, cancel=cancel, on_done=on_done)
         return t5, clip
+
+
+def _check_known(bundle: Bundle) -> None:
+    for prompt in (*bundle.manifest.hears, *bundle.manifest.hears_not):
+        try:
+            check_prompt(prompt)
+        except RequestError as error:
+            raise BundleError(f"{bundle.path}: among what it hears, {error}; export the bundle again") from error
 
 
 def _unknown(prompt: str, encoding: Encoding, tokenizer: Tokenizer) -> list[str]:

@@ -18,10 +18,12 @@ from selva_runtime.command.base import SETTINGS, OneLineCommand
 _LANES = {
     "sound": (("vae", "vae"), ("vocoder", "vocoder_true"), ("voicing", "vocoder"), ("listener", "listener")),
     "vision": (("text", "text_t5"), ("teacher", "teacher"), ("stage1", "video_encoder")),
-    "stages": (("base", "mmaudio"), ("stage2", "generator")),
+    "stages": (("base", "mmaudio"), ("stage2", "generator"), ("student", "student")),
 }
 """Parts of the run: stages, each with the network that it saves. The third part needs the other two."""
-_PARTS = ("all", *_LANES, "bed", "ablations", "evaluate", "export")
+_AFTER = ("stages", "bed", "export", "evaluate", "ablations")
+"""The parts of the run after sound and vision, one after the other."""
+_PARTS = ("all", "sound", "vision", *_AFTER)
 
 
 @click.command("demo", cls=OneLineCommand, context_settings=SETTINGS)
@@ -34,9 +36,9 @@ _PARTS = ("all", *_LANES, "bed", "ablations", "evaluate", "export")
 @click.option("--ablations/--no-ablations", default=True, help="Train and score the paper's ablations too.")
 @click.option("--only", type=click.Choice(_PARTS), default="all", help="Run one part; those it needs must be finished.")
 def demo(out: Path, seed: int, quick: bool, compiled: bool, ablations: bool, only: str) -> None:
-    """Train the demo models from scratch: clips, networks, both stages, the mixed track, scores, bundles.
+    """Train the demo models from scratch: clips, networks, all stages, the mixed track, scores, bundles.
 
-    Run an interrupted command again to resume it: finished parts are kept, and at most a minute of work is lost.
+    Run an interrupted command again to resume it: finished parts are kept, and of a training at most a minute is lost.
     Sound and vision train side by side, each on half of the cores. Needs 12 GB of disk for rendered clips.
     """
     from selva_ref.demo.plan import FULL, QUICK
@@ -46,21 +48,29 @@ def demo(out: Path, seed: int, quick: bool, compiled: bool, ablations: bool, onl
     run = DemoRun(folder=out, plan=QUICK if quick else FULL, seed=seed, compiled=compiled)
     if only == "all":
         flags = [flag for flag, given in (("--quick", quick), ("--compile", compiled)) if given]
-        _side_by_side(("sound", "vision"), ["--out", str(out), "--seed", str(seed), *flags])
-        _lane(run, "stages")
+        arguments = ["--out", str(out), "--seed", str(seed), *flags]
+        for parts in (("sound", "vision"), *((part,) for part in _AFTER if ablations or part != "ablations")):
+            _side_by_side(parts, arguments)
     elif only in _LANES:
         _lane(run, only)
-    if only in ("all", "bed"):
+    elif only == "bed":
         _bed(run)
-    if only in ("all", "ablations") and ablations:
+    elif only == "ablations":
+        if not (out / "evaluation.json").exists():
+            raise click.ClickException(f"{out}: the run has no scores yet; run --only evaluate first")
+        from selva_ref.demo.evaluation.report import evaluate_ablations
+
         _ablations(run)
-    if only in ("all", "evaluate"):
+        click.echo(evaluate_ablations(run))
+    elif only == "evaluate":
         from selva_ref.demo.evaluation.bed import evaluate_bed
         from selva_ref.demo.evaluation.report import evaluate
+        from selva_ref.demo.evaluation.student import evaluate_student
 
-        click.echo(evaluate(run, ablations))
+        click.echo(evaluate(run))
+        click.echo(evaluate_student(run))
         click.echo(evaluate_bed(run))
-    if only in ("all", "export"):
+    else:
         _export(out)
 
 
@@ -75,12 +85,12 @@ def _lane(run: DemoRun, lane: str) -> None:
             getattr(run, stage)()
 
 
-def _side_by_side(lanes: tuple[str, ...], arguments: list[str]) -> None:
-    """Runs each lane in its own process. An interrupt reaches all of them, and each can resume later."""
+def _side_by_side(parts: tuple[str, ...], arguments: list[str]) -> None:
+    """Runs parts at the same time, each in its own process. An interrupt reaches all, and each can resume later."""
     command = [sys.executable, "-m", "selva_ref.training.cli", "demo", *arguments, "--only"]
-    running = [subprocess.Popen([*command, lane]) for lane in lanes]
+    running = [subprocess.Popen([*command, part]) for part in parts]
     try:
-        failed = [lane for lane, process in zip(lanes, running, strict=True) if process.wait()]
+        failed = [part for part, process in zip(parts, running, strict=True) if process.wait()]
     except BaseException:
         for process in running:
             process.terminate()
@@ -99,9 +109,10 @@ def _bed(run: DemoRun) -> None:
 
 
 def _ablations(run: DemoRun) -> None:
-    from selva_ref.demo.evaluation.ablations import train_joint, train_no_encoder, train_no_sup
+    from selva_ref.demo.evaluation.ablations import train_joint, train_no_encoder, train_no_silence, train_no_sup
 
     for train, result in (
+        (train_no_silence, "generator_no_silence"),
         (train_no_encoder, "generator_no_encoder"),
         (train_no_sup, "generator_no_sup"),
         (train_joint, "generator_joint"),

@@ -19,17 +19,22 @@ class DemoPlan:
     """Pairs of clips side by side: 0.3 MB of disk each."""
     pairs: int = 3000
     """Rendered scenes of two sources, for the network that makes one mixed track: 1.3 MB of disk each."""
+    absent: float = 0.3
+    """Share of the generator's and both stages' examples whose text names what is not shown: silence is right."""
+    paths: int = 4000
+    """Paths of the guided flow from noise to sound that the student learns from: 0.1 MB of disk each."""
     tests: int = 48
     """Scenes in each test set; every scene gives two stems."""
-    text: Fit = field(default_factory=lambda: Fit(steps=600, rate=1e-3))
+    text: Fit = field(default_factory=lambda: Fit(steps=3000, rate=1e-3))
     listener: Fit = field(default_factory=lambda: Fit(steps=400, rate=1e-3))
     vae: Fit = field(default_factory=lambda: Fit(steps=2500, rate=1e-2, bf16=True))
     vocoder: Fit = field(default_factory=lambda: Fit(steps=4000, rate=3e-3, ema=0.99))
     voicing: Fit = field(default_factory=lambda: Fit(steps=1500, rate=2e-3, ema=0.99))
     teacher: Fit = field(default_factory=lambda: Fit(steps=1600, rate=1e-3, warmup=200, bf16=True))
     base: Fit = field(default_factory=lambda: Fit(steps=1600, rate=1e-3, warmup=200, bf16=True))
-    stage1: Fit = field(default_factory=lambda: Fit(steps=1200, rate=1e-3, bf16=True))
-    stage2: Fit = field(default_factory=lambda: Fit(steps=600, rate=3e-4, bf16=True))
+    stage1: Fit = field(default_factory=lambda: Fit(steps=1600, rate=1e-3, bf16=True))
+    stage2: Fit = field(default_factory=lambda: Fit(steps=800, rate=3e-4, bf16=True))
+    student: Fit = field(default_factory=lambda: Fit(steps=5000, rate=1e-3, bf16=True))
     image: Fit = field(default_factory=lambda: Fit(steps=800, rate=1e-3, bf16=True))
     bed: Fit = field(default_factory=lambda: Fit(steps=4000, rate=1e-3, warmup=200, bf16=True))
 
@@ -42,6 +47,7 @@ QUICK = DemoPlan(
     clips=16,
     mixes=8,
     pairs=8,
+    paths=16,
     tests=2,
     text=_FEW,
     listener=_FEW,
@@ -52,6 +58,7 @@ QUICK = DemoPlan(
     base=_FEW,
     stage1=_FEW,
     stage2=_FEW,
+    student=_FEW,
     image=_FEW,
     bed=_FEW,
 )

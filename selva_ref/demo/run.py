@@ -43,9 +43,18 @@ from selva_ref.demo.models.teacher import CLEAN_SHARE, TaughtTeacher, draw_segme
 from selva_ref.demo.models.text import Prompts, TaughtTowers, text_loss
 from selva_ref.demo.origin import origin_sha256
 from selva_ref.demo.plan import DemoPlan
-from selva_ref.demo.selection import Mixes, clean_features, make_mixes, selected, selection_loss
+from selva_ref.demo.selection import (
+    Mixes,
+    clean_features,
+    held,
+    make_mixes,
+    selected,
+    selection_loss,
+    still_features,
+)
 from selva_ref.demo.world.clip_bank import ClipBank, single_scenes
 from selva_ref.demo.world.kinds import KINDS
+from selva_ref.demo.world.scenes import SAMPLES
 from selva_ref.model.generator import Generator
 from selva_ref.model.mel import MelSpectrogram
 from selva_ref.model.official import OfficialModule
@@ -57,6 +66,7 @@ from selva_ref.weights.checkpoints import read_checkpoint
 from selva_ref.weights.loading import load_tokenizers
 
 PRESET = PRESETS["demo"]
+TEXT_BATCH = 64
 TEACHER_BATCH = 96
 BATCH = 16
 
@@ -155,9 +165,12 @@ class DemoRun:
 
     def posteriors(self, bank: ClipBank) -> Tensor:
         """Posterior means and deviations of all that sounds in each clip, (2, clips, T, Z)."""
-        waves = torch.from_numpy(np.stack([scene.sound() for scene in bank.scenes]))
+        return self.posterior(torch.from_numpy(np.stack([scene.sound() for scene in bank.scenes])))
+
+    def posterior(self, waves_BN: Tensor) -> Tensor:
+        """Posterior means and deviations of waveforms, (2, B, T, Z)."""
         vae = self.load(selva_ref.build("vae", PRESET), "vae")
-        return torch.stack(posteriors(vae, torch.cat([self.mel(part) for part in waves.split(32)])))
+        return torch.stack(posteriors(vae, torch.cat([self.mel(part) for part in waves_BN.split(32)])))
 
     @cached_property
     def mixes(self) -> Mixes:
@@ -177,10 +190,23 @@ class DemoRun:
                 np.save(file, make().numpy())
         return torch.from_numpy(np.load(path))
 
-    def examples(self, sync: Tensor, items: np.ndarray) -> Examples:
-        """Rows for the generator: the features `sync`, and the sounds of the clips `items`."""
-        mean, deviation = self.latents
-        return Examples(sync=sync, mean=mean, deviation=deviation, items=items, kinds=self.bank.kinds[items])
+    def examples(self, sync: Tensor, items: np.ndarray, silent: tuple[Tensor, np.ndarray] | None = None) -> Examples:
+        """Rows for the generator: the features `sync`, and the sounds of the clips `items`.
+
+        Then `silent` rows: features, and the kinds of captions with which silence is right.
+        """
+        quiet = self.posterior(torch.zeros(1, SAMPLES))
+        mean, deviation = (torch.cat(parts) for parts in zip(self.latents, quiet, strict=True))
+        kinds = self.bank.kinds[items]
+        if silent is not None:
+            still, asked = silent
+            sync, kinds = torch.cat((sync, still)), np.concatenate((kinds, asked))
+            items = np.concatenate((items, np.full(len(asked), len(mean) - 1)))
+        return Examples(sync=sync, mean=mean, deviation=deviation, items=items, kinds=kinds)
+
+    def silent_rows(self, rows: int, share: float) -> int:
+        """Number of silent rows to add to `rows` others, at most as many, for a `share` of all."""
+        return min(rows, round(rows * share / (1 - share)))
 
     # -- stages -------------------------------------------------------------------------------------------------------
 
@@ -192,7 +218,7 @@ class DemoRun:
         )
 
         def loss(rng: np.random.Generator, step: int) -> Tensor:
-            return text_loss(towers, self.prompts, rng.integers(len(self.prompts.texts), size=32))
+            return text_loss(towers, self.prompts, self.prompts.draw_all(rng, TEXT_BATCH))
 
         self.fit("text", towers, loss, self.plan.text)
         self.save(towers.clip, "text_clip")
@@ -270,37 +296,67 @@ class DemoRun:
         """Trains the generator that replaces MMAudio, on every clip alone."""
         torch.manual_seed(self.seed + 5)
         generator = selva_ref.build("generator", PRESET)
-        examples = self.examples(self.clean, np.arange(len(self.bank)))
+        rng, count = np.random.default_rng([self.seed, 9]), self.silent_rows(len(self.bank), self.plan.absent)
+        teacher = self.load(selva_ref.build("teacher", PRESET), "teacher")
+        stills = held(still_features(teacher, self.bank.frames[:count, 0]))
+        examples = self.examples(
+            self.clean, np.arange(len(self.bank)), (stills, rng.integers(len(KINDS) + 1, size=count))
+        )
         set_latent_statistics(generator, *self.latents)
         start_generator(generator)
         self._fit_generator("base", generator, examples, self.plan.base)
         self.save(generator, "mmaudio")
 
-    def stage1(self, name: str = "video_encoder", preset: Preset = PRESET) -> None:
-        """Trains the paper's first stage."""
+    def stage1(self, name: str = "video_encoder", preset: Preset = PRESET, absent: float | None = None) -> None:
+        """Trains the paper's first stage, with the plan's share of texts for what is absent unless another is given."""
         student = fresh_encoder(preset, self.file("teacher"), self.seed + 7)
         trainable(student, STAGE1)
         t5, _ = self.captions
+        share = self.plan.absent if absent is None else absent
 
         def loss(rng: np.random.Generator, step: int) -> Tensor:
-            return selection_loss(student, self.mixes, self.clean, self.bank.kinds, self.prompts, t5, rng, BATCH)
+            return selection_loss(student, self.mixes, self.clean, self.prompts, t5, rng, BATCH, share)
 
         self.fit(f"stage1 {name}", student, loss, self.plan.stage1)
         self.save(student, name)
 
     def stage2(self, name: str = "generator", encoder: str = "video_encoder", preset: Preset = PRESET) -> None:
         """Trains the paper's second stage, on what the trained encoder selects from mixed clips."""
-        student = self.load(selva_ref.build("video_encoder", preset), encoder)
-        sync = selected(student, self.mixes, self.bank.kinds, self.prompts, self.captions[0], self.seed)
-        self.adapt(name, sync)
+        self.adapt(name, self.selections(encoder, preset))
 
-    def adapt(self, name: str, sync: Tensor) -> None:
-        """Trains stage 2 on given features of every row of the mixes."""
+    def selections(
+        self, encoder: str = "video_encoder", preset: Preset = PRESET, absent: float | None = None
+    ) -> Examples:
+        """What an encoder selects from every row of the mixes, and from some of them for what they do not show."""
+        share = self.plan.absent if absent is None else absent
+        student = self.load(selva_ref.build("video_encoder", preset), encoder)
+        rng, rows = np.random.default_rng([self.seed, 3]), np.arange(len(self.mixes))
+        quiet, asked = self.absent_rows(rng, share)
+
+        def sync(rows: np.ndarray, kinds: np.ndarray) -> Tensor:
+            return selected(student, self.mixes, rows, kinds, self.prompts, self.captions[0], rng)
+
+        found = sync(rows, self.mixes.kinds_of(rows))
+        silent = (sync(quiet, asked), asked) if len(quiet) else None
+        return self.examples(found, self.mixes.targets(rows), silent)
+
+    def absent_rows(self, rng: np.random.Generator, share: float) -> tuple[np.ndarray, np.ndarray]:
+        """Draws rows of the mixes, and for each a kind that it does not show: a `share` of all, if added to all."""
+        quiet = rng.permutation(len(self.mixes))[: self.silent_rows(len(self.mixes), share)]
+        return quiet, self.mixes.absent_kinds(rng, quiet)
+
+    def adapt(self, name: str, examples: Examples) -> None:
+        """Trains stage 2 on given examples."""
         generator = self.load(selva_ref.build("generator", PRESET), "mmaudio")
         trainable(generator, STAGE2)
-        examples = self.examples(sync, self.mixes.targets(np.arange(len(self.mixes))))
         self._fit_generator(f"stage2 {name}", generator, examples, self.plan.stage2)
         self.save(generator, name)
+
+    def student(self) -> None:
+        """Distils the generator into one that needs few evaluations."""
+        from selva_ref.demo.student import train_student  # it imports this module
+
+        train_student(self)
 
     def _fit_generator(self, stage: str, generator: Generator, examples: Examples, plan: Fit) -> None:
         def loss(rng: np.random.Generator, step: int) -> Tensor:

@@ -9,18 +9,20 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from selva_ref.model.flow_matching import euler
-from selva_ref.model.generator import Generator
+from selva_ref.model.flow_matching import Flow, euler
+from selva_ref.model.generator import Conditions, Generator
 from selva_ref.model.vae import VAE
-from selva_ref.model.vocoder import Vocoder
 from selva_ref.training.losses import covered_visual_tokens
+
+Vocode = Callable[[Tensor], Tensor]
+"""The vocoder, perhaps compiled: mel (B, M, T) → wave (B, 1, samples)."""
 
 
 @torch.inference_mode()
 def sample_stems(
     generator: Generator,
     vae: VAE,
-    vocoder: Vocoder,
+    vocoder: Vocode,
     sync_BND: Tensor,
     text_BLD: Tensor,
     *,
@@ -34,18 +36,38 @@ def sample_stems(
 
     Without visual tokens `clip_BCE` the generator gets its empty ones.
     """
+    conditions = prepared(generator, sync_BND, text_BLD, latent_length, clip_BCE)
+    flow = guided(generator, conditions, sync_BND.shape[1], guidance)
+    noise = noise_like(conditions, generator, seed)
+    return heard(generator, vae, vocoder, euler(flow, noise, steps=steps))
+
+
+def prepared(
+    generator: Generator, sync_BND: Tensor, text_BLD: Tensor, latent_length: int, clip_BCE: Tensor | None = None
+) -> Conditions:
+    """The generator's conditions for rows of features; see `sample_stems`."""
     if clip_BCE is None:
         clip_BCE = generator.empty_clip(len(sync_BND), covered_visual_tokens(sync_BND.shape[1]))
-    conditions = generator.prepare(sync_BND, clip_BCE, text_BLD, latent_length=latent_length)
-    empty = generator.prepare_empty(conditions, sync_length=sync_BND.shape[1])
+    return generator.prepare(sync_BND, clip_BCE, text_BLD, latent_length=latent_length)
 
-    def flow(t: float, x: Tensor) -> Tensor:
-        return generator.guided_flow(x, torch.tensor([t]), conditions, empty, guidance)
 
-    shape = (len(sync_BND), latent_length, generator.config.latent_width)
-    noise = torch.from_numpy(np.random.default_rng(seed).standard_normal(shape, dtype=np.float32))
-    latent = generator.unnormalize(euler(flow, noise, steps=steps))
-    out: npt.NDArray[np.float32] = vocoder(vae.decode(latent.transpose(1, 2)))[:, 0].numpy()
+def guided(generator: Generator, conditions: Conditions, sync_length: int, guidance: float) -> Flow:
+    """The flow with classifier-free guidance."""
+    empty = generator.prepare_empty(conditions, sync_length=sync_length)
+    return lambda t, x: generator.guided_flow(x, torch.tensor([t]), conditions, empty, guidance)
+
+
+def noise_like(conditions: Conditions, generator: Generator, seed: int) -> Tensor:
+    """Noise (B, T, Z) to start from."""
+    shape = (*conditions.sync_f.shape[:2], generator.config.latent_width)
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape, dtype=np.float32))
+
+
+@torch.no_grad()
+def heard(generator: Generator, vae: VAE, vocoder: Vocode, latent_BTZ: Tensor) -> npt.NDArray[np.float32]:
+    """Audio (B, samples) of the generator's latents."""
+    mel_BMT = vae.decode(generator.unnormalize(latent_BTZ).transpose(1, 2))
+    out: npt.NDArray[np.float32] = vocoder(mel_BMT)[:, 0].numpy()
     return out
 
 

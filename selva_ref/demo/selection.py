@@ -1,7 +1,8 @@
 """The paper's first stage on the demo's clips: two clips side by side, the text of one, the teacher's view of that one.
 
 The backbone is frozen, so its tokens of every mixed clip are computed once and stored in half precision. A mixed clip
-is used twice: each of its two sources is the target of one row.
+is used twice: each of its two sources is the target of one row. A few clips stay alone, in both places: with the text
+of something else they ask for silence, as a user may of a picture of one thing.
 Shapes: M mixed clips, N tokens of a clip (S*8*P), D width, K kinds.
 """
 
@@ -16,14 +17,16 @@ import torch
 from torch import Tensor
 
 from selva_bundle.atomic import atomic_write
-from selva_ref.demo.models.text import Prompts
-from selva_ref.demo.world.clip_bank import ClipBank, segments_of
+from selva_ref.demo.models.text import UNKNOWN, Prompts
+from selva_ref.demo.world.clip_bank import SEGMENT, SEGMENTS, ClipBank, segments_of
+from selva_ref.demo.world.kinds import KINDS
 from selva_ref.model.video_encoder import Teacher, VideoEncoder
-from selva_ref.training.examples.mixing import side_by_side
 from selva_ref.training.losses import distillation_loss
 
 SHARES = (0.35, 0.65)
 """Range of the target's share of the columns; an object of the demo must stay wider than a patch."""
+ALONE = 0.125
+"""Share of the training pairs that are one clip."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,10 @@ class Mixes:
     """(M, N, D) float16 tokens of the frozen backbone, possibly mapped from disk."""
     sources: np.ndarray
     """(M, 2) indices of the clips on the left and on the right."""
+    kinds: np.ndarray
+    """(M, 2) their kinds."""
+    stills: Tensor
+    """(M, 8, D) the teacher's features of a segment that shows only the first frame of a mixed clip."""
 
     def __len__(self) -> int:
         return 2 * len(self.sources)
@@ -46,6 +53,35 @@ class Mixes:
     def tokens_of(self, rows: np.ndarray) -> Tensor:
         """Tokens of the rows, (B, N, D) float32."""
         return torch.from_numpy(np.ascontiguousarray(self.tokens[rows // 2])).float()
+
+    def kinds_of(self, rows: np.ndarray) -> np.ndarray:
+        """Kind of the target of each row."""
+        out: np.ndarray = self.kinds[rows // 2, rows % 2]
+        return out
+
+    def absent_kinds(self, rng: np.random.Generator, rows: np.ndarray) -> np.ndarray:
+        """Draws for each row what its mixed clip does not show: another kind, or (four in ten) something unknown."""
+        choices = len(KINDS) * 3 // 2
+        drawn = rng.integers(choices, size=len(rows))
+        while (shown := (drawn[:, None] == self.kinds[rows // 2]).any(1)).any():
+            drawn[shown] = rng.integers(choices, size=int(shown.sum()))
+        return np.minimum(drawn, UNKNOWN)
+
+    def still(self, rows: np.ndarray) -> Tensor:
+        """The teacher's features (B, S*8, D) of clips in which nothing ever moves."""
+        return held(self.stills[rows // 2])
+
+
+def held(stills_BJD: Tensor) -> Tensor:
+    """Features of one still segment (B, 8, D) → of a clip of them, (B, S*8, D)."""
+    return stills_BJD.repeat(1, SEGMENTS, 1)
+
+
+@torch.no_grad()
+def still_features(teacher: Teacher, frames_BCHW: Tensor) -> Tensor:
+    """The teacher's features (B, 8, D) of a segment that shows one frame, uint8 (B, 3, H, W)."""
+    frames = frames_BCHW[:, None].expand(-1, SEGMENT, -1, -1, -1)
+    return torch.cat([teacher(segments_of(part))[:, 0] for part in frames.split(32)])
 
 
 @torch.no_grad()
@@ -72,23 +108,34 @@ def pooled(teacher: Teacher, tokens_BND: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """Two clips of different kinds, shown side by side."""
+    """Two clips of different kinds, shown side by side; or one clip alone, as both."""
 
     left: int
     right: int
     share: float
     """The left clip's share of the columns."""
+    near: bool
+    """Cut to the things that sound, so that they are squeezed little: see `ClipBank.beside`."""
 
-    def frames(self, bank: ClipBank) -> Tensor:
-        """The mixed clip, uint8 (T, 3, H, W)."""
-        return side_by_side(bank.frames[self.left], bank.frames[self.right], self.share, target_left=True)
+    def frames(self, bank: ClipBank, count: int | None = None) -> Tensor:
+        """The mixed clip, or its first `count` frames, uint8 (T, 3, H, W)."""
+        if self.left == self.right:
+            return bank.frames[self.left, :count]
+        return bank.beside(self.left, self.right, self.share, self.near, slice(count))
 
 
 def draw_pair(bank: ClipBank, rng: np.random.Generator, share: float | None = None) -> Pair:
-    """Draws a random pair; its share is drawn from `SHARES` unless given."""
+    """Draws a random pair.
+
+    Unless `share` is given, it is drawn from `SHARES`, half of the pairs are `near`, and some are one clip alone.
+    """
     left = rng.integers(len(bank), size=1)
+    if share is None and rng.random() < ALONE:
+        return Pair(left=int(left[0]), right=int(left[0]), share=1.0, near=False)
     right = bank.different_kind(rng, left)
-    return Pair(left=int(left[0]), right=int(right[0]), share=float(rng.uniform(*SHARES)) if share is None else share)
+    near = share is None and bool(rng.random() < 0.5)
+    share = float(rng.uniform(*SHARES)) if share is None else share
+    return Pair(left=int(left[0]), right=int(right[0]), share=share, near=near)
 
 
 def make_mixes(teacher: Teacher, bank: ClipBank, count: int, seed: int, path: Path) -> Mixes:
@@ -98,7 +145,13 @@ def make_mixes(teacher: Teacher, bank: ClipBank, count: int, seed: int, path: Pa
         with atomic_write(path) as temporary:
             _write_tokens(teacher, bank, pairs, temporary)
     sources = np.array([[pair.left, pair.right] for pair in pairs])
-    return Mixes(tokens=np.load(path, mmap_mode="r"), sources=sources)
+    first = torch.stack([pair.frames(bank, 1)[0] for pair in pairs])
+    return Mixes(
+        tokens=np.load(path, mmap_mode="r"),
+        sources=sources,
+        kinds=bank.kinds[sources],
+        stills=still_features(teacher, first),
+    )
 
 
 def _write_tokens(teacher: Teacher, bank: ClipBank, pairs: list[Pair], path: Path) -> None:
@@ -117,28 +170,38 @@ def selection_loss(
     student: VideoEncoder,
     mixes: Mixes,
     clean_NSD: Tensor,
-    bank_kinds: np.ndarray,
     prompts: Prompts,
     t5_CLD: Tensor,
     rng: np.random.Generator,
     batch: int,
+    absent_share: float,
 ) -> Tensor:
-    """L2 between the student on a mixed clip with the target's text and the teacher on the target alone."""
+    """L2 between the student on a mixed clip with the target's text and the teacher on the target alone.
+
+    With probability `absent_share` the text names what the clip does not show, and the teacher sees a still picture.
+    """
     rows = rng.integers(len(mixes), size=batch)
-    targets = mixes.targets(rows)
-    captions = prompts.draw(rng, bank_kinds[targets])
+    absent = rng.random(batch) < absent_share
+    captions = prompts.draw(rng, np.where(absent, mixes.absent_kinds(rng, rows), mixes.kinds_of(rows)))
+    wanted = clean_NSD[mixes.targets(rows)]
+    wanted[absent] = mixes.still(rows[absent])
     seen = student.select(mixes.tokens_of(rows), t5_CLD[captions], prompts.t5_mask[captions])
-    return distillation_loss(seen, clean_NSD[targets])
+    return distillation_loss(seen, wanted)
 
 
 @torch.no_grad()
 def selected(
-    student: VideoEncoder, mixes: Mixes, bank_kinds: np.ndarray, prompts: Prompts, t5_CLD: Tensor, seed: int
+    student: VideoEncoder,
+    mixes: Mixes,
+    rows: np.ndarray,
+    kinds: np.ndarray,
+    prompts: Prompts,
+    t5_CLD: Tensor,
+    rng: np.random.Generator,
 ) -> Tensor:
-    """The student's features for every row, each with one caption of its target, (2M, S*8, D)."""
-    found = []
-    for start in range(0, len(mixes), 16):
-        rows = np.arange(start, min(start + 16, len(mixes)))
-        captions = prompts.draw(np.random.default_rng([seed, 3, start]), bank_kinds[mixes.targets(rows)])
-        found.append(student.select(mixes.tokens_of(rows), t5_CLD[captions], prompts.t5_mask[captions]))
-    return torch.cat(found)
+    """The student's features for rows (R,), each with one caption of a kind (R,): (R, S*8, D)."""
+    captions = prompts.draw(rng, kinds)
+    parts = [slice(start, start + 16) for start in range(0, len(rows), 16)]
+    return torch.cat(
+        [student.select(mixes.tokens_of(rows[p]), t5_CLD[captions[p]], prompts.t5_mask[captions[p]]) for p in parts]
+    )

@@ -20,7 +20,7 @@ from selva_ref.weights.loading import load_part
 SHOWN = 4
 """Number of held-out clips that are shown; the loss is over all of them."""
 STEPS = 25
-JUMPS = 4
+EVALUATIONS = 4
 """The student's evaluations for a stem; its teacher takes `STEPS`, of two each."""
 GUIDANCE = 4.5
 
@@ -95,5 +95,5 @@ def _guided(generator: Generator, sync: Tensor, batch: Batch, visual_tokens: int
 def _jumped(stage: PathRegression, sync: Tensor, batch: Batch) -> Tensor:
     student, own = stage.network, conditions(stage.network, sync, batch, stage.visual_tokens)
     strength = torch.full((1,), GUIDANCE, device=sync.device)
-    made = jumps(lambda x, t, r: student.average(x, t, r, strength, own), batch["noise"], steps=JUMPS)
+    made = jumps(lambda x, t, r: student.average(x, t, r, strength, own), batch["noise"], steps=EVALUATIONS)
     return student.unnormalize(made)

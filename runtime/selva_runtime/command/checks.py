@@ -6,6 +6,7 @@ import os
 from contextlib import ExitStack, suppress
 from fractions import Fraction
 from pathlib import Path
+from threading import Event
 
 from selva_bundle.errors import RequestError
 from selva_bundle.ports import MMAUDIO
@@ -51,11 +52,13 @@ class CheckedRequest:
 
     Raises:
         RequestError: an argument is out of range.
+        BundleError: a file of the bundle was altered.
         MediaNotFoundError: there is no such video.
         MediaError: the video cannot be used.
+        Cancelled: `cancel` was set.
     """
 
-    def __init__(self, asked: GenerateRequest, session: Session, messages: Messages) -> None:
+    def __init__(self, asked: GenerateRequest, session: Session, messages: Messages, cancel: Event | None) -> None:
         self.asked, self._messages = asked, messages
         self.info = session.info
         if asked.video is None:
@@ -69,6 +72,7 @@ class CheckedRequest:
             solver=asked.solver,
             takes=asked.takes,
             quality=asked.quality,
+            cancel=cancel,
         )
         if asked.bed is None:
             for name, given in (("prompt", asked.bed_prompt), ("gain", asked.bed_gain_db)):

@@ -112,7 +112,7 @@ class _Run:
             cache=asked.cache,
         )
         self.info = self.session.info
-        self.checked = CheckedRequest(asked, self.session, self.messages)
+        self.checked = CheckedRequest(asked, self.session, self.messages, cancel)
         self.request, self.video = self.checked.request, self.checked.video
         self.bed = None if asked.bed is None else Bed(asked, self.request, bundle_folder(asked.bed))
 

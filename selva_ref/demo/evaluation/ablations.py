@@ -39,6 +39,7 @@ VARIANTS = (
     Variant(name="full", encoder="video_encoder", generator="generator"),
     Variant(name="without video encoder training", encoder=None, generator="generator_no_encoder"),
     Variant(name="without generator training", encoder="video_encoder", generator="mmaudio"),
+    Variant(name="without silence", encoder="video_encoder_no_silence", generator="generator_no_silence"),
     Variant(name="without [SUP]", encoder="video_encoder_no_sup", generator="generator_no_sup", sup=False),
     Variant(name="joint, one stage", encoder="video_encoder_joint", generator="generator_joint"),
     Variant(name="no selection", encoder=None, generator="mmaudio"),
@@ -50,7 +51,9 @@ def train_no_encoder(run: DemoRun) -> None:
     teacher, rows = run.load(selva_ref.build("teacher", PRESET), "teacher"), np.arange(0, len(run.mixes), 2)
     with torch.no_grad():
         each = torch.cat([pooled(teacher, run.mixes.tokens_of(rows[i : i + 16])) for i in range(0, len(rows), 16)])
-    run.adapt("generator_no_encoder", each.repeat_interleave(2, dim=0))
+    quiet, asked = run.absent_rows(np.random.default_rng([run.seed, 3]), run.plan.absent)
+    seen, targets = each.repeat_interleave(2, dim=0), run.mixes.targets(np.arange(len(run.mixes)))
+    run.adapt("generator_no_encoder", run.examples(seen, targets, (seen[quiet], asked)))
 
 
 def train_no_sup(run: DemoRun) -> None:
@@ -60,20 +63,30 @@ def train_no_sup(run: DemoRun) -> None:
     run.stage2("generator_no_sup", "video_encoder_no_sup", NO_SUP)
 
 
+def train_no_silence(run: DemoRun) -> None:
+    """Trains both stages without texts for what is absent, from the same base generator."""
+    name = "video_encoder_no_silence"
+    if not run.file(name).exists():
+        run.stage1(name, absent=0.0)
+    run.adapt("generator_no_silence", run.selections(name, absent=0.0))
+
+
 def train_joint(run: DemoRun) -> None:
     """Trains encoder and generator together on the flow loss alone: no teacher, no first stage."""
     student = fresh_encoder(PRESET, run.file("teacher"), run.seed + 7)
     generator = run.load(selva_ref.build("generator", PRESET), "mmaudio")
     trainable(student, STAGE1)
     trainable(generator, STAGE2)
-    rows = np.arange(len(run.mixes))
-    examples = run.examples(torch.empty(0), run.mixes.targets(rows))
+    quiet, asked = run.absent_rows(np.random.default_rng([run.seed, 3]), run.plan.absent)
+    rows = np.concatenate((np.arange(len(run.mixes)), quiet))
+    none = torch.empty(0)  # the features come from the encoder
+    examples = run.examples(none, run.mixes.targets(rows[: len(run.mixes)]), (none, asked))
     t5, clip = run.captions
 
     def loss(rng: np.random.Generator, step: int) -> Tensor:
         drawn = rng.integers(len(rows), size=BATCH)
         captions = run.prompts.draw(rng, examples.kinds[drawn])
-        sync = student.select(run.mixes.tokens_of(drawn), t5[captions], run.prompts.t5_mask[captions])
+        sync = student.select(run.mixes.tokens_of(rows[drawn]), t5[captions], run.prompts.t5_mask[captions])
         return generator_loss_on(generator, examples, drawn, sync, clip[captions], rng)
 
     run.fit("joint", nn.ModuleList([student, generator]), loss, run.plan.stage1)

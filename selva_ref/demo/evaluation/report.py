@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 import selva_ref
 from selva_bundle.atomic import atomic_write
 from selva_ref.demo.evaluation.ablations import VARIANTS, Variant, features_of, generator_of
+from selva_ref.demo.evaluation.case_report import case_numbers, case_tables, draw_cases, find
 from selva_ref.demo.evaluation.events import Score
 from selva_ref.demo.evaluation.scores import (
     Judge,
@@ -24,6 +26,7 @@ from selva_ref.demo.evaluation.scores import (
     table,
     test_tokens,
 )
+from selva_ref.demo.evaluation.worst import draw_worst, worst
 from selva_ref.demo.models.audio import SoundBank, log_mel_errors
 from selva_ref.demo.models.listener import Listener
 from selva_ref.demo.run import PRESET, DemoRun
@@ -46,7 +49,7 @@ def judge_of(run: DemoRun) -> Judge:
     listener.load_state_dict(read_checkpoint(run.file("listener")))
     return Judge(
         vae=run.load(selva_ref.build("vae", PRESET), "vae"),
-        vocoder=run.load(selva_ref.build("vocoder", PRESET), "vocoder"),
+        vocoder=run.fast(run.load(selva_ref.build("vocoder", PRESET), "vocoder")),
         mel=run.mel,
         listener=listener.eval(),
         prompts=run.prompts,
@@ -55,23 +58,41 @@ def judge_of(run: DemoRun) -> Judge:
     )
 
 
-def evaluate(run: DemoRun, ablations: bool) -> str:
-    """Scores every trained variant, writes `evaluation.{json,md,png}` and returns the table."""
+def evaluate(run: DemoRun) -> str:
+    """Scores the full recipe and the hard cases; returns the tables. `evaluate_ablations` adds the other variants.
+
+    Writes `evaluation.{json,md,png}`, and of the cases `cases.png` and `worst.png`.
+    """
     court = EvaluationData.of(run)
-    variants = VARIANTS if ablations else VARIANTS[:1]
-    rows = {variant.name: court.scores(run, variant) for variant in variants}
+    rows = {VARIANTS[0].name: court.scores(run, VARIANTS[0])}
     sounds = SoundBank(run.mel, min(32, run.plan.sounds // 4), run.seed + TEST_SEED)
     errors = log_mel_errors(court.judge.vocoder, run.mel, sounds.mels_BMT)
+    found = find(run, court.judge, run.seed + TEST_SEED)
     report = {
         "command": "selva-train demo",
         "seed": run.seed,
         "scenes": run.plan.tests,
         "vocoder_log10_mel_l1": round(errors[0], 4),
         "vocoder_log10_mel_l1_where_loud": round(errors[1], 4),
-        "rows": {name: {test: numbers(s) for test, s in scores.items()} for name, scores in rows.items()},
+        "rows": {},
         "true_sounds": {test: numbers(_truth(court.judge, scenes)) for test, scenes in court.tests.items()},
+        **case_numbers(found, numbers),
     }
-    text = table(rows)
+    draw_cases(found, run.folder / "cases.png")
+    draw_worst(worst(found.with_target), run.folder / "worst.png")
+    return _write_report(run, report, rows)
+
+
+def evaluate_ablations(run: DemoRun) -> str:
+    """Scores every variant that is trained, and adds them to the report of `evaluate`; returns the tables."""
+    report = json.loads((run.folder / "evaluation.json").read_text(encoding="utf-8"))
+    return _write_report(run, report, EvaluationData.of(run).all_scores(run))
+
+
+def _write_report(run: DemoRun, report: dict[str, Any], rows: dict[str, dict[str, Score]]) -> str:
+    """Writes `evaluation.{json,md,png}` with these rows of variants, and returns the tables."""
+    report["rows"] = {name: {test: numbers(s) for test, s in scores.items()} for name, scores in rows.items()}
+    text = f"{table(rows)}\n\n{case_tables(report)}"
     _write(run.folder / "evaluation.json", json.dumps(report, indent=1) + "\n")
     _write(run.folder / "evaluation.md", text + "\n")
     draw(rows, run.folder / "evaluation.png")
@@ -93,6 +114,10 @@ class EvaluationData:
         tests = {"mixed": mixed_tests(count, seed), "composed": composed_tests(count, seed)}
         teacher = run.load(selva_ref.build("teacher", PRESET), "teacher")
         return cls(judge=judge_of(run), tests=tests, tokens={n: test_tokens(teacher, s) for n, s in tests.items()})
+
+    def all_scores(self, run: DemoRun) -> dict[str, dict[str, Score]]:
+        """Scores every variant whose networks are trained, by name."""
+        return {v.name: self.scores(run, v) for v in VARIANTS if run.file(v.generator).exists()}
 
     def scores(self, run: DemoRun, variant: Variant) -> dict[str, Score]:
         """Scores a variant on each test set. The scores are cached in the run's folder, for exactly these networks."""

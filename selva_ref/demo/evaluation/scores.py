@@ -17,7 +17,7 @@ from torch import Tensor
 from selva_ref.demo.evaluation.events import Score, score
 from selva_ref.demo.models.listener import Listener
 from selva_ref.demo.models.text import Prompts
-from selva_ref.demo.sampling import in_batches, sample_stems
+from selva_ref.demo.sampling import Vocode, in_batches, sample_stems
 from selva_ref.demo.selection import backbone_tokens, draw_pair
 from selva_ref.demo.world.clip_bank import ClipBank, single_scenes
 from selva_ref.demo.world.kinds import KINDS
@@ -26,19 +26,17 @@ from selva_ref.model.generator import Generator
 from selva_ref.model.mel import MelSpectrogram
 from selva_ref.model.vae import VAE
 from selva_ref.model.video_encoder import Teacher
-from selva_ref.model.vocoder import Vocoder
 
 BATCH = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class TestScene:
-    """A scene with two sources."""
+    """A scene and what sounds in it: two things, in the tests of this module."""
 
     frames: Tensor
     """uint8 (T, 3, H, W)."""
     sources: tuple[SoundSource, ...]
-    """Two."""
 
 
 def mixed_tests(count: int, seed: int) -> list[TestScene]:
@@ -63,7 +61,7 @@ class Judge:
     """The networks that turn latents into stems and judge them."""
 
     vae: VAE
-    vocoder: Vocoder
+    vocoder: Vocode
     mel: MelSpectrogram
     listener: Listener
     prompts: Prompts

@@ -134,7 +134,7 @@ def _relative(made: Tensor, true: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def log_mel_errors(vocoder: Vocoder, mel: MelSpectrogram, mels_BMT: Tensor) -> tuple[float, float]:
+def log_mel_errors(vocoder: Callable[[Tensor], Tensor], mel: MelSpectrogram, mels_BMT: Tensor) -> tuple[float, float]:
     """Mean absolute log10-mel error of the vocoder's output for true mels: everywhere, and only above -70 dB.
 
     Most of a clip is silence, so the second error is the harder test.

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from selva_ref.demo.world.clip_bank import SEGMENT, SEGMENTS, STEP, ClipBank
 from selva_ref.demo.world.kinds import KINDS
 from selva_ref.model.video_encoder import Teacher
-from selva_ref.training.examples.mixing import side_by_side
 
 CLEAN_SHARE = 0.3
 """Part of the training that uses only clean clips."""
@@ -45,7 +44,7 @@ class TaughtTeacher(nn.Module):
 
 
 def draw_segments(bank: ClipBank, rng: np.random.Generator, batch: int, mixed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Draws random segments, the last `mixed` of them side by side with another kind.
+    """Draws random segments, the last `mixed` of them side by side with another kind, half of those near.
 
     Returns:
         segments (B, 3, 16, H, W) float, onsets (B, 16, K) and presence (B, K) as 0 or 1.
@@ -56,10 +55,10 @@ def draw_segments(bank: ClipBank, rng: np.random.Generator, batch: int, mixed: i
     onsets, presence = torch.zeros(batch, SEGMENT, len(KINDS)), torch.zeros(batch, len(KINDS))
     _label(bank, items, starts, np.arange(batch), onsets, presence)
     if mixed:
-        rows = np.arange(batch - mixed, batch)
-        others = torch.stack([bank.frames[i, s : s + SEGMENT] for i, s in zip(pairs[rows], starts[rows], strict=True)])
-        joined = side_by_side(frames[rows].flatten(0, 1), others.flatten(0, 1), share, bool(rng.integers(2)))
-        frames[rows] = joined.unflatten(0, (mixed, SEGMENT))
+        rows, left_first = np.arange(batch - mixed, batch), rng.integers(2, size=batch)
+        for row, near in zip(rows, rng.random(mixed) < 0.5, strict=True):
+            left, right = (items[row], pairs[row]) if left_first[row] else (pairs[row], items[row])
+            frames[row] = bank.beside(left, right, share, near, slice(starts[row], starts[row] + SEGMENT))
         _label(bank, pairs[rows], starts[rows], rows, onsets, presence)
     return frames.movedim(1, 2).float().div_(127.5).sub_(1), onsets, presence
 

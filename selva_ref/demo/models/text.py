@@ -1,6 +1,7 @@
 """The demo's text towers: small T5 and CLIP stacks that learn which captions mean the same kind of thing.
 
-The official towers read any text; these know the words of `kinds` and little else.
+The official towers read any text; these know the words of `kinds` and little else. Everything else means one more kind,
+`UNKNOWN`. The towers learn that from captions of what the world does not have, and from nonsense.
 Shapes: C captions, L tokens, D width.
 """
 
@@ -14,8 +15,16 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from selva_ref.demo.world.kinds import CAPTIONS, KINDS, SCENES
+from selva_ref.demo.world.kinds import ABSENT, CAPTIONS, KINDS, SCENES, nonsense
 from selva_ref.model.text import ClipTower, T5Tower
+
+UNKNOWN = len(KINDS)
+"""The number of the kind of all captions that name nothing in the world."""
+
+NONSENSE = 1500
+"""Number of texts that mean nothing among the captions."""
+UNKNOWN_DRAWS = 3
+"""How often a caption of nothing in the world is drawn in the towers' training, compared with one of each kind."""
 
 
 class TaughtTowers(nn.Module):
@@ -24,16 +33,20 @@ class TaughtTowers(nn.Module):
     def __init__(self, t5: T5Tower, clip: ClipTower, width: int) -> None:
         super().__init__()
         self.t5, self.clip = t5, clip
-        self.t5_head, self.clip_head = nn.Linear(width, len(KINDS)), nn.Linear(width, len(KINDS))
+        self.t5_head, self.clip_head = nn.Linear(width, UNKNOWN + 1), nn.Linear(width, UNKNOWN + 1)
 
 
 class Prompts:
-    """Every caption in every scene, tokenised for both towers."""
+    """Every caption to train with in every scene, tokenised for both towers."""
 
     def __init__(self, tokenizers: dict[str, Tokenizer]) -> None:
-        texts = [(scene.format(c), k) for k, kind in enumerate(KINDS) for c in CAPTIONS[kind] for scene in SCENES]
+        each = [*(CAPTIONS[kind] for kind in KINDS), ABSENT]
+        texts = [(scene.format(c), k) for k, captions in enumerate(each) for c in captions for scene in SCENES]
+        texts += [(text, UNKNOWN) for text in nonsense(NONSENSE, 0)]
         self.texts = [text for text, _ in texts]
         self.kinds = np.array([kind for _, kind in texts])
+        """(C,) kind of each caption; `UNKNOWN` for one that names nothing in the world."""
+        self._first, self._count = np.unique(self.kinds, return_index=True, return_counts=True)[1:]
         ids = [tokenizers["t5"].encode(text).ids for text in self.texts]
         longest = max(len(one) for one in ids)
         self.t5_ids = torch.tensor([[*one, *[0] * (longest - len(one))] for one in ids])
@@ -44,14 +57,19 @@ class Prompts:
     def _clip_ids(self, texts: Sequence[str]) -> Tensor:
         return torch.tensor([self.clip_tokenizer.encode(text).ids for text in texts])
 
+    def draw_all(self, rng: np.random.Generator, batch: int) -> np.ndarray:
+        """Draws captions of all kinds and of none, (B,) indices."""
+        return self.draw(rng, np.minimum(rng.integers(len(KINDS) + UNKNOWN_DRAWS, size=batch), UNKNOWN))
+
     def draw(self, rng: np.random.Generator, kinds: np.ndarray) -> np.ndarray:
         """Draws one caption for each kind, (B,) indices."""
-        each = len(self.texts) // len(KINDS)
-        return kinds * each + rng.integers(each, size=len(kinds))
+        out: np.ndarray = self._first[kinds] + rng.integers(self._count[kinds])
+        return out
 
     def plain(self, kinds: np.ndarray) -> np.ndarray:
         """The plain caption of each kind, (B,) indices."""
-        return np.asarray(kinds) * (len(self.texts) // len(KINDS))
+        out: np.ndarray = self._first[kinds]
+        return out
 
     @torch.no_grad()
     def features(self, t5: T5Tower, clip: ClipTower) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ them, as the paper does, makes new scenes at no cost.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,10 +20,12 @@ from selva_ref.demo.world.kinds import KINDS
 from selva_ref.demo.world.scenes import FPS, FRAMES, SIZE, Scene, composed_scene, render, single_scene
 from selva_ref.model.presets import PRESETS
 from selva_ref.model.video_encoder import segment
+from selva_ref.training.examples.mixing import side_by_side
 
 VIDEO = PRESETS["demo"].video
 SEGMENT, STEP = VIDEO.segment_frames, VIDEO.segment_step
 SEGMENTS = (FRAMES - SEGMENT) // STEP + 1
+_ALL = slice(None)
 PICTURES = np.ceil(np.arange(FRAMES * PRESETS["demo"].clip_fps // FPS) * FPS / PRESETS["demo"].clip_fps).astype(int)
 """(C,) the frame that is shown at each tick of the image tower's rate: the first one at or after it."""
 
@@ -68,6 +71,26 @@ class ClipBank:
             frames[index] = render(scene)
             if (index + 1) % 1000 == 0:
                 print(f"rendered {index + 1}/{len(self.scenes)} clips", file=sys.stderr, flush=True)
+
+    def beside(self, left: int, right: int, share: float, near: bool, shown: slice = _ALL) -> Tensor:
+        """Two clips side by side, the left one in a `share` of the columns: uint8 (T, 3, H, W) of the frames `shown`.
+
+        Each is squeezed as in the paper. If `near`, only the columns around its first source are: as few as hold it
+        and fill its part, so that it is squeezed little or not at all.
+        """
+        columns = int(share * SIZE)
+        first, second = (
+            self._around(item, width, shown) if near else self.frames[item, shown]
+            for item, width in ((left, columns), (right, SIZE - columns))
+        )
+        return side_by_side(first, second, share, target_left=True, width=SIZE)
+
+    def _around(self, item: int, columns: int, shown: slice) -> Tensor:
+        """The frames `shown` of a clip, cut to its first source and at least `columns` columns."""
+        place = self.scenes[item].sources[0].place
+        width = min(SIZE, max(columns, math.ceil(place.size * SIZE)))
+        start = min(max(0, round(place.x * SIZE - width / 2)), SIZE - width)
+        return self.frames[item, shown, :, :, start : start + width]
 
     def different_kind(self, rng: np.random.Generator, items: np.ndarray) -> np.ndarray:
         """Draws for each item another one of a different kind."""

@@ -140,6 +140,8 @@ def _bell(canvas: Canvas, place: Place, clocks: Clocks, colour: Colour) -> None:
     canvas.bar(top_x, top_y + 0.1 * place.size, *place.at(lean, 0.08), 0.34 * place.size, gold)
     left, right = place.at(lean - 0.26, 0.22), place.at(lean + 0.26, 0.22)
     canvas.bar(*left, *right, 0.14 * place.size, shade(gold, 0.85))
+    struck = np.clip(1 - clocks.since / 0.12, 0, 1)  # only a strike shows it, no swing back
+    canvas.disc(*place.at(lean + 0.26, 0.22), 0.13 * place.size, (1.0, 0.97, 0.75), alpha=struck)
 
 
 def _drum(canvas: Canvas, place: Place, clocks: Clocks, colour: Colour) -> None:

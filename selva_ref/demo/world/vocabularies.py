@@ -1,7 +1,7 @@
 """Makes the demo preset's two small tokenizers: `python -m selva_ref.demo.world.vocabularies`.
 
-They are learned from the sound captions below, so that the demo needs no third-party files. The result depends only on
-this file: the same captions give the same bytes.
+They are learned from the captions of the demo's world, so that the demo needs no third-party files: the same captions
+give the same bytes. Words that are kept out of training are spelled in pieces.
 """
 
 from __future__ import annotations
@@ -17,34 +17,19 @@ from tokenizers.normalizers import NFKC, Lowercase, Replace, Sequence
 from tokenizers.pre_tokenizers import ByteLevel, Metaspace
 from tokenizers.processors import TemplateProcessing
 
+from selva_ref.demo.world.kinds import ABSENT, CAPTIONS, SCENES
 from selva_ref.model.presets import PRESETS
 from selva_ref.model.text_tokenizers import CLIP_END, CLIP_START, T5_END, clip_pipeline, save
 
 TEXT = PRESETS["demo"].text
 
-_SOURCES = (
-    "dog barking, cat meowing, bird chirping, rooster crowing, cow mooing, horse galloping, sheep bleating, "
-    "frog croaking, owl hooting, bee buzzing, crickets chirping, man speaking, woman speaking, child laughing, "
-    "baby crying, crowd cheering, people clapping, choir singing, man coughing, person sneezing, footsteps, "
-    "footsteps on gravel, footsteps on snow, door slamming, door knocking, door creaking, bell ringing, "
-    "clock ticking, telephone ringing, keyboard typing, glass breaking, water dripping, water pouring, "
-    "toilet flushing, vacuum cleaner, hair dryer, sawing wood, hammer striking, drill, chainsaw, lawn mower, "
-    "car engine, car horn, car passing by, motorcycle revving, truck reversing, bus, train passing, train whistle, "
-    "aeroplane, helicopter, ship horn, police siren, ambulance siren, fire alarm, fire crackling, fireworks, "
-    "explosion, gunshot, rain, rain on a roof, thunder, wind, ocean waves, stream, waterfall, drums, drum roll, "
-    "snare drum, bass drum, cymbal crash, acoustic guitar, electric guitar, bass guitar, violin, cello, piano, "
-    "organ, flute, clarinet, saxophone, trumpet, trombone, harp, accordion, banjo, tambourine, gong, wind chimes, "
-    "ball bouncing, ball hit, tennis, basketball, skateboarding, bowling, swimming, splash, click, beep, thud, "
-    "impact, tick, whoosh, hum, hiss, rumble, buzz, tone, noise, high tone, low tone, red square, blue circle, "
-    "green triangle, yellow ball, white cross, moving up, moving down, moving left, moving right"
-)
-_SCENES = ("{}", "{} outdoors", "{} in a room", "a {} in the distance", "loud {}", "the sound of {}", "{} and music")
 _CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,:;!?'\"()-+/&%"
 
 
 def captions() -> list[str]:
-    """Combines every scene with every source."""
-    return [scene.format(source) for scene, source in product(_SCENES, _SOURCES.split(", "))]
+    """Combines every scene with every caption that is trained with."""
+    sources = [*ABSENT, *(caption for found in CAPTIONS.values() for caption in found)]
+    return [scene.format(source) for scene, source in product(SCENES, sources)]
 
 
 def make_t5() -> Tokenizer:

@@ -23,12 +23,14 @@ def draw_share(rng: np.random.Generator, alpha: float = 1.0, minimum: float = 0.
     return float(np.clip(rng.beta(alpha, alpha), minimum, 1 - minimum))
 
 
-def side_by_side(target_T3HW: Tensor, pair_T3HW: Tensor, share: float, target_left: bool) -> Tensor:
+def side_by_side(
+    target_T3HW: Tensor, pair_T3HW: Tensor, share: float, target_left: bool, width: int | None = None
+) -> Tensor:
     """Returns uint8 (T, 3, H, W): the target in int(share * W) columns, its pair in the rest.
 
-    Resizes with antialiased bicubic on uint8, like every frame of the model.
+    Resizes with antialiased bicubic on uint8, like every frame of the model. W is the target's unless `width` is given.
     """
-    height, width = target_T3HW.shape[-2:]
+    height, width = target_T3HW.shape[-2], target_T3HW.shape[-1] if width is None else width
     columns = int(share * width)
     target, pair = _squeeze(target_T3HW, height, columns), _squeeze(pair_T3HW, height, width - columns)
     return torch.cat((target, pair) if target_left else (pair, target), dim=-1)
