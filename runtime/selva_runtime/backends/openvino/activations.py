@@ -1,8 +1,8 @@
-"""Keep activations apart from the linear layer before them, so that OpenVINO may choose its fastest matrix product.
+"""Keep activations apart from the linear layers before them, so that OpenVINO multiplies by the faster library.
 
-OpenVINO computes a linear layer of float32 by MLAS. If an activation can be part of the layer it takes oneDNN's product
-instead, which is slower by more than a pass over the result takes. Both forms below are the same function, written so that OpenVINO does
-not fuse them into the layer, but into one pass after it.
+OpenVINO computes linear layers of float32 by MLAS, but a layer with an activation by oneDNN. On a CPU without AVX-512
+that costs more than a pass over the layer's outputs. The forms below are the same functions, written so that OpenVINO
+fuses them with each other, but not with the layer.
 """
 
 from __future__ import annotations
@@ -30,6 +30,15 @@ def separate_activations(openvino: Any, model: Any) -> int:
             continue
         count += 1
     return count
+
+
+def has_avx512(openvino: Any, core: Any) -> bool:
+    """Whether OpenVINO computes with AVX-512 here. It names its instruction set only in the graphs it compiled."""
+    ops = openvino.opset13
+    values = ops.parameter([1, 16], np.float32)
+    model = openvino.Model([ops.softmax(values, 1)], [values])
+    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return any("avx512" in node.get_rt_info()["primitiveType"].value for node in compiled.get_runtime_model().get_ops())
 
 
 def _number(ops: Any, value: float) -> Any:
