@@ -223,7 +223,7 @@ def test_peak_memory(tmp_path: Path) -> None:
 
 def test_quality_compares_every_way_with_the_first(tmp_path: Path) -> None:
     """In a process of its own: training in one that did this crashed at Ctrl-C, on a CPU with bfloat16."""
-    first_second = "import sys; from selva_bench import quality; quality.DURATION_S = 1.0; quality.main(sys.argv[1:])"
+    first_second = "import sys; from selva_bench import quality; quality.DURATION_S = 2.0; quality.main(sys.argv[1:])"
     asked = [sys.executable, "-c", first_second, "--scenes", "1", "--out", tmp_path / "quality.json"]
     done = subprocess.run(asked, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

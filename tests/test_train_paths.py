@@ -14,7 +14,7 @@ import selva_ref
 from selva_ref.model.average import AverageGenerator
 from selva_ref.model.generator import Conditions, Generator
 from selva_ref.training.paths import JUMPS, draw_spans, guided_path, path_loss, state_at
-from selva_ref.training.validation import JUMPS as EVALUATIONS
+from selva_ref.training.validation import EVALUATIONS
 from selva_ref.weights import random_weights
 
 STEPS = 10

@@ -14,6 +14,7 @@ import numpy as np
 
 from attacks.campaign import answer
 from selva_bench.worker import peak_memory_bytes
+from selva_bundle.ports import QUALITIES
 from selva_runtime import SelvaError, Session
 
 DURATION_S = 0.96
@@ -77,7 +78,7 @@ class _Opened:
 
 
 def use(case: dict[str, Any]) -> dict[str, Any]:
-    """Opens, encodes and generates twice; returns every outcome as JSON."""
+    """Opens, encodes, and generates a stem and a draft of each prompt; returns every outcome as JSON."""
     at, swap = "open", Swap(case["bundle"], case.get("swap"))
     try:
         session = Session(case["bundle"], backend="cpu", threads=1)
@@ -88,7 +89,8 @@ def use(case: dict[str, Any]) -> dict[str, Any]:
         swap.at("encoded")
         at, stems = "generate", []
         for prompt in PROMPTS[: case["stems"]]:
-            stems += session.generate(clip, [prompt], steps=2)
+            for quality in QUALITIES:
+                stems += session.generate(clip, [prompt], steps=2, quality=quality)
             swap.at("generated")
         outcome: dict[str, Any] = {"stems": [_described(stem.audio, info.sample_rate_hz) for stem in stems]}
     except BaseException as error:  # tokenizers panics with a BaseException
