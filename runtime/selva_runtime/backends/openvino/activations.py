@@ -37,7 +37,8 @@ def has_avx512(openvino: Any, core: Any) -> bool:
     ops = openvino.opset13
     values = ops.parameter([1, 16], np.float32)
     model = openvino.Model([ops.softmax(values, 1)], [values])
-    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1, "ENABLE_CPU_PINNING": False}
+    compiled = core.compile_model(model, "CPU", settings)
     return any("avx512" in node.get_rt_info()["primitiveType"].value for node in compiled.get_runtime_model().get_ops())
 
 
