@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 import selva_ref
 from selva_export.rewrites import rewrite
 from selva_export.rewrites.vocoder import PolyphaseActivation
+from selva_ref.model.layers import cast
+from selva_ref.model.text import Float32Linear
 from selva_ref.model.vocoder import Activation
 from selva_ref.weights.loading import load_part
 
@@ -48,6 +51,19 @@ def test_image_tower() -> None:
     rewrite(tower)
     assert not torch.equal(tower(frames), want)
     torch.testing.assert_close(tower(frames), want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_text_towers(half: bool) -> None:
+    """T5's feed-forward outputs stay in float32."""
+    ids, mask = torch.randint(1, 100, (2, 6)), torch.ones(2, 6, dtype=torch.bool)
+    for name, inputs in (("text_t5", (ids, mask)), ("text_clip", (torch.randint(1, 100, (2, DEMO.text.clip_tokens)),))):
+        tower = cast(load_part(name, DEMO, None), torch.float16 if half else torch.float32)
+        want, plain = tower(*inputs), {type(layer) for layer in tower.modules()}
+        rewrite(tower)
+        assert {nn.Linear, Float32Linear}.isdisjoint(type(layer) for layer in tower.modules())
+        assert nn.Linear in plain
+        torch.testing.assert_close(tower(*inputs), want, rtol=1e-2 if half else 1e-4, atol=1e-3 if half else 1e-5)
 
 
 def test_vae_decoder() -> None:

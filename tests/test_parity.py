@@ -17,6 +17,7 @@ import selva_ref
 from selva_export.bundle import ExportRequest, export_bundle
 from selva_ref.pipeline import Pipeline
 from selva_runtime import Session
+from selva_runtime.backends.openvino.activations import has_avx512
 
 PROMPTS = ("dog barking", "rain on a tin roof", "footsteps on gravel", "bells")
 CASES = {
@@ -37,6 +38,7 @@ BOUNDS_DB = {
     ("openvino", "fp32", "exact"): (80, np.inf, ALL),
     ("openvino", "fp16", "exact"): (35, 80, ONE),
     ("openvino", "fp32", "bf16"): (22, 60, ONE),
+    ("openvino", "fp32", "int8"): (22, 60, ONE),
     ("cuda on a simulated GPU", "fp32", "exact"): (80, np.inf, ALL[:-1]),
     ("tensorrt on a simulated GPU", "fp32", "exact"): (80, np.inf, ALL),
     ("cuda", "fp32", "exact"): (35, np.inf, ALL),  # not measured yet, like all below; TF32 is allowed
@@ -101,6 +103,8 @@ def session_on(backend: str, precision: str, bundle: Path, folder: Path) -> Iter
             openvino = pytest.importorskip("openvino")
             if precision == "bf16" and "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
                 pytest.skip("this CPU has no bfloat16")
+            if precision == "int8" and not has_avx512(openvino, openvino.Core()):
+                pytest.skip("this CPU has no AVX-512")
         session = Session(bundle, backend=backend, precision=precision)
         assert (session.info.backend, session.info.compute_precision) == (backend, precision)
         yield session

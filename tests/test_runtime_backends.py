@@ -112,7 +112,7 @@ def test_an_fp32_bundle_on_a_gpu_is_said_to_be_slow(opened, demo_bundle_fp16, mo
 def test_bf16_beside_a_gpu_says_that_it_is_not_used(opened, monkeypatch):
     monkeypatch.setitem(backends.MAKERS, "openvino", lambda *_: SimpleNamespace(backend="openvino"))
     monkeypatch.setattr(backends, "has_nvidia_gpu", lambda: False)
-    assert make_executor(opened, "auto", 1, "bf16").notice == "CPU with OpenVINO (it computes in bfloat16)"
+    assert make_executor(opened, "auto", 1, "bf16").notice == "CPU with OpenVINO (it computes in bf16)"
     monkeypatch.setattr(backends, "has_nvidia_gpu", lambda: True)
     assert "NVIDIA GPU is not used, choose the precision exact" in make_executor(opened, "auto", 1, "bf16").notice
 

@@ -28,10 +28,13 @@ from selva_runtime.backends.choose import make_executor
 from selva_runtime.backends.cores import usable_cores
 from selva_runtime.backends.executor import CpuSettings
 from selva_runtime.backends.mapped import FileBackedArrays, mappings, release_pages, releasing_pages
+from selva_runtime.backends.openvino.activations import has_avx512, separate_activations
 from selva_runtime.backends.openvino.cosine import replace_cosines
 from selva_runtime.backends.openvino.executor import OpenVinoExecutor, import_openvino
+from selva_runtime.backends.openvino.int8 import SETTINGS, quantize_layers
 from selva_runtime.command.cli import main
 
+ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="OpenVINO is not installed")
 
 
@@ -212,6 +215,104 @@ def test_cosines_become_polynomials():
         np.testing.assert_allclose(compiled([angles])[0], np.cos(angles.astype(np.float64)), rtol=0, atol=tolerance)
 
 
+def compiled_products(model):
+    """The kernels of all linear layers, in order: MLAS, or oneDNN with the activation in it."""
+    openvino = import_openvino()
+    compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    nodes = [node.get_rt_info() for node in compiled.get_runtime_model().get_ordered_ops()]
+    return compiled, [
+        "mlas" in node["primitiveType"].value for node in nodes if node["layerType"].value == "FullyConnected"
+    ]
+
+
+@pytest.mark.parametrize("gated_first", [True, False])
+def test_activations_are_kept_apart_from_products(gated_first):
+    """A GELU and a gated SiLU: the same values, by other products."""
+    openvino, rng = import_openvino(), np.random.default_rng(0)
+    ops = openvino.opset13
+    x = ops.parameter([1, 256, 256], np.float32)
+
+    def layer(values, width, inner):
+        return ops.matmul(values, ops.constant(rng.standard_normal((width, inner)).astype(np.float32)), False, True)
+
+    hidden = ops.gelu(layer(x, 384, 256), "erf")
+    asked, gate = layer(hidden, 256, 384), layer(hidden, 256, 384)
+    silu = ops.multiply(asked, ops.sigmoid(asked))
+    model = openvino.Model([ops.multiply(silu, gate) if gated_first else ops.multiply(gate, silu)], [x])
+    values = rng.standard_normal((1, 256, 256)).astype(np.float32)
+    compiled, by_mlas = compiled_products(model)
+    assert by_mlas in ([False, False, True], [False, True, False])
+    want = compiled([values])[0]
+    assert separate_activations(openvino, model) == 2
+    compiled, by_mlas = compiled_products(model)
+    assert by_mlas == [True, True, True]
+    np.testing.assert_allclose(compiled([values])[0], want, rtol=1e-5, atol=1e-5 * np.abs(want).max())
+
+
+@needs_linux
+def test_the_instruction_set_is_that_of_the_cpu():
+    openvino = import_openvino()
+    assert has_avx512(openvino, openvino.Core()) == (" avx512f" in Path("/proc/cpuinfo").read_text())
+
+
+def test_large_layers_become_int8():
+    """Two layers, one of them with its weights the other way round; a small one stays."""
+    openvino, rng = import_openvino(), np.random.default_rng(0)
+    if not has_avx512(openvino, openvino.Core()):
+        pytest.skip("OpenVINO multiplies int8 numbers only with AVX-512")
+    ops = openvino.opset13
+    x = ops.parameter([1, 40, 256], np.float32)
+    weights = [rng.standard_normal(shape).astype(np.float32) for shape in ((256, 256), (256, 192), (16, 192))]
+    hidden = ops.matmul(ops.matmul(x, ops.constant(weights[0]), False, True), ops.constant(weights[1]), False, False)
+    model = openvino.Model([hidden, ops.matmul(hidden, ops.constant(weights[2]), False, True)], [x])
+    assert quantize_layers(openvino, model) == 2
+    settings = {"INFERENCE_PRECISION_HINT": "f32", **SETTINGS}
+    values = rng.standard_normal((1, 40, 256)).astype(np.float32)
+    compiled = openvino.Core().compile_model(model, "CPU", settings)
+    kernels = [node.get_rt_info()["primitiveType"].value for node in compiled.get_runtime_model().get_ops()]
+    assert kernels.count("unknown_i8") == 2  # constants
+    found = compiled([values])[0]
+    want = values @ weights[0].T @ weights[1]
+    assert 0.003 < np.linalg.norm(found - want) / np.linalg.norm(want) < 0.03
+    without = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})([values])[0]
+    assert not np.array_equal(found, without)  # the inputs were quantized too
+
+
+def test_int8_is_refused_without_avx512(demo_bundle, tmp_path):
+    program = "from selva_runtime.command.start import generate; generate()"
+    asked = [sys.executable, "-c", program, ROOT / "examples" / "street.mp4", "-p", "rain", "-o", tmp_path]
+    told = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    done = subprocess.run(
+        [*asked, "--bundle", demo_bundle, "--precision", "int8"], env=told, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr == "error: int8 is not faster on a CPU without AVX-512; choose the precision exact\n"
+
+
+def test_without_avx512_activations_of_the_video_graphs_are_kept_apart(demo_bundle):
+    """OpenVINO is told to do without AVX-512, and says what it used."""
+    program = (
+        "import sys; from pathlib import Path; from selva_bundle.bundle import Bundle\n"
+        "from selva_runtime.backends.openvino.executor import OpenVinoExecutor\n"
+        "executor = OpenVinoExecutor(Bundle.open(Path(sys.argv[1])), threads=1)\n"
+        "print(executor._has_avx512)\n"
+        "for name in ('video_backbone', 'video_select', 'guided_step'):\n"
+        "    executor.load(name)\n"
+        "    kinds = [node.get_type_name() for node in executor._models[name].get_ops()]\n"
+        "    print(name, kinds.count('Gelu'), kinds.count('Erf'))\n"
+    )
+    told = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    asked = [sys.executable, "-c", program, demo_bundle]
+    done = subprocess.run(asked, env=told, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("False\n")
+    counts = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines()[1:]}
+    assert {name: gelus for name, (gelus, _) in counts.items() if name != "guided_step"} == {
+        "video_backbone": "0",
+        "video_select": "0",
+    }
+    assert int(counts["video_backbone"][1]) > 0
+
+
 @pytest.mark.parametrize("quality", ["best", "draft"])
 def test_the_step_of_either_quality_is_rewritten(both_bundle, monkeypatch, quality):
     tiles = []
@@ -262,10 +363,11 @@ def test_auto_takes_the_faster_on_a_cpu(opened, monkeypatch, worth_compiling):
     assert backends._best_on_cpu(opened, CpuSettings(), "").backend == "cpu", "the demo bundle is small"
 
 
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
 @pytest.mark.parametrize("backend", ["cpu", "cuda", "tensorrt"])
-def test_bf16_is_refused_where_it_cannot_be_had(demo_bundle, backend):
-    with pytest.raises(BackendError, match=rf"the {backend} backend cannot compute in bf16 .* backend openvino"):
-        Session(demo_bundle, backend=backend, precision="bf16")
+def test_less_exact_is_refused_where_it_cannot_be_had(demo_bundle, backend, precision):
+    with pytest.raises(BackendError, match=rf"the {backend} backend cannot compute in {precision}; .* openvino"):
+        Session(demo_bundle, backend=backend, precision=precision)
 
 
 def test_a_cpu_without_bf16_is_refused(opened, monkeypatch):
@@ -279,8 +381,8 @@ def test_a_cpu_without_bf16_is_refused(opened, monkeypatch):
 
 
 def test_an_unknown_precision_is_refused(demo_bundle):
-    with pytest.raises(RequestError, match="unknown precision 'int8'; choose one of exact, bf16"):
-        Session(demo_bundle, precision="int8")
+    with pytest.raises(RequestError, match="unknown precision 'int4'; choose one of exact, bf16, int8"):
+        Session(demo_bundle, precision="int4")
 
 
 def test_the_command_refuses_in_one_line(demo_bundle, tmp_path):
@@ -294,6 +396,7 @@ def test_the_command_refuses_in_one_line(demo_bundle, tmp_path):
 def test_the_benchmark_knows_it_as_a_side():
     assert backend_and_arithmetic("openvino") == ("openvino", "exact")
     assert backend_and_arithmetic("openvino-bf16") == ("openvino", "bf16")
+    assert backend_and_arithmetic("openvino-int8") == ("openvino", "int8")
 
 
 def test_importing_it_reports_nothing_and_leaves_nothing(tmp_path):

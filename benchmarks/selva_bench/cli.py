@@ -64,7 +64,7 @@ class _Bench(OneLineCommand):
     callback=_list,
     default="auto",
     show_default=True,
-    help="Backends, with commas between, openvino-bf16 among them; all: each that can run here.",
+    help="Backends, with commas between, openvino-bf16 and openvino-int8 among them; all: each that can run here.",
 )
 @click.option(
     "--against",

@@ -11,8 +11,6 @@ from selva_runtime import SelvaError
 MAX_STEMS = 64
 AUTO, ALL = "auto", "all"
 BASELINES = ("torch", "torch-compile")
-BF16_SUFFIX = "-bf16"
-"""Ends the name, in the benchmark only, of a backend that computes in bfloat16."""
 
 
 class BenchError(SelvaError, RuntimeError):
@@ -36,7 +34,7 @@ class BenchOptions:
     cache: Path
     """Folder of the exported bundles."""
     backends: tuple[str, ...]
-    """Names of the runtime's backends, possibly with `BF16_SUFFIX`, or `AUTO` or `ALL`."""
+    """Names of the runtime's backends, possibly with a precision ("openvino-bf16"), or `AUTO` or `ALL`."""
     baselines: tuple[str, ...]
     stems: tuple[int, ...]
     """Numbers of stems of one video to time; 1 is always timed."""

@@ -10,7 +10,7 @@ from typing import Any
 from selva_bench.statistics import AFTER_DECODE, STAGES
 from selva_bundle.atomic import atomic_write, output_error
 from selva_bundle.ports import DRAFT
-from selva_runtime.backends.executor import BF16
+from selva_runtime.backends.executor import EXACT
 
 _LABEL_WIDTH, _WIDTH = 26, 28
 _BAR = 0.8
@@ -93,8 +93,8 @@ def _row(label: str, cells: Any) -> str:
 
 
 def _what(side: dict[str, Any]) -> str:
-    in_bf16 = " in bf16" if side.get("compute_precision") == BF16 else ""
-    return f"{side['backend']} {side['precision']}{in_bf16}"
+    computed = side.get("compute_precision", EXACT)
+    return f"{side['backend']} {side['precision']}" + (f" in {computed}" if computed != EXACT else "")
 
 
 def _spread(summary: dict[str, Any] | None) -> str:

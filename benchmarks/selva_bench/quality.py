@@ -31,9 +31,9 @@ from selva_ref.demo.world.scenes import DURATION_S
 from selva_ref.model.mel import MelSpectrogram
 from selva_ref.model.presets import PRESETS
 from selva_runtime import BackendError, Session
-from selva_runtime.backends.executor import BF16, EXACT
+from selva_runtime.backends.executor import BF16, EXACT, INT8
 
-WAYS = (("cpu", EXACT), ("openvino", EXACT), ("openvino", BF16))
+WAYS = (("cpu", EXACT), ("openvino", EXACT), ("openvino", BF16), ("openvino", INT8))
 """Backend and arithmetic; the others are compared with the first."""
 Sounds = npt.NDArray[np.float32]
 

@@ -19,17 +19,18 @@ import numpy.typing as npt
 
 from selva_bench import machine
 from selva_bench.inputs import export_if_outdated, video_lasting
-from selva_bench.options import ALL, AUTO, BF16_SUFFIX, BenchError, BenchOptions
+from selva_bench.options import ALL, AUTO, BenchError, BenchOptions
 from selva_bench.presentation import save
 from selva_bench.statistics import ratios, real_time_factor, snr_db, stems_in, summarise_rounds
 from selva_bench.worker import RUNTIME, TORCH, WorkerError, WorkerProcess
 from selva_bundle.bundle import Bundle
 from selva_bundle.manifest import Manifest
 from selva_runtime.backends.choose import BACKENDS
+from selva_runtime.backends.executor import BF16, INT8
 from selva_runtime.request import check_span
 
 FORMAT_VERSION = 1
-_ALL_BACKENDS = (*BACKENDS, f"openvino{BF16_SUFFIX}")
+_ALL_BACKENDS = (*BACKENDS, f"openvino-{BF16}", f"openvino-{INT8}")
 _CPU_BACKENDS = ("cpu", "openvino")
 
 

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from selva_bench.options import BF16_SUFFIX, BenchError, BenchOptions
+from selva_bench.options import BenchError, BenchOptions
 from selva_bench.statistics import round_totals
-from selva_runtime.backends.executor import BF16, EXACT
+from selva_runtime.backends.executor import COMPUTE_PRECISIONS, EXACT
 from selva_runtime.results import Clip, Stem
 from selva_runtime.session import Session
 
@@ -61,8 +61,8 @@ class StageClock:
 
 def backend_and_arithmetic(label: str) -> tuple[str, str]:
     """Splits the name of a side: "openvino-bf16" is the backend openvino, computing in bfloat16."""
-    backend = label.removesuffix(BF16_SUFFIX)
-    return backend, EXACT if backend == label else BF16
+    backend, _, precision = label.rpartition("-")
+    return (backend, precision) if precision in COMPUTE_PRECISIONS else (label, EXACT)
 
 
 class RuntimeSide:

@@ -96,7 +96,7 @@ class SessionInfo:
     precision: str
     """The bundle's: "fp32" or "fp16"."""
     compute_precision: str
-    """"exact" or "bf16", as the caller asked."""
+    """"exact", "bf16" or "int8", as the caller asked."""
     weights: str
     """"official", "trained" or "random"."""
     notice: str

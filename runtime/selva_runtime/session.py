@@ -53,10 +53,10 @@ class Session:
     """A bundle on a backend. Calls from several threads take turns. A forked process must open its own session.
 
     `backend` "auto" takes the fastest that runs here (`info.backend_reason` says why); any other name is used or
-    refused. `threads` limits the CPU threads (None: the cores that the process may use). `precision` "bf16" is faster
-    and less exact, and needs a CPU with bfloat16. `keep_text_towers` keeps the text towers in memory between new
-    prompts (None: only on a GPU). `cache` is the folder in which later sessions find what this one computed (None:
-    SELVA_CACHE, or else the user's cache folder; "none": nothing is kept).
+    refused. `threads` limits the CPU threads (None: the cores that the process may use). `precision` "bf16" and
+    "int8" are faster and less exact, and need a CPU with bfloat16 or AVX-512. `keep_text_towers` keeps the text towers
+    in memory between new prompts (None: only on a GPU). `cache` is the folder in which later sessions find what this
+    one computed (None: SELVA_CACHE, or else the user's cache folder; "none": nothing is kept).
 
     Raises:
         BundleError: the bundle is missing, damaged or altered.

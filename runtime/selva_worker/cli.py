@@ -27,7 +27,7 @@ from selva_worker.supervisor import Supervisor
 @click.option("--bundle", help="Bundle folder from selva-export.  [default: $SELVA_BUNDLE, else the toy demo]")
 @click.option("--backend", default="auto", help="auto, cpu, openvino, cuda or tensorrt.")
 @click.option("--threads", type=int, help="CPU threads.  [default: the cores that may be used]")
-@click.option("--precision", default="exact", help="exact, or bf16.")
+@click.option("--precision", default="exact", help="exact, bf16 or int8.")
 @click.option("--cache", metavar="DIR|none", help="As in selva-generate.")
 @click.option("--state", metavar="DIR", help="Folder for the journal and the log.  [default: one of your own]")
 @click.option(

@@ -57,7 +57,7 @@ class _Norm(LayerNorm):
         return super().forward(x).to(self.weight.dtype)
 
 
-class _Float32Linear(nn.Linear):
+class Float32Linear(nn.Linear):
     """Linear layer without bias; its product and result are float32 whatever its weight's data type."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ class T5Tower(OfficialModule):
         self.shared = model.shared
         self.encoder = nn.ModuleDict({"block": model.encoder.block, "final_layer_norm": model.encoder.final_layer_norm})
         for block in self.encoder["block"].children():
-            wo = _Float32Linear(config.t5_mlp, config.t5_width, bias=False)
+            wo = Float32Linear(config.t5_mlp, config.t5_width, bias=False)
             name = "layer.1.DenseReluDense.wo"
             block.set_submodule(name, _same_weights(block.get_submodule(name), wo))
         distances = torch.arange(1 - config.t5_max_tokens, config.t5_max_tokens)

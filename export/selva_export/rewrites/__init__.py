@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from selva_export.rewrites import clip_image, generator, vae, video_encoder, vocoder
+from selva_export.rewrites import clip_image, generator, text, vae, video_encoder, vocoder
 
 
 def rewrite(graph: nn.Module) -> nn.Module:
@@ -17,6 +17,6 @@ def rewrite(graph: nn.Module) -> nn.Module:
     The forms take over the weights and change some of them in place: the plain networks cannot be used afterwards.
     """
     root = nn.ModuleDict({"graph": graph})  # so that `graph` itself can be replaced
-    for network in (video_encoder, clip_image, generator, vae, vocoder):
+    for network in (text, video_encoder, clip_image, generator, vae, vocoder):
         network.rewrite(root)
     return root["graph"]

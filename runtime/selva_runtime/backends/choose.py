@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 from selva_bundle.bundle import Bundle
 from selva_bundle.errors import BackendError
-from selva_runtime.backends.executor import BF16, EXACT, CpuSettings, Executor
+from selva_runtime.backends.executor import EXACT, CpuSettings, Executor
 from selva_runtime.backends.gpu.cuda_device import CudaDevice, has_nvidia_gpu
 from selva_runtime.backends.gpu.device_array import MemoryPool
 
 _ON_GPU = ("tensorrt", "cuda")
 """Fastest first."""
-_WITH_BF16 = ("openvino",)
+_ANY_PRECISION = ("openvino",)
 _SLOW = "this bundle is fp32, which is slow on a GPU: export it with --precision fp16"
 TITLES = {
     "cpu": "CPU",
@@ -50,10 +50,10 @@ def make(name: str, bundle: Bundle, settings: CpuSettings, reason: str) -> Execu
         BackendError: the backend is not installed, cannot run here or does not have the compute precision.
         BundleError: a file was altered.
     """
-    if settings.compute_precision == BF16 and name not in _WITH_BF16:
+    if settings.compute_precision != EXACT and name not in _ANY_PRECISION:
         raise BackendError(
-            f"the {name} backend cannot compute in bf16 (ONNX Runtime has no bfloat16 on x86, engines have their own "
-            "precision); choose the backend openvino (pip install 'selva-deploy[openvino]'), or the precision exact"
+            f"the {name} backend cannot compute in {settings.compute_precision}; choose the backend openvino "
+            "(pip install 'selva-deploy[openvino]'), or the precision exact"
         )
     executor = MAKERS[name](bundle, settings, reason)
     if name in _ON_GPU and bundle.manifest.precision == "fp32":
@@ -71,11 +71,10 @@ def best(bundle: Bundle, settings: CpuSettings) -> Executor:
         BackendError: no backend can run here.
         BundleError: a file was altered.
     """
-    if settings.compute_precision == BF16:
+    if settings.compute_precision != EXACT:
         unused = "; the NVIDIA GPU is not used, choose the precision exact for it" if has_nvidia_gpu() else ""
-        return _with_notice(
-            make("openvino", bundle, settings, "it computes in bf16"), f"it computes in bfloat16{unused}"
-        )
+        reason = f"it computes in {settings.compute_precision}"
+        return _with_notice(make("openvino", bundle, settings, reason), f"{reason}{unused}")
     try:
         CudaDevice()
     except BackendError as error:

@@ -24,8 +24,8 @@ Array = npt.NDArray[Any]
 Tensor = Array | DeviceArray
 POLL_S = 0.05
 """Seconds between two checks during a wait, so that Ctrl-C and a cancel event can stop it."""
-EXACT, BF16 = COMPUTE_PRECISIONS = ("exact", "bf16")
-"""Precision of the computation: the bundle's own, or bfloat16 for the slow parts."""
+EXACT, BF16, INT8 = COMPUTE_PRECISIONS = ("exact", "bf16", "int8")
+"""Precision of the computation: the bundle's own, bfloat16 for the slow parts, or int8 for large linear layers."""
 
 
 @dataclass(frozen=True, kw_only=True)

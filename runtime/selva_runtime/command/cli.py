@@ -165,7 +165,7 @@ class _Region(click.ParamType[tuple[float, float]]):
     "compute_precision",
     default="exact",
     show_default=True,
-    help="exact, or bf16: two to four times as fast on a CPU that has bfloat16 (with OpenVINO), and less exact.",
+    help="exact, or less exact and faster with OpenVINO: bf16 on a CPU that has bfloat16, int8 on one with AVX-512.",
 )
 @click.option(
     "--cache",

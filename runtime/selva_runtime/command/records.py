@@ -68,7 +68,7 @@ class GenerateRequest:
     threads: int | None = None
     """None means as many as the process may use."""
     compute_precision: str = "exact"
-    """"exact" or "bf16"."""
+    """"exact", "bf16" or "int8"."""
     cache: str | os.PathLike[str] | None = None
     """Folder for what later runs need not compute again. None means SELVA_CACHE, or else the user's cache folder;
     "none" means no cache."""
@@ -133,7 +133,7 @@ class GenerateReport:
     precision: str
     """The bundle's: "fp32" or "fp16"."""
     compute_precision: str
-    """"exact" or "bf16"."""
+    """"exact", "bf16" or "int8"."""
     weights: str
     """"official", "trained" or "random"."""
     backend: str

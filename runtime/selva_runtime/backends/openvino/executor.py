@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU: the fastest backend on x86, and the only CPU backend that can compute in bfloat16.
+"""OpenVINO on the CPU: the fastest backend on x86, and the only one that can compute in bfloat16 and int8.
 
 It reads the bundle's own ONNX files. Each graph is compiled for the exact sizes of its inputs. Open sizes would cost 4
 to 7 % of a run (the conditions would take twice as long). Compiling takes about a second a graph and 5 s for the
@@ -14,6 +14,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from functools import cached_property
 from importlib import import_module
 from threading import Event
 from typing import Any
@@ -23,13 +24,27 @@ import numpy as np
 from selva_bundle.bundle import Bundle
 from selva_bundle.errors import BackendError, BundleError
 from selva_bundle.manifest import Graph
-from selva_bundle.ports import AVERAGE_CONDITIONS, CONDITIONS, DECODER, STEPS, TEXT_CLIP, TEXT_T5, Port
+from selva_bundle.ports import (
+    AVERAGE_CONDITIONS,
+    CONDITIONS,
+    DECODER,
+    STEPS,
+    TEXT_CLIP,
+    TEXT_T5,
+    VIDEO_BACKBONE,
+    VIDEO_CLIP,
+    VIDEO_SELECT,
+    Port,
+)
 from selva_runtime.backends.cores import usable_cores
-from selva_runtime.backends.executor import BF16, EXACT, POLL_S, Array, Tensor, check_cancel
+from selva_runtime.backends.executor import BF16, EXACT, INT8, POLL_S, Array, Tensor, check_cancel
 from selva_runtime.backends.mapped import FileBackedArrays, releasing_pages
 from selva_runtime.backends.numpy_executor import NumpyExecutor
 from selva_runtime.backends.onnx_cpu import OnnxCpuExecutor
+from selva_runtime.backends.openvino.activations import has_avx512, separate_activations
 from selva_runtime.backends.openvino.cosine import replace_cosines
+from selva_runtime.backends.openvino.int8 import SETTINGS as INT8_SETTINGS
+from selva_runtime.backends.openvino.int8 import quantize_layers
 from selva_runtime.backends.openvino.minimal_filtering import use_minimal_filtering
 
 _OPEN_AXIS = "tokens"
@@ -37,10 +52,14 @@ _ON_ONNX_RUNTIME = (TEXT_T5, TEXT_CLIP)
 _IN_FLOAT32 = (CONDITIONS, AVERAGE_CONDITIONS)
 """Take 30 ms a prompt, and every step depends on them. OpenVINO 2026.4 crashes when it compiles them for bfloat16."""
 _WITH_COSINES = DECODER
+_WITH_ACTIVATIONS_APART = (VIDEO_BACKBONE, VIDEO_SELECT)
+"""On CPUs without AVX-512: 6 % of their time. It makes no difference with AVX-512, and a step is slower by 1 %."""
 _WITH_WIDE_FILTERS = {**dict.fromkeys(STEPS, 60), DECODER: 96}
 """Smallest number of tiles for which convolutions are rewritten. A step's weights are read up to 25 times a stem,
 the decoder's once. In bfloat16 nothing is rewritten: it would lose precision, and its products are cheaper than the
 additions."""
+_IN_INT8 = (VIDEO_BACKBONE, VIDEO_SELECT, VIDEO_CLIP, *STEPS)
+"""Their linear layers are large. The decoder is made of convolutions, and the conditions take no time."""
 _TELEMETRY = "openvino_telemetry"
 Sizes = tuple[tuple[int, ...], ...]
 """Shapes of a graph's inputs in the manifest's order. -1 is an open size."""
@@ -50,7 +69,8 @@ class OpenVinoExecutor(NumpyExecutor):
     """Runs a bundle's graphs on `threads` CPU threads (None: as many as the process may use), not pinned to cores.
 
     Raises:
-        BackendError: OpenVINO or ONNX Runtime is not installed, or the CPU has no bfloat16 for "bf16".
+        BackendError: OpenVINO or ONNX Runtime is not installed, or the CPU has no bfloat16 for "bf16", or no AVX-512
+            for "int8".
     """
 
     backend = "openvino"
@@ -66,8 +86,14 @@ class OpenVinoExecutor(NumpyExecutor):
         self._core = self._ov.Core()
         if compute_precision == BF16 and "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise BackendError("this CPU has no bfloat16 arithmetic (AMX or AVX512-BF16); choose the precision exact")
+        if compute_precision == INT8 and not self._has_avx512:
+            raise BackendError("int8 is not faster on a CPU without AVX-512; choose the precision exact")
         self._models: dict[str, Any] = {}
         self._compiled: dict[str, tuple[Sizes, Any]] = {}
+
+    @cached_property
+    def _has_avx512(self) -> bool:
+        return has_avx512(self._ov, self._core)
 
     def load(self, name: str) -> None:
         """Verify the files of graph `name` and load it. The graph is compiled at its first run, for its sizes."""
@@ -82,6 +108,10 @@ class OpenVinoExecutor(NumpyExecutor):
                 model = self._core.read_model(source)
             if name == _WITH_COSINES:
                 replace_cosines(self._ov, model)
+            if name in _IN_INT8 and self._compute_precision == INT8:
+                quantize_layers(self._ov, model)
+            elif name in _WITH_ACTIVATIONS_APART and not self._has_avx512:
+                separate_activations(self._ov, model)
         except BundleError:
             raise
         except Exception as error:
@@ -153,6 +183,7 @@ class OpenVinoExecutor(NumpyExecutor):
             "INFERENCE_NUM_THREADS": self._threads,
             "NUM_STREAMS": 1,
             "ENABLE_CPU_PINNING": False,  # the host chooses the cores
+            **(INT8_SETTINGS if self._compute_precision == INT8 and name in _IN_INT8 else {}),
         }
 
 
