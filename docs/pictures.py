@@ -13,6 +13,7 @@ PICTURES = (
     "benchmarks/results/demo_worst.png",
     "benchmarks/results/long_form.png",
     "benchmarks/results/openvino+openvino-bf16-small_16k-fp32-amx.png",
+    "benchmarks/results/openvino+openvino-bf16+openvino-int8-small_16k-fp32-avx512-bf16.png",
 )
 
 
