@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import platform
 import subprocess
@@ -274,8 +275,9 @@ def test_large_layers_become_int8():
     found = compiled([values])[0]
     want = values @ weights[0].T @ weights[1]
     assert 0.003 < np.linalg.norm(found - want) / np.linalg.norm(want) < 0.03
-    without = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})([values])[0]
-    assert not np.array_equal(found, without)  # the inputs were quantized too
+    settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = "0"  # only the weights are quantized
+    without = openvino.Core().compile_model(model, "CPU", settings)([values])[0]
+    assert np.linalg.norm(without - want) < np.linalg.norm(found - want)
 
 
 def test_int8_is_refused_without_avx512(demo_bundle, tmp_path):
@@ -286,7 +288,18 @@ def test_int8_is_refused_without_avx512(demo_bundle, tmp_path):
         [*asked, "--bundle", demo_bundle, "--precision", "int8"], env=told, capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
-    assert done.stderr == "error: int8 is not faster on a CPU without AVX-512; choose the precision exact\n"
+    assert done.stderr == "error: int8 needs a CPU with AVX-512; choose the precision exact\n"
+
+
+def test_float16_activations_are_kept_apart_too():
+    ops = import_openvino().opset13
+    x = ops.parameter([1, 8, 16], np.float16)
+    model = import_openvino().Model([ops.gelu(x, "erf")], [x])
+    assert separate_activations(import_openvino(), model) == 1
+    values = np.linspace(-3, 3, 128, dtype=np.float16).reshape(1, 8, 16)
+    found = import_openvino().Core().compile_model(model, "CPU")([values])[0]
+    want = [value / 2 * (1 + math.erf(value / 2**0.5)) for value in values.ravel().tolist()]
+    np.testing.assert_allclose(found.ravel(), want, atol=5e-3)
 
 
 def test_without_avx512_activations_of_the_video_graphs_are_kept_apart(demo_bundle):
@@ -311,6 +324,18 @@ def test_without_avx512_activations_of_the_video_graphs_are_kept_apart(demo_bund
         "video_select": "0",
     }
     assert int(counts["video_backbone"][1]) > 0
+
+
+def test_with_avx512_nothing_is_kept_apart(opened, monkeypatch):
+    rewritten = []
+    module = "selva_runtime.backends.openvino.executor.separate_activations"
+    monkeypatch.setattr(module, lambda openvino, model: rewritten.append(model))
+    for has, count in ((True, 0), (False, 2)):
+        executor = make_executor(opened, "openvino", 1)
+        executor._has_avx512 = has
+        for name in ("video_backbone", "video_select", "guided_step"):
+            executor.load(name)
+        assert len(rewritten) == count
 
 
 @pytest.mark.parametrize("quality", ["best", "draft"])

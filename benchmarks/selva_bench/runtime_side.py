@@ -62,7 +62,7 @@ class StageClock:
 def backend_and_arithmetic(label: str) -> tuple[str, str]:
     """Splits the name of a side: "openvino-bf16" is the backend openvino, computing in bfloat16."""
     backend, _, precision = label.rpartition("-")
-    return (backend, precision) if precision in COMPUTE_PRECISIONS else (label, EXACT)
+    return (backend, precision) if precision in {*COMPUTE_PRECISIONS} - {EXACT} else (label, EXACT)
 
 
 class RuntimeSide:

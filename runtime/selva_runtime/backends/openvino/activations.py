@@ -20,7 +20,7 @@ def separate_activations(openvino: Any, model: Any) -> int:
     ops, count = openvino.opset13, 0
     for node in model.get_ordered_ops():
         if node.get_type_name() == "Gelu" and node.get_attributes()["approximation_mode"] == "ERF":
-            half, scaled = (ops.multiply(node.input_value(0), _number(ops, value)) for value in (0.5, 0.5**0.5))
+            half, scaled = (ops.multiply(node.input_value(0), _number(node, ops, value)) for value in (0.5, 0.5**0.5))
             node.output(0).replace(ops.add(half, ops.multiply(half, ops.erf(scaled))).output(0))
         elif node.get_type_name() == "Sigmoid" and (found := _gated(node)):
             product, gate = found
@@ -42,8 +42,9 @@ def has_avx512(openvino: Any, core: Any) -> bool:
     return any("avx512" in node.get_rt_info()["primitiveType"].value for node in compiled.get_runtime_model().get_ops())
 
 
-def _number(ops: Any, value: float) -> Any:
-    return ops.constant(np.array(value, np.float32))
+def _number(node: Any, ops: Any, value: float) -> Any:
+    """A constant of the data type that `node` computes in."""
+    return ops.constant(np.array(value, node.get_output_element_type(0).to_dtype()))
 
 
 def _gated(sigmoid: Any) -> tuple[Any, Any] | None:

@@ -53,7 +53,7 @@ _IN_FLOAT32 = (CONDITIONS, AVERAGE_CONDITIONS)
 """Take 30 ms a prompt, and every step depends on them. OpenVINO 2026.4 crashes when it compiles them for bfloat16."""
 _WITH_COSINES = DECODER
 _WITH_ACTIVATIONS_APART = (VIDEO_BACKBONE, VIDEO_SELECT)
-"""On CPUs without AVX-512: 6 % of their time. It makes no difference with AVX-512, and a step is slower by 1 %."""
+"""On CPUs without AVX-512. With AVX2's code of oneDNN on another CPU: 5 % of their time; a step is slower by 1 %."""
 _WITH_WIDE_FILTERS = {**dict.fromkeys(STEPS, 60), DECODER: 96}
 """Smallest number of tiles for which convolutions are rewritten. A step's weights are read up to 25 times a stem,
 the decoder's once. In bfloat16 nothing is rewritten: it would lose precision, and its products are cheaper than the
@@ -87,13 +87,16 @@ class OpenVinoExecutor(NumpyExecutor):
         if compute_precision == BF16 and "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise BackendError("this CPU has no bfloat16 arithmetic (AMX or AVX512-BF16); choose the precision exact")
         if compute_precision == INT8 and not self._has_avx512:
-            raise BackendError("int8 is not faster on a CPU without AVX-512; choose the precision exact")
+            raise BackendError("int8 needs a CPU with AVX-512; choose the precision exact")
         self._models: dict[str, Any] = {}
         self._compiled: dict[str, tuple[Sizes, Any]] = {}
 
     @cached_property
     def _has_avx512(self) -> bool:
-        return has_avx512(self._ov, self._core)
+        try:
+            return has_avx512(self._ov, self._core)
+        except Exception as error:
+            raise BackendError(f"OpenVINO does not say what it computes with: {last_line(error)}") from error
 
     def load(self, name: str) -> None:
         """Verify the files of graph `name` and load it. The graph is compiled at its first run, for its sizes."""
