@@ -13,7 +13,8 @@ import numpy.typing as npt
 LEAST_WEIGHTS = 1 << 12
 """Smaller layers stay in float32: they take no time."""
 GROUP = 64
-"""Inputs that share a scale."""
+"""Inputs that share a scale. A layer whose inputs it does not divide stays in float32: none at official
+sizes, but 45 of 54 in the demo."""
 SETTINGS = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": str(GROUP)}
 
 
